@@ -1,0 +1,95 @@
+"""What happens, for a person: a progress bar on a terminal, plain lines otherwise, a table at the end."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+_REDRAW_SECONDS = 0.1
+
+
+class Quiet:
+    """What every rank but the first is given."""
+
+    def start(self, step: int, total_steps: int) -> None: ...
+    def tick(self, step: int) -> None: ...
+    def say(self, text: str) -> None: ...
+    def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None: ...
+    def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None: ...
+    def finished(self, summary: dict[str, Any], folder: Path) -> None: ...
+    def close(self) -> None: ...
+
+
+class Console(Quiet):
+    def __init__(self) -> None:
+        self._terminal = Terminal(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._drawn = 0.0
+        self._total_steps = 0
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Draws the bar, where there is a terminal to draw it on."""
+        self._total_steps = total_steps
+        if self._terminal.is_terminal:
+            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, console=self._terminal)
+            self._progress.add_task("", total=total_steps, completed=step, text="")
+            self._progress.start()
+
+    def tick(self, step: int) -> None:
+        """Called after each step; moves the bar ten times a second at most."""
+        now = time.perf_counter()
+        if self._progress is not None and now - self._drawn > _REDRAW_SECONDS:
+            self._progress.update(self._progress.task_ids[0], completed=step)
+            self._drawn = now
+
+    def say(self, text: str) -> None:
+        """One line, above the bar if there is one."""
+        self._terminal.print(text, markup=False)
+
+    def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:
+        """A line of training metrics: the bar's text, or a line of its own."""
+        text = (
+            f"epoch {scalars['epoch']:.2f}  loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.1%}  "
+            f"{scalars['samples_per_second']:,.0f} images/s  {_duration(seconds_left)} left"
+        )
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+        else:
+            self.say(f"step {step:,}/{self._total_steps:,}  {text}")
+
+    def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None:
+        self.say(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}")
+
+    def finished(self, summary: dict[str, Any], folder: Path) -> None:
+        """The per-class table of the test set, the result in one line, and where the files are."""
+        self.close()
+        test = summary["test"]
+        table = Table("class", *(["precision", "recall", "f1", "images"]), title="test set, by class")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in test["classes"]:
+            shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
+            table.add_row(row["name"], *shares, f"{row['support']:,}")
+        self._terminal.print(table)
+        self.say(
+            f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "
+            f"({summary['epochs']:g} epochs) in {_duration(summary['seconds'])} on {summary['world_size']} "
+            f"process{'es' if summary['world_size'] > 1 else ''}, {summary['train']['samples_per_second']:,.0f} images/s in training"
+        )
+        self.say(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
+
+    def close(self) -> None:
+        """Takes the bar down."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"

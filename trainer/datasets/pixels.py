@@ -1,0 +1,37 @@
+"""One picture of any size and mode in, uint8 [image_size, image_size, channels] out."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+
+def fit(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
+    """Upright, opaque, in grey or RGB, the shorter side scaled to image_size, the middle square cut out.
+
+    Transparent pixels are laid on white: what lies under them was never meant to be seen.
+    """
+    if "exif" in picture.info or picture.format in ("PNG", "TIFF", "MPO"):  # parsing it costs as much as a small JPEG
+        picture = ImageOps.exif_transpose(picture)
+    picture = _opaque(picture).convert("L" if channels == 1 else "RGB")
+    if picture.size != (image_size, image_size):
+        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(image_size, image_size, channels)
+
+
+def fit_all(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArray[np.uint8]:
+    """The same for an array of images: uint8 [N, H, W, C] in, [N, image_size, image_size, channels] out."""
+    if images.shape[1:] == (image_size, image_size, channels):
+        return images
+    pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
+    return np.stack([fit(picture, image_size, channels) for picture in pictures])
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion cuts them off at 255
+        deep = np.asarray(picture, dtype=np.int64)
+        return Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture)

@@ -1,0 +1,70 @@
+"""A model and uint8 images in, loss, confusion counts and per-class scores out; each sample counted exactly once.
+
+The split is cut into fixed chunks, whatever the number of ranks; rank r takes chunks r, r + world size, ...
+Each chunk fills its own slot of a table that is zero elsewhere, so that adding the ranks' tables is exact, and the
+slots are summed in one order: the result is the same on any number of ranks.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """precision, recall, f1 in [0, 1]; 0 where nothing was predicted or nothing is there. support: true samples."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    loss: float
+    accuracy: float
+    num_samples: int
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """confusion[true][predicted], counts."""
+
+
+class Tally:
+    """What one rank counts of a split: float64 loss sums by chunk, int64 confusion counts."""
+
+    def __init__(self, num_chunks: int, num_classes: int, device: torch.device) -> None:
+        self.loss_sums = torch.zeros(num_chunks, dtype=torch.float64, device=device)
+        self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+
+    def add(self, chunk: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """logits [B, num_classes], labels int64 [B], losses [B]; stays on the device, waits for nothing."""
+        num_classes = logits.shape[1]
+        self.loss_sums[chunk] = losses.double().sum()
+        cells = labels * num_classes + logits.argmax(1)
+        self.confusion += torch.bincount(cells, minlength=num_classes * num_classes)
+
+
+def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...]) -> Evaluation:
+    """Scores from the counts of all ranks: confusion int64 [num_classes, num_classes], true by predicted."""
+    counts = confusion.double()
+    hits, support, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    precision, recall = _ratio(hits, predicted), _ratio(hits, support)
+    f1 = _ratio(2 * hits, support + predicted)
+    total = int(confusion.sum())
+    return Evaluation(
+        loss=loss_sum / total,
+        accuracy=int(confusion.trace()) / total,
+        num_samples=total,
+        classes=tuple(
+            ClassScore(name, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
+            for i, name in enumerate(classes)
+        ),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+    )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)

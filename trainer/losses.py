@@ -1,0 +1,39 @@
+"""Logits and labels in, one loss a sample out: [B]. A sum or a mean is the caller's, who knows over what."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.config import Loss
+
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """logits float [B, num_classes], labels int64 [B] -> float [B]."""
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+
+def mse(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean squared distance from the one-hot target, as nn.MSELoss means it: over the classes too."""
+    return (logits - _one_hot(logits, labels)).square().mean(1)
+
+
+def l1(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Mean absolute distance from the one-hot target, as nn.L1Loss means it."""
+    return (logits - _one_hot(logits, labels)).abs().mean(1)
+
+
+def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+
+
+# To add a loss, write it above, list it here, and name it in trainer/config.py.
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1}
+
+
+def build(loss: Loss, training: bool) -> SampleLoss:
+    """The loss by its name. Labels are smoothed in training only, so that test losses of any two runs compare."""
+    function, smoothing = LOSSES[loss.name], loss.label_smoothing if training else 0.0
+    return lambda logits, labels: function(logits, labels, smoothing)

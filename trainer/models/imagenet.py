@@ -1,0 +1,113 @@
+"""torchvision's classifiers, with or without ImageNet weights, their head replaced or one layer appended to it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import Model
+from trainer.errors import ConfigError, one_of
+
+
+def vgg16(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """VGG16 as torchvision has it: 134 million weights. (Simonyan and Zisserman, arXiv 1409.1556.)"""
+    return _with_head("vgg16", model, num_classes, channels, image_size)
+
+
+def torchvision_model(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """`torchvision/NAME`: any classifier of torchvision's registry."""
+    import torchvision  # late: 2 s
+
+    name = model.name.removeprefix("torchvision/")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(f"model.name={model.name}: torchvision has no classifier '{name}'; {one_of(name, known)}")
+    return _with_head(name, model, num_classes, channels, image_size)
+
+
+def _with_head(name: str, model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    import torchvision
+
+    if channels != 3:
+        raise ConfigError(f"model.name={model.name} takes 3 channels, the data set has {channels}; set data.channels=3")
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):  # their auxiliary heads would return more than logits
+        options |= {"aux_logits": False, "init_weights": True}
+    net = torchvision.models.get_model(name, **options)
+    if model.pretrained:
+        _load_weights(net, name, model.pretrained)
+    _change_head(net, model.head, num_classes)
+    _check_input(net, model.name, image_size)
+    return net
+
+
+def _load_weights(net: nn.Module, name: str, source: str) -> None:
+    """ImageNet weights from a file, without executing anything in it; auxiliary heads in it are left out."""
+    path = _hub_file(name) if source == "hub" else Path(source).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"model.pretrained={source}: no file {path}; wanted torchvision's weights of {name} as a state dict. "
+            "Give their path, or fetch them with torchvision on a machine with internet and copy the file there"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
+        net.load_state_dict({key: value for key, value in state.items() if not key.lower().startswith("aux")})
+    except Exception as error:  # whatever a foreign file makes of the loaders: told, and nothing goes on
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"model.pretrained={source}: {path} does not hold weights of {name} ({reason})") from None
+
+
+def _hub_file(name: str) -> Path:
+    """Where torch.hub keeps torchvision's default weights of a model."""
+    import torchvision
+
+    weights: Any = torchvision.models.get_model_weights(name)
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.DEFAULT.url).name
+
+
+def _change_head(net: nn.Module, head: str, num_classes: int) -> None:
+    """The tutorials' two ways: the last linear layer gives way to a new one, or a new one comes after it."""
+    name, last = _last_classifying_layer(net)
+    parent_name, _, own_name = name.rpartition(".")
+    parent = net.get_submodule(parent_name)
+    if isinstance(last, nn.Conv2d):  # squeezenet classifies by a 1x1 convolution
+        if head == "append":
+            raise ConfigError("model.head=append: this model's last layer is a convolution; use model.head=replace")
+        setattr(parent, own_name, nn.Conv2d(last.in_channels, num_classes, last.kernel_size, last.stride))
+    elif head == "replace":
+        setattr(parent, own_name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+    elif isinstance(parent, nn.Sequential) and list(parent.children())[-1] is last:
+        parent.add_module("add_linear", nn.Linear(last.out_features, num_classes))
+    else:
+        setattr(parent, own_name, nn.Sequential(last, nn.Linear(last.out_features, num_classes)))
+
+
+def _last_classifying_layer(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The layer that gives ImageNet's 1,000 outputs."""
+    found = [
+        (name, module)
+        for name, module in net.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == 1000)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)
+    ]
+    return found[-1]
+
+
+def _check_input(net: nn.Module, name: str, image_size: int) -> None:
+    """One image goes through before the data is read: some networks refuse small ones, each in its own words."""
+    training = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # any refusal, whatever its type
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"model.name={name} cannot take data.image_size={image_size} ({reason}); try 224") from None
+    net.train(training)

@@ -1,0 +1,37 @@
+"""What the launcher left in the environment: rank, local rank and sizes. No torch, so that errors are early.
+
+torchrun and `accelerate launch` set RANK and its kin; a process started alone has none of them.
+"""
+
+import os
+from dataclasses import dataclass
+
+# A launcher that started several processes says how many in one of these; what it means if the group is smaller.
+_ANNOUNCED_SIZES = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class RankEnv:
+    rank: int
+    local_rank: int
+    local_world_size: int
+    announced_world_size: int
+    """The largest number of processes that any launcher says it started; 1 when none says anything."""
+    lost_siblings: bool
+    """MASTER_PORT without RANK: `accelerate launch --cpu --num_processes 2` sets one and starts one process."""
+
+
+def read() -> RankEnv:
+    """The calling process's place among its siblings, as its launcher tells it."""
+    return RankEnv(
+        rank=_number("RANK", 0),
+        local_rank=_number("LOCAL_RANK", 0),
+        local_world_size=_number("LOCAL_WORLD_SIZE", 1),
+        announced_world_size=max(_number(name, 1) for name in _ANNOUNCED_SIZES),
+        lost_siblings="MASTER_PORT" in os.environ and "RANK" not in os.environ,
+    )
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else default

@@ -1,0 +1,84 @@
+"""The order: (seed, epoch, position) in, sample ids out, one global batch a step. Knows nothing of ranks.
+
+An epoch's order is a keyed bijection of positions, so position p of epoch e is found without storing or replaying
+anything: a Feistel network over the next power of four, with cycle walking back into range (Black and Rogaway 2002,
+"Ciphers with arbitrary finite domains").
+"""
+
+import torch
+from torch import Tensor
+
+from trainer import randomness
+
+_ROUNDS = 8
+_BLOCK_POSITIONS = 1 << 16  # ids made at once: a small batch must not pay a hash's fixed cost at every step
+
+
+def permute(positions: Tensor, num_samples: int, key: int) -> Tensor:
+    """Where a keyed bijection of [0, num_samples) sends each position: int64 [n] in, int64 [n] out."""
+    half_bits = max(1, ((num_samples - 1).bit_length() + 1) // 2)
+    ids = _feistel(positions, half_bits, key)
+    outside = (ids >= num_samples).nonzero().squeeze(1)
+    while outside.numel():
+        walked = _feistel(ids[outside], half_bits, key)
+        ids[outside] = walked
+        outside = outside[walked >= num_samples]
+    return ids
+
+
+def _feistel(x: Tensor, half_bits: int, key: int) -> Tensor:
+    mask = (1 << half_bits) - 1
+    left, right = x >> half_bits, x & mask
+    for index in range(_ROUNDS):
+        left, right = right, left ^ (randomness.bits(right, randomness.key(key, index)) & mask)
+    return (left << half_bits) | right
+
+
+class GlobalBatches:
+    """A run's endless sequence of global batches; batch number `step` is the one that optimizer step takes."""
+
+    def __init__(
+        self, num_samples: int, global_batch_size: int, seed: int, shuffle: bool = True, drop_last: bool = False
+    ) -> None:
+        assert 0 < global_batch_size <= num_samples
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        full, rest = divmod(num_samples, global_batch_size)
+        self.steps_per_epoch = full if drop_last or not rest else full + 1
+        self.samples_per_epoch = full * global_batch_size if drop_last else num_samples
+        self._block_steps = max(1, _BLOCK_POSITIONS // global_batch_size)
+        self._block_key = (-1, -1)
+        self._block = torch.empty(0, dtype=torch.int64)
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step's batch belongs to, from 0."""
+        return step // self.steps_per_epoch
+
+    def size(self, step: int) -> int:
+        """Samples in a step's batch: the global batch size, or what is left of the epoch."""
+        start = (step % self.steps_per_epoch) * self.global_batch_size
+        return min(self.global_batch_size, self.samples_per_epoch - start)
+
+    def samples_before(self, step: int) -> int:
+        """Samples that the steps before this one have taken, all epochs together."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.samples_per_epoch + rest * self.global_batch_size
+
+    def ids(self, step: int) -> Tensor:
+        """The sample ids of a step's batch: int64 [size(step)], in [0, num_samples)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        block, place = divmod(index, self._block_steps)
+        if self._block_key != (epoch, block):
+            start = block * self._block_steps * self.global_batch_size
+            end = min(start + self._block_steps * self.global_batch_size, self.samples_per_epoch)
+            self._block, self._block_key = self._order(epoch, start, end), (epoch, block)
+        first = place * self.global_batch_size
+        return self._block[first : first + self.size(step)]
+
+    def _order(self, epoch: int, start: int, end: int) -> Tensor:
+        positions = torch.arange(start, end)
+        if not self.shuffle:
+            return positions
+        return permute(positions, self.num_samples, randomness.key(self.seed, epoch, "order"))

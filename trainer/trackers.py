@@ -1,0 +1,186 @@
+"""Scalars in, JSON lines, TensorBoard event files and a W&B run out. Rank 0 has these; the others have Silent."""
+
+import json
+import netrc
+import os
+import secrets
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer import config as configs
+from trainer.config import RunConfig
+from trainer.errors import UserError
+from trainer.folder import RunFolder
+
+_REACH_SECONDS = 3.0
+_INIT_SECONDS = 10.0
+_FINISH_SECONDS = 30.0
+
+
+class Tracker(Protocol):
+    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+        """One row: split is train, validation or test; step is the number of optimizer steps taken."""
+
+    def close(self) -> None: ...
+
+
+class Silent:
+    """What every rank but the first is given, so that the loop never asks for its rank."""
+
+    def log(self, split: str, scalars: dict[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """metrics.jsonl: one object a line, written through at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+        self._file.write(json.dumps({"split": split, "step": step, **scalars}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """tensorboard/: a scalar `split/name` for each metric."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # late: 1 s
+
+        # A continued run takes back what its killed forerunner wrote beyond the checkpoint.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)  # type: ignore[no-untyped-call]
+
+    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(f"{split}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class WandB:
+    """One W&B run for the whole training, however often it is continued: its id lies in the run folder."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
+        """Raises UserError when log.wandb=online and that is not possible. Never asks, never waits long."""
+        mode, why = _mode(config.log.wandb)
+        if mode == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else every offline process calls home at its end
+        import wandb  # late: 1 s
+
+        self._run: Any = None
+        self._say = say
+        try:
+            self._run = self._start(wandb, mode, config, folder)
+        except wandb.errors.Error as error:
+            why = " ".join(str(error).split())[:160]
+            if config.log.wandb == "online":
+                raise UserError(
+                    f"log.wandb=online: W&B did not start ({why}); check the key and the network, or set log.wandb=offline"
+                ) from None
+            mode = "offline"
+            self._run = self._start(wandb, mode, config, folder)
+        self._offline = mode == "offline"
+        if self._offline:
+            say(f"W&B: offline ({why}); to upload it later: {self._sync_command()}")
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def _start(self, wandb: Any, mode: str, config: RunConfig, folder: RunFolder) -> Any:
+        settings = wandb.Settings(
+            init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS, console="off", silent=True, x_disable_meta=False
+        )
+        return wandb.init(
+            project=config.log.project,
+            name=config.run.name,
+            id=_run_id(folder.path / "wandb" / "run-id"),
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            dir=str(folder.path),
+            config=_nested(config),
+            settings=settings,
+        )
+
+    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+        self._run.log({"step": step, **{f"{split}/{name}": value for name, value in scalars.items()}})
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _sync_command(self) -> str:
+        return f"wandb sync {self._run.settings.sync_dir}"
+
+
+def build(config: RunConfig, folder: RunFolder, first_step: int, say: Callable[[str], None]) -> list[Tracker]:
+    """The trackers that the settings ask for; `say` prints a line for the user."""
+    trackers: list[Tracker] = [JsonLines(folder.metrics)]
+    if config.log.tensorboard:
+        trackers.append(TensorBoard(folder.path / "tensorboard", first_step))
+    if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
+        trackers.append(WandB(config, folder, say))
+    return trackers
+
+
+def _mode(asked: str) -> tuple[str, str]:
+    """online or offline, and why. Decides within seconds: W&B's own retries take minutes, and its login asks."""
+    if asked == "offline" or (asked == "auto" and os.environ.get("WANDB_MODE") == "offline"):
+        return "offline", "as set"
+    import wandb
+
+    server = wandb.Settings().base_url
+    problem = "" if _has_key(server) else f"no API key: set WANDB_API_KEY or run `wandb login`, for {server}"
+    problem = problem or _unreachable(server)
+    if not problem:
+        return "online", ""
+    if asked == "online":
+        raise UserError(f"log.wandb=online: {problem}; or set log.wandb=offline")
+    return "offline", problem
+
+
+def _has_key(server: str) -> bool:
+    """A key in the environment, or in the netrc file where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    named = os.environ.get("NETRC")
+    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in files:
+        try:
+            if netrc.netrc(path).authenticators(urllib.parse.urlsplit(server).hostname or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _unreachable(server: str) -> str:
+    """Why the server cannot be used now, or nothing; any answer at all will do."""
+    try:
+        with urllib.request.urlopen(server, timeout=_REACH_SECONDS):
+            return ""
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return f"no connection to {server} ({reason})"
+
+
+def _run_id(path: Path) -> str:
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def _nested(config: RunConfig) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in configs.flatten(config).items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested

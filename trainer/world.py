@@ -1,0 +1,166 @@
+"""The processes of this run: the Accelerator, device, ranks, precision and threads; sums, agreement, who prints.
+
+Only this file makes an Accelerator. It refuses to start as N strangers: processes that were launched together and do
+not form one group would each train the whole run and write over each other.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
+
+from trainer import rank_env
+from trainer.config import Train
+from trainer.errors import UserError, WorldError
+
+T = TypeVar("T")
+
+_GROUP_TIMEOUT = timedelta(minutes=30)
+
+
+class World:
+    """Handed to whoever needs it; nobody else asks for a rank."""
+
+    def __init__(self, train: Train) -> None:
+        """Raises WorldError when the processes, devices or precision are not what was asked for."""
+        env = rank_env.read()
+        on_gpu = _use_gpu(train.device, env)
+        self.precision = _precision(train.precision, on_gpu)
+        self.threads = _threads(train.threads_per_rank, env.local_world_size)
+        torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS a launcher left behind
+        if on_gpu:
+            torch.backends.cudnn.benchmark = True
+        self.accelerator = Accelerator(
+            cpu=not on_gpu,
+            mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                # Buffers are averaged before each evaluation instead of being sent at every step (average_buffers).
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
+            ],
+        )
+        self.rank = self.accelerator.process_index
+        self.size = self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.is_first = self.rank == 0
+        _check_group(env, self.size)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
+
+        A rank that failed alone would leave the others waiting for it in their next exchange.
+        """
+        result, problem = None, None
+        try:
+            result = work()
+        except UserError as error:
+            problem = error
+        if self.size > 1:
+            problems = gather_object([problem])
+            problem = next((found for found in problems if found is not None), None)
+        if problem is not None:
+            raise problem
+        return result  # type: ignore[return-value]
+
+    def first_then_rest(self, work: Callable[[], T]) -> T:
+        """Rank 0 does `work` alone (downloads, decodes), then the others do it and find it done; errors as above."""
+        result = self.together(lambda: work() if self.is_first else None)
+        if self.size == 1:
+            return result  # type: ignore[return-value]
+        rest = self.together(lambda: None if self.is_first else work())
+        return result if self.is_first else rest  # type: ignore[return-value]
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` returns on rank 0, on every rank; errors as above. Only rank 0 does it."""
+        result = self.together(lambda: work() if self.is_first else None)
+        return broadcast_object_list([result])[0] if self.size > 1 else result  # type: ignore[no-any-return,return-value]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors added, on every rank; any shape and dtype, all the same."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Running statistics of BatchNorm become the mean over ranks, each of which saw its own slices.
+
+        They are linear in what was seen, so averaging late is the same as averaging at every step.
+        """
+        if self.size == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                torch.distributed.all_reduce(buffer)
+                buffer /= self.size
+
+    def close(self) -> None:
+        """Leaves the group; torch warns of a process that ends without it."""
+        PartialState().destroy_process_group()
+
+    def describe(self) -> dict[str, object]:
+        """For environment.json: what this run computes on."""
+        return {
+            "world_size": self.size,
+            "hosts": sorted(set(gather_object([socket.gethostname()]))) if self.size > 1 else [socket.gethostname()],
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "backend": torch.distributed.get_backend() if self.size > 1 else None,
+            "precision": self.precision,
+            "threads_per_rank": self.threads,
+            "cores": _cores(),
+        }
+
+
+def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not gpus:
+        raise WorldError("train.device=cuda: this machine has no usable GPU; set train.device=auto or mend its driver")
+    if device == "cpu" or not gpus:
+        return False
+    if env.local_world_size > gpus:
+        raise WorldError(
+            f"{env.local_world_size} ranks on this machine but {gpus} GPUs: wanted one GPU a rank. "
+            f"Start {gpus} processes, or run on the CPU with train.device=cpu"
+        )
+    return True
+
+
+def _precision(asked: str, on_gpu: bool) -> str:
+    """The precision to train in; raises WorldError for one that the device lacks."""
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if asked == "auto":
+        return "fp32" if not on_gpu else "bf16" if has_bf16 else "fp16"
+    if asked == "fp16" and not on_gpu:
+        raise WorldError("train.precision=fp16: a CPU has no fp16 training; choose auto, fp32 or bf16")
+    if asked == "bf16" and on_gpu and not has_bf16:
+        raise WorldError(f"train.precision=bf16: {torch.cuda.get_device_name()} lacks it; choose auto, fp32 or fp16")
+    return asked
+
+
+def _threads(asked: int | str, local_world_size: int) -> int:
+    return asked if isinstance(asked, int) else max(1, _cores() // local_world_size)
+
+
+def _cores() -> int:
+    """Cores this process may use, not those the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_group(env: rank_env.RankEnv, size: int) -> None:
+    if env.announced_world_size != size:
+        raise WorldError(
+            f"the launcher started {env.announced_world_size} processes but this one sees a group of {size}: "
+            "they would train apart. Start them with torchrun, or with accelerate launch and a file of launch/accelerate/"
+        )
+    if env.lost_siblings:
+        raise WorldError(
+            "the launcher was asked for several processes (it set MASTER_PORT) but started one: accelerate's --cpu "
+            "does that. Use accelerate launch --config_file launch/accelerate/multi_cpu.yaml --num_processes N, or torchrun"
+        )
