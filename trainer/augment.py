@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import randomness
-from trainer.config import Data
+from trainer.settings import Data
 
 # Mean and deviation of each channel of values in [0, 1].
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {

@@ -100,7 +100,7 @@ def found(folder: Path) -> list[Path]:
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The highest step that verifies, and a line on each damaged one above it."""
-    damaged = []
+    damaged: list[str] = []
     for place in found(folder):
         problem = damage(place)
         if not problem:

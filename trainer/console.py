@@ -75,10 +75,11 @@ class Console(Quiet):
             shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
             table.add_row(row["name"], *shares, f"{row['support']:,}")
         self._terminal.print(table)
+        train, processes = summary["train"], summary["world_size"]
         self.say(
             f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "
-            f"({summary['epochs']:g} epochs) in {_duration(summary['seconds'])} on {summary['world_size']} "
-            f"process{'es' if summary['world_size'] > 1 else ''}, {summary['train']['samples_per_second']:,.0f} images/s in training"
+            f"({summary['epochs']:g} epochs) in {_duration(summary['seconds'])} on {processes} "
+            f"process{'es' if processes > 1 else ''}, {train['samples_per_second']:,.0f} images/s in training"
         )
         self.say(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer import randomness
-from trainer.config import Data
 from trainer.datasets import cifar10, digits, image_folder
 from trainer.datasets import dataset as sets
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
+from trainer.settings import Data
 from trainer.step import Slice
 from trainer.world import World
 
@@ -65,7 +65,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Which samples are held out: the same share of each class, at least one. labels int64 [N] -> bool [N]."""
     draws = randomness.uniform(torch.arange(len(labels)), randomness.key(seed, "validation"))
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().squeeze(1)
         count = max(1, round(fraction * len(members)))
         held_out[members[draws[members].argsort(stable=True)[:count]]] = True
@@ -80,7 +80,8 @@ def _check(data: Data, splits: Splits, world: World) -> None:
     samples = len(splits.train)
     if data.global_batch_size > samples:
         raise DataError(
-            f"data.global_batch_size={data.global_batch_size} is larger than the training set of {samples} images; lower it"
+            f"data.global_batch_size={data.global_batch_size} is larger than the training set "
+            f"of {samples} images; lower it"
         )
     if data.global_batch_size < world.size:
         raise DataError(
@@ -150,12 +151,14 @@ def train_loader(part: Images, batches: GlobalBatches, data: Data, world: World,
     loader = DataLoader(
         _Batches(part),
         batch_sampler=_RankSlices(batches, world.rank, world.size, first_step, end_step),  # type: ignore[arg-type]
-        collate_fn=_whole,
+        collate_fn=_whole,  # type: ignore[arg-type]
         num_workers=data.workers,
         pin_memory=world.device.type == "cuda" and part.images.device.type == "cpu",
     )
     # One process as far as accelerate can see: the slices are cut already, and would be cut again.
-    return prepare_data_loader(loader, world.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True)
+    return prepare_data_loader(
+        loader, world.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+    )
 
 
 def _whole(batch: Slice) -> Slice:

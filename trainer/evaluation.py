@@ -5,6 +5,7 @@ Each chunk fills its own slot of a table that is zero elsewhere, so that adding 
 slots are summed in one order: the result is the same on any number of ranks.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -68,3 +69,23 @@ def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...]) -> Evalu
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)
+
+
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    chunks: Iterable[tuple[int, Tensor, Tensor]],
+    num_chunks: int,
+    classes: tuple[str, ...],
+    add_ranks: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Evaluation:
+    """This rank's chunks through `predict` (uint8 images to logits), the counts of all ranks into scores."""
+    tally = Tally(num_chunks, len(classes), device)
+    with torch.no_grad():
+        for chunk, images, labels in chunks:
+            logits = predict(images).float()
+            tally.add(chunk, logits, labels, loss(logits, labels))
+    loss_sum = float(add_ranks(tally.loss_sums).sum())
+    confusion = add_ranks(tally.confusion).view(len(classes), -1).cpu()
+    return score(loss_sum, confusion, classes)

@@ -9,14 +9,15 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trainer import config as configs
-from trainer.config import RunConfig
 from trainer.errors import FolderError
+from trainer.settings import RunConfig, schema
 
 # Settings that an unfinished run may be continued with in another value: they do not change what it has done so far.
 MAY_CHANGE = {
@@ -51,7 +52,8 @@ class RunFolder:
             return
         if config.run.resume == "never":
             raise FolderError(
-                f"run folder {self.path} already holds a run and run.resume=never; choose another run.name or remove the folder"
+                f"run folder {self.path} already holds a run and run.resume=never; "
+                "choose another run.name or remove the folder"
             )
         changed = [
             f"{name} was {before[name]}, now {value}"
@@ -78,7 +80,15 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file whole: nobody reads half of it, whenever this process dies."""
-        replace_file(self.path / name, text.encode())
+        self.write_file(name, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_file(self, name: str, writer: Callable[[Path], object]) -> None:
+        """The same with whatever `writer` writes to the path it is given: beside the place, flushed, renamed."""
+        partial = self.path / f".{name}.{os.getpid()}.partial"
+        writer(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)
 
     def read_json(self, name: str) -> Any:
         """A file's content, or None when there is none."""
@@ -107,22 +117,12 @@ class RunFolder:
             nested = yaml.safe_load(path.read_text())
             return {
                 name: nested.get(name.partition(".")[0], {}).get(name.partition(".")[2], info.default)
-                for name, info in configs.schema().items()
+                for name, info in schema().items()
             }
         except (OSError, ValueError, AttributeError, yaml.YAMLError):
             raise FolderError(
                 f"{path} is not readable as the settings of a run; choose another run.name or remove the folder"
             ) from None
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes beside the place, flushes to the disk, renames."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def environment() -> dict[str, object]:

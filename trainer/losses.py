@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import Loss
+from trainer.settings import Loss
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,8 +16,8 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 
 from trainer import config as configs  # noqa: E402
 from trainer import rank_env  # noqa: E402
-from trainer.config import RunConfig  # noqa: E402
 from trainer.errors import ConfigError, UserError  # noqa: E402
+from trainer.settings import RunConfig  # noqa: E402
 
 _OTHERS_WAIT_SECONDS = 20.0
 
@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="append", metavar="NAME_OR_PATH", help="a YAML file, or the NAME of one in configs/; later ones win"
+        "--config",
+        action="append",
+        metavar="NAME_OR_PATH",
+        help="a YAML file, or the NAME of one in configs/; later ones win",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and leave")
     return parser

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.config import Optim, RunConfig
+from trainer.settings import Optim, RunConfig
 
 
 def sgd(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer import config as configs
-from trainer.config import RunConfig
 from trainer.errors import UserError
 from trainer.folder import RunFolder
+from trainer.settings import RunConfig
 
 _REACH_SECONDS = 3.0
 _INIT_SECONDS = 10.0
@@ -55,14 +55,14 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # late: 1 s
 
         # A continued run takes back what its killed forerunner wrote beyond the checkpoint.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandB:
@@ -83,7 +83,8 @@ class WandB:
             why = " ".join(str(error).split())[:160]
             if config.log.wandb == "online":
                 raise UserError(
-                    f"log.wandb=online: W&B did not start ({why}); check the key and the network, or set log.wandb=offline"
+                    f"log.wandb=online: W&B did not start ({why}); "
+                    "check the key and the network, or set log.wandb=offline"
                 ) from None
             mode = "offline"
             self._run = self._start(wandb, mode, config, folder)

@@ -17,8 +17,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from trainer import rank_env
-from trainer.config import Train
 from trainer.errors import UserError, WorldError
+from trainer.settings import Train
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class World:
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work` returns on rank 0, on every rank; errors as above. Only rank 0 does it."""
         result = self.together(lambda: work() if self.is_first else None)
-        return broadcast_object_list([result])[0] if self.size > 1 else result  # type: ignore[no-any-return,return-value]
+        return broadcast_object_list([result])[0] if self.size > 1 else result  # type: ignore[return-value]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The ranks' tensors added, on every rank; any shape and dtype, all the same."""
@@ -157,10 +157,12 @@ def _check_group(env: rank_env.RankEnv, size: int) -> None:
     if env.announced_world_size != size:
         raise WorldError(
             f"the launcher started {env.announced_world_size} processes but this one sees a group of {size}: "
-            "they would train apart. Start them with torchrun, or with accelerate launch and a file of launch/accelerate/"
+            "they would train apart. Start them with torchrun, or with accelerate launch "
+            "--config_file launch/accelerate/multi_cpu.yaml (or another file of that folder)"
         )
     if env.lost_siblings:
         raise WorldError(
             "the launcher was asked for several processes (it set MASTER_PORT) but started one: accelerate's --cpu "
-            "does that. Use accelerate launch --config_file launch/accelerate/multi_cpu.yaml --num_processes N, or torchrun"
+            "does that. Use torchrun --nproc_per_node N, or accelerate launch --config_file "
+            "launch/accelerate/multi_cpu.yaml --num_processes N"
         )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config import Data
 from trainer.datasets.dataset import Dataset, Split
 from trainer.datasets.pixels import fit_all
 from trainer.errors import DataError
+from trainer.settings import Data
 
 _CONNECT_TIMEOUT_SECONDS = 20.0
 

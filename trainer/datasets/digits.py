@@ -5,9 +5,9 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Mach
 
 import numpy as np
 
-from trainer.config import Data
 from trainer.datasets.dataset import Dataset, Split
 from trainer.datasets.pixels import fit_all
+from trainer.settings import Data
 
 _CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEST_EVERY = 5

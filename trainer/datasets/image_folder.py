@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.config import Data
 from trainer.datasets.dataset import Dataset, Split
 from trainer.datasets.pixels import fit
 from trainer.errors import DataError
+from trainer.settings import Data
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _PACK_FORMAT = 1
@@ -50,6 +50,7 @@ def load(data: Data) -> Dataset:
     channels = 1 if data.channels == 1 else 3
     classes = _classes(root)
     splits = {name: _scan(root, name, classes) for name in ("train", "test")}
+    splits["train"] = _mixed(splits["train"])
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
     pack = cache / f"{_fingerprint(data.image_size, channels, classes, splits)}.npy"
     files = [*splits["train"], *splits["test"]]
@@ -89,7 +90,7 @@ def _scan(root: Path, split: str, classes: tuple[str, ...]) -> list[_File]:
     """Every image file of a split, class by class, by name."""
     files = []
     for label, name in enumerate(classes):
-        found = sorted(_walk(root / split / name, root, label), key=lambda file: file.path)
+        found = sorted(_walk(root / split / name, f"{split}/{name}", label), key=lambda file: file.path)
         if not found:
             raise DataError(
                 f"class folder {root / split / name} is empty: wanted image files ({', '.join(EXTENSIONS)}); "
@@ -99,23 +100,34 @@ def _scan(root: Path, split: str, classes: tuple[str, ...]) -> list[_File]:
     return files
 
 
-def _walk(folder: Path | str, root: Path, label: int) -> list[_File]:
+def _mixed(files: list[_File]) -> list[_File]:
+    """The same files with each class spread evenly over the whole: without data.shuffle an epoch in the folders'
+    order would be one class after the other, which no network survives."""
+    by_class: dict[int, list[_File]] = {}
+    for file in files:
+        by_class.setdefault(file.label, []).append(file)
+    placed = [
+        ((place + 0.5) / len(members), file) for members in by_class.values() for place, file in enumerate(members)
+    ]
+    return [file for _, file in sorted(placed, key=lambda item: (item[0], item[1].label))]
+
+
+def _walk(folder: Path | str, below_root: str, label: int) -> list[_File]:
     files = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            path = f"{below_root}/{entry.name}"
             if entry.is_dir():
-                files += _walk(entry.path, root, label)
+                files += _walk(entry.path, path, label)
             elif entry.name.lower().endswith(EXTENSIONS):
                 status = entry.stat()
-                files.append(_File(os.path.relpath(entry.path, root), status.st_size, status.st_mtime_ns, label))
+                files.append(_File(path, status.st_size, status.st_mtime_ns, label))
     return files
 
 
-def _fingerprint(
-    image_size: int, channels: int, classes: tuple[str, ...], splits: dict[str, list[_File]]
-) -> str:
+def _fingerprint(image_size: int, channels: int, classes: tuple[str, ...], splits: dict[str, list[_File]]) -> str:
     """Changes with any file's name, size or time of change, and with what is made of them."""
     digest = hashlib.sha256(json.dumps([_PACK_FORMAT, image_size, channels, classes]).encode())
     for split, files in splits.items():
@@ -141,10 +153,12 @@ def _write_pack(pack: Path, images: NDArray[np.uint8]) -> None:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=pack.parent, suffix=".partial", delete=False) as file:
             np.save(file, images, allow_pickle=False)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, pack)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(pack)
     except OSError as error:
-        print(f"decoded images not kept in {pack.parent} ({error.strerror}); set data.cache_dir to start faster next time")
+        print(
+            f"decoded images not kept in {pack.parent} ({error.strerror}); set data.cache_dir to start faster next time"
+        )
         return
 
 

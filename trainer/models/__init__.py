@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from trainer.config import Model
 from trainer.models import imagenet, resnet, small
+from trainer.settings import Model
 
 Builder = Callable[[Model, int, int, int], nn.Module]
 

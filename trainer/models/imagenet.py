@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import Model
 from trainer.errors import ConfigError, one_of
+from trainer.settings import Model
 
 
 def vgg16(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -34,7 +34,7 @@ def _with_head(name: str, model: Model, num_classes: int, channels: int, image_s
     options: dict[str, Any] = {"weights": None}
     if name in ("googlenet", "inception_v3"):  # their auxiliary heads would return more than logits
         options |= {"aux_logits": False, "init_weights": True}
-    net = torchvision.models.get_model(name, **options)
+    net: nn.Module = torchvision.models.get_model(name, **options)
     if model.pretrained:
         _load_weights(net, name, model.pretrained)
     _change_head(net, model.head, num_classes)
@@ -81,7 +81,7 @@ def _change_head(net: nn.Module, head: str, num_classes: int) -> None:
     if isinstance(last, nn.Conv2d):  # squeezenet classifies by a 1x1 convolution
         if head == "append":
             raise ConfigError("model.head=append: this model's last layer is a convolution; use model.head=replace")
-        setattr(parent, own_name, nn.Conv2d(last.in_channels, num_classes, last.kernel_size, last.stride))
+        setattr(parent, own_name, nn.Conv2d(last.in_channels, num_classes, kernel_size=1))
     elif head == "replace":
         setattr(parent, own_name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     elif isinstance(parent, nn.Sequential) and list(parent.children())[-1] is last:

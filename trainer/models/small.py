@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import Model
 from trainer.errors import ConfigError
+from trainer.settings import Model
 
 
 class LeNet(nn.Module):
@@ -68,4 +68,6 @@ def tudui(model: Model, num_classes: int, channels: int, image_size: int) -> nn.
 
 def _only_32(name: str, image_size: int) -> None:
     if image_size != 32:
-        raise ConfigError(f"model.name={name} takes images of 32 pixels, got data.image_size={image_size}; set it to 32")
+        raise ConfigError(
+            f"model.name={name} takes images of 32 pixels, got data.image_size={image_size}; set it to 32"
+        )

@@ -1,0 +1,197 @@
+"""The settings: every name, type, default, range and line of help. What they may be together is config.py's."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+AUGMENTATIONS = ("flip", "crop", "cutout")
+
+
+def setting(
+    default: Any, help: str, least: float | None = None, above: float | None = None, most: float | None = None
+) -> Any:
+    """A field with its one line of help and, for a number, its range: least <= value <= most, value > above."""
+    metadata = {"help": help, "least": least, "above": above, "most": most}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str = setting("", "folder of this run under run.root; empty: the name of the last --config")
+    root: str = setting("runs", "folder that holds the runs")
+    seed: int = setting(0, "the one seed of weights, order, augmentation and dropout", least=0)
+    resume: str = setting(
+        "auto", "auto: go on with this run if it was begun; never: refuse to; PATH: start from that checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    name: Literal["cifar10", "image_folder", "digits"] = setting("cifar10", "the data set")
+    root: str = setting("data", "where the data set lies; image_folder: the folder that holds train/ and test/")
+    download: bool = setting(True, "cifar10: download it when it is not under data.root")
+    cache_dir: str | None = setting(
+        None, "image_folder: where decoded images are kept; null: .samecurve under data.root"
+    )
+    global_batch_size: int = setting(128, "samples in an optimizer step, all ranks together", least=1)
+    image_size: int = setting(32, "side of the square images in pixels; others are scaled and cropped to it", least=1)
+    channels: int | str = setting("auto", "1 (grey), 3 (RGB) or auto: what the data set has")
+    shuffle: bool = setting(True, "a new order each epoch; false: the data set's own")
+    drop_last: bool = setting(False, "leave out the epoch's last batch when it is short")
+    workers: int = setting(
+        0, "DataLoader worker processes; the images lie in memory, so 0 is as a rule fastest", least=0
+    )
+    validation_fraction: float = setting(
+        0.0, "class-balanced part of train, chosen by seed, held out to pick the best checkpoint", least=0.0, most=0.5
+    )
+    augment: list[str] = setting([], f"on each training batch, of {', '.join(AUGMENTATIONS)}")
+    crop_padding: int = setting(4, "crop: black pixels added on each side before the random crop", least=1)
+    cutout_size: int = setting(8, "cutout: side of the square that is blanked, in pixels", least=1)
+    normalize: Literal["cifar10", "half", "data", "none"] = setting(
+        "data", "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, or none: [0, 1] as it is"
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str = setting("resnet18", "lenet, tudui, resnet18, vgg16, or any torchvision classifier as torchvision/NAME")
+    pretrained: str | None = setting(
+        None, "torchvision models: ImageNet weights, a file's PATH or 'hub' for torch's hub folder; null: none"
+    )
+    head: Literal["replace", "append"] = setting(
+        "replace", "torchvision models: replace the last layer, or append one to its 1,000 outputs"
+    )
+
+
+@dataclass(frozen=True)
+class Loss:
+    name: Literal["cross_entropy", "mse", "l1"] = setting("cross_entropy", "the loss; mse and l1 on one-hot targets")
+    label_smoothing: float = setting(
+        0.0, "cross_entropy: share of the target spread over all classes", least=0.0, most=1.0
+    )
+
+
+@dataclass(frozen=True)
+class Optim:
+    name: Literal["sgd", "adamw"] = setting("sgd", "the optimizer")
+    lr: float = setting(0.1, "peak learning rate, for the global batch as it is; never rescaled", above=0.0)
+    momentum: float = setting(0.9, "sgd: momentum", least=0.0, most=1.0)
+    nesterov: bool = setting(False, "sgd: Nesterov's momentum")
+    betas: list[float] = setting([0.9, 0.999], "adamw: decay of the first and second moment")
+    weight_decay: float = setting(0.0, "weight decay; adamw: decoupled", least=0.0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    name: Literal["constant", "cosine", "linear"] = setting("cosine", "learning rate after the warmup")
+    warmup_epochs: float = setting(0.0, "epochs of linear rise from 0 to optim.lr", least=0.0)
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: int = setting(10, "passes over the training set", least=1)
+    max_steps: int | None = setting(
+        None, "stop after so many optimizer steps; the schedule then ends there too", least=1
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "auto: a GPU for each rank where there are GPUs, else the CPU"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "auto: fp32 on a CPU; bf16 on a GPU that has it, else fp16"
+    )
+    threads_per_rank: int | str = setting(
+        "auto", "CPU threads of each process; auto: cores over the ranks of this machine"
+    )
+    compile: bool = setting(False, "torch.compile the model")
+    clip_grad_norm: float | None = setting(None, "largest norm of the gradient; null: not clipped", above=0.0)
+
+
+@dataclass(frozen=True)
+class Eval:
+    every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", least=0)
+    batch_size: int = setting(500, "samples in a forward pass; does not change the result", least=1)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every_steps: int = setting(0, "steps between checkpoints; 0: by epochs alone", least=0)
+    every_epochs: int = setting(1, "epochs between checkpoints; 0: by steps alone", least=0)
+    keep: int = setting(2, "newest checkpoints kept; the best one stays besides", least=1)
+
+
+@dataclass(frozen=True)
+class Log:
+    every_steps: int = setting(50, "steps between lines of training metrics", least=1)
+    tensorboard: bool = setting(True, "write TensorBoard event files")
+    wandb: Literal["auto", "online", "offline", "off"] = setting(
+        "auto", "W&B; auto: online with a key and a network, else offline with the command that uploads it"
+    )
+    project: str = setting("samecurve", "the W&B project")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's files go."""
+        return Path(self.run.root).expanduser() / self.run.name
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """One setting as the schema has it."""
+
+    name: str
+    annotation: Any
+    field: "dataclasses.Field[Any]"
+
+    @property
+    def default(self) -> Any:
+        factory = self.field.default_factory
+        return self.field.default if factory is dataclasses.MISSING else factory()
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What a setting with a fixed list of choices may be; empty for others."""
+        return tuple(str(choice) for choice in get_args(self.annotation)) if "Literal" in str(self.annotation) else ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether what is typed is taken as it is: YAML would read `off` as false and 1e-3 as text."""
+        return bool(self.choices) or self.annotation in (str, str | None)
+
+    @property
+    def kind(self) -> str:
+        """The type in words, for an error."""
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        parts = get_args(self.annotation) or (self.annotation,)
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if str(self.annotation).startswith("list"):
+            return f"a list such as [{', '.join(map(str, self.default)) or 'flip, crop'}]"
+        return " or ".join("null" if part is type(None) else words[part] for part in parts)
+
+
+def schema() -> dict[str, SettingInfo]:
+    """Every setting by its full name, in the order of the sections."""
+    found = {}
+    for section in dataclasses.fields(RunConfig):
+        hints = get_type_hints(section.type)
+        for entry in dataclasses.fields(section.type):  # type: ignore[arg-type]
+            name = f"{section.name}.{entry.name}"
+            found[name] = SettingInfo(name, hints[entry.name], entry)
+    return found
