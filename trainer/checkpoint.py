@@ -24,6 +24,7 @@ from torch import Tensor
 from trainer.errors import FolderError
 
 _NAME = re.compile(r"step-(\d{8,})")
+_FILES = {"model.safetensors", "optimizer.pt", "progress.json"}
 _MANIFEST = "manifest.json"
 
 
@@ -112,16 +113,18 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
 def damage(place: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     try:
-        manifest = json.loads((place / _MANIFEST).read_text())["files"]
-        for name, expected in manifest.items():
+        manifest = json.loads((place / _MANIFEST).read_text())
+        files = manifest["files"]
+        if manifest["step"] != _step(place) or set(files) != _FILES:
+            return f"{_MANIFEST} is not what was written"
+        for name, expected in files.items():
             if _measure(place / name) != expected:
                 return f"{name} is not what was written"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{_MANIFEST} cannot be read"
-    missing = {"model.safetensors", "optimizer.pt", "progress.json"} - set(manifest)
-    return f"{min(missing)} is not in its manifest" if missing else ""
+    return ""
 
 
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
@@ -132,9 +135,9 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 
 
 def _step(place: Path) -> int:
+    """The step in a checkpoint's name; -1 for a folder of another name."""
     matched = _NAME.fullmatch(place.name)
-    assert matched
-    return int(matched[1])
+    return int(matched[1]) if matched else -1
 
 
 def _measure(path: Path) -> dict[str, Any]:

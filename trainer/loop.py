@@ -29,8 +29,8 @@ def train(config: RunConfig, world: World) -> None:
     if trainer.is_finished():
         trainer.show_finished()
         return
-    trainer.begin()
     try:
+        trainer.begin()
         trainer.run()
     except BaseException as error:  # recorded for whoever looks at the folder, then told as ever
         trainer.record_failure(error)

@@ -4,6 +4,7 @@ import json
 import netrc
 import os
 import secrets
+import shlex
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -96,7 +97,7 @@ class WandB:
 
     def _start(self, wandb: Any, mode: str, config: RunConfig, folder: RunFolder) -> Any:
         settings = wandb.Settings(
-            init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS, console="off", silent=True, x_disable_meta=False
+            init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS, console="off", silent=True
         )
         return wandb.init(
             project=config.log.project,
@@ -116,7 +117,7 @@ class WandB:
         self._run.finish()
 
     def _sync_command(self) -> str:
-        return f"wandb sync {self._run.settings.sync_dir}"
+        return shlex.join(["wandb", "sync", str(self._run.settings.sync_dir)])
 
 
 def build(config: RunConfig, folder: RunFolder, first_step: int, say: Callable[[str], None]) -> list[Tracker]:

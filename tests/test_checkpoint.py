@@ -1,0 +1,96 @@
+"""Checkpoints are whole or absent, and a damaged one is never believed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainer import checkpoint
+from trainer.checkpoint import Best, Progress
+from trainer.errors import FolderError
+
+
+def save(folder: Path, step: int, best: Best | None = None) -> Path:
+    torch.manual_seed(step)
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    progress = Progress(step, 1.5, [2.0, 3.0], 7, best)
+    return checkpoint.save(folder, net.state_dict(), {"optimizer": optimizer.state_dict(), "scaler": None}, progress)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    place = save(tmp_path, 12, Best(10, 0.5, "validation"))
+    assert place.name == "step-00000012"
+    saved = checkpoint.load(place)
+    torch.manual_seed(12)
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net.load_state_dict(saved.model)
+    optimizer.load_state_dict(saved.optimizer["optimizer"])
+    assert optimizer.state[net.weight]["momentum_buffer"].tolist() == [[1.0] * 3] * 2
+    assert saved.progress == Progress(12, 1.5, [2.0, 3.0], 7, Best(10, 0.5, "validation"))
+
+
+def test_the_newest_is_the_highest_step_not_the_latest_written(tmp_path: Path) -> None:
+    for step in (5, 100_000_000, 20):
+        save(tmp_path, step)
+    assert checkpoint.newest(tmp_path) == (tmp_path / "step-100000000", [])
+    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("kind", ["truncated", "flipped", "missing", "empty"])
+def test_damage_is_found_named_and_passed_over(tmp_path: Path, name: str, kind: str) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    path = bad / name
+    content = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"truncated": content[:-1], "flipped": flipped, "empty": b""}[kind])
+    place, damaged = checkpoint.newest(tmp_path)
+    assert place == good and bad.exists()
+    (line,) = damaged
+    assert "step-00000002" in line and name in line
+    with pytest.raises(FolderError, match="step-00000002"):
+        checkpoint.load(bad)
+
+
+def test_a_save_that_was_killed_leaves_nothing_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "_flush", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    assert checkpoint.newest(tmp_path) == (tmp_path / "step-00000001", [])
+
+
+def test_a_damaged_one_gives_way_to_the_same_step_saved_again(tmp_path: Path) -> None:
+    place = save(tmp_path, 3)
+    (place / "model.safetensors").write_bytes(b"")
+    save(tmp_path, 3)
+    assert checkpoint.newest(tmp_path) == (place, [])
+    assert [path.name for path in tmp_path.iterdir() if "step" in path.name] == ["step-00000003"]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 7):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path, keep=2, best_step=3)
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000006", "step-00000005", "step-00000003"]
+
+
+def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = save(tmp_path, 1)
+    torch.save({"optimizer": nn.Linear(1, 1)}, place / "optimizer.pt")  # an object of a class, to be made by code
+    monkeypatch.setattr(checkpoint, "damage", lambda _: "")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        checkpoint.load(place)

@@ -1,0 +1,94 @@
+"""Slices: together they are the global batch, for any number of ranks; workers and resuming change nothing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from trainer import data
+from trainer.data import Images
+from trainer.errors import DataError
+from trainer.sampler import GlobalBatches
+from trainer.settings import Data
+
+LABELS = torch.arange(103) % 5
+PART = Images(torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous(), LABELS)
+
+
+@dataclass
+class Place:
+    """A rank's place, without its process: the real ones are in test_ranks.py."""
+
+    rank: int
+    size: int
+    device: torch.device = torch.device("cpu")
+
+
+def slices(rank: int, size: int, first_step: int = 0, end_step: int = 14, workers: int = 0) -> list[Any]:
+    batches = GlobalBatches(len(PART), 16, seed=2)
+    loader = data.train_loader(PART, batches, Data(workers=workers), Place(rank, size), first_step, end_step)  # type: ignore[arg-type]
+    return list(loader)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
+def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
+    batches = GlobalBatches(len(PART), 16, seed=2)
+    ranks = [slices(rank, size) for rank in range(size)]
+    for step in range(14):
+        parts = [rank[step] for rank in ranks]
+        counted = [part for part in parts if part.weight]
+        assert torch.equal(torch.cat([part.ids for part in counted]), batches.ids(step))
+        lengths = [len(part.ids) if part.weight else 0 for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+        for part in parts:  # an idle rank gets a sample too, of weight 0, to keep step with the others
+            assert len(part.ids) >= 1
+            assert torch.equal(part.images[:, 0, 0, 0].long(), part.ids) and torch.equal(part.labels, LABELS[part.ids])
+
+
+def test_an_epoch_is_seen_once_not_twice_sharded() -> None:
+    seen = torch.cat([part.ids for rank in range(2) for part in slices(rank, 2, end_step=7)])
+    assert seen.sort().values.tolist() == list(range(103))
+
+
+def test_beginning_later_gives_the_same_batches() -> None:
+    for early, late in zip(slices(1, 2)[9:], slices(1, 2, first_step=9), strict=True):
+        assert torch.equal(early.ids, late.ids) and torch.equal(early.images, late.images)
+
+
+def test_workers_change_nothing() -> None:
+    for alone, helped in zip(slices(0, 2), slices(0, 2, workers=2), strict=True):
+        assert torch.equal(alone.images, helped.images) and torch.equal(alone.ids, helped.ids)
+        assert alone.weight == helped.weight
+
+
+def test_chunks_cover_a_split_once() -> None:
+    for size in (1, 2, 3, 20):
+        places = [Place(rank, size) for rank in range(size)]
+        found = sorted(
+            ((chunk, images) for place in places for chunk, images, _ in data.chunks(PART, 10, place)),  # type: ignore[arg-type]
+            key=lambda item: item[0],
+        )
+        assert [chunk for chunk, _ in found] == list(range(11))
+        assert torch.equal(torch.cat([images for _, images in found]), PART.images)
+
+
+class TestHoldOut:
+    LABELS = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
+
+    def test_it_is_class_balanced(self) -> None:
+        held_out = data.hold_out(self.LABELS, 0.1, seed=0)
+        assert self.LABELS[held_out].bincount().tolist() == [10, 5, 1]
+
+    def test_it_is_chosen_by_seed(self) -> None:
+        assert torch.equal(data.hold_out(self.LABELS, 0.2, seed=1), data.hold_out(self.LABELS, 0.2, seed=1))
+        assert not torch.equal(data.hold_out(self.LABELS, 0.2, seed=1), data.hold_out(self.LABELS, 0.2, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "wanted"), [(104, 1, "larger than the training set of 103"), (2, 3, "raise it to 3 or more")]
+)
+def test_a_batch_that_does_not_fit_is_refused(batch: int, ranks: int, wanted: str) -> None:
+    splits = data.Splits(PART, None, PART, ("a",) * 5)
+    with pytest.raises(DataError, match=wanted):
+        data._check(Data(global_batch_size=batch), splits, Place(0, ranks))  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""Scores equal scikit-learn's, and do not depend on how the samples were cut."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torch.nn import functional as F
+
+from trainer import evaluation
+from trainer.evaluation import Tally
+
+NUM_CLASSES = 5
+RNG = np.random.default_rng(3)
+LABELS = torch.from_numpy(RNG.integers(0, NUM_CLASSES - 1, 700))  # the last class has no sample
+LOGITS = torch.from_numpy(RNG.normal(size=(700, NUM_CLASSES))).float() + 2 * F.one_hot(LABELS, NUM_CLASSES)
+LOGITS[:, 1] -= 100  # and class 1 is never predicted
+LOSSES = F.cross_entropy(LOGITS, LABELS, reduction="none")
+CLASSES = tuple("abcde")
+
+
+def evaluated(chunk_size: int, ranks: int) -> evaluation.Evaluation:
+    num_chunks = -(-700 // chunk_size)
+    tallies = [Tally(num_chunks, NUM_CLASSES, torch.device("cpu")) for _ in range(ranks)]
+    for chunk in range(num_chunks):
+        at = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
+        tallies[chunk % ranks].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
+    loss_sums = sum((tally.loss_sums for tally in tallies), torch.zeros(num_chunks, dtype=torch.float64))
+    confusion = sum((tally.confusion for tally in tallies), torch.zeros(NUM_CLASSES**2, dtype=torch.int64))
+    return evaluation.score(float(loss_sums.sum()), confusion.view(NUM_CLASSES, -1), CLASSES)
+
+
+def test_scores_are_scikit_learns() -> None:
+    ours, predicted = evaluated(100, 1), LOGITS.argmax(1)
+    assert ours.num_samples == 700
+    assert ours.accuracy == metrics.accuracy_score(LABELS, predicted)
+    theirs = metrics.confusion_matrix(LABELS, predicted, labels=range(NUM_CLASSES))
+    assert ours.confusion == tuple(map(tuple, theirs.tolist()))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        LABELS, predicted, labels=range(NUM_CLASSES), zero_division=0
+    )
+    for index, row in enumerate(ours.classes):
+        assert row.name == CLASSES[index] and row.support == support[index]
+        assert (row.precision, row.recall, row.f1) == pytest.approx((precision[index], recall[index], f1[index]))
+    assert ours.loss == pytest.approx(LOSSES.double().mean().item())
+
+
+def test_the_result_is_the_same_on_any_number_of_ranks() -> None:
+    whole = evaluated(64, 1)
+    assert all(evaluated(64, ranks) == whole for ranks in (2, 3, 4, 20))  # 20: more ranks than chunks

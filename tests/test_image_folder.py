@@ -1,0 +1,169 @@
+"""Image folders: any picture becomes the same square of pixels, and what is wrong is named."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import paint
+from PIL import Image
+
+from trainer.datasets import image_folder
+from trainer.datasets.pixels import fit
+from trainer.errors import DataError
+from trainer.settings import Data
+
+
+def load(root: Path, **settings: object) -> image_folder.Dataset:
+    return image_folder.load(Data(name="image_folder", root=str(root), **settings))  # type: ignore[arg-type]
+
+
+def test_classes_images_and_labels(image_folder: Path) -> None:
+    data = load(image_folder)
+    assert data.classes == ("cat", "dog")
+    assert data.train.images.shape == (12, 32, 32, 3) and data.train.images.dtype == np.uint8
+    assert data.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    expected = np.asarray(Image.open(image_folder / "test" / "dog" / "1.png"))
+    assert np.array_equal(data.test.images[4], expected)
+
+
+def test_the_training_order_is_mixed_by_class(image_folder: Path) -> None:
+    # One class after the other is what the folders say, and what no network survives without data.shuffle.
+    data = load(image_folder)
+    assert data.train.labels.tolist() == [0, 1] * 6
+    expected = np.asarray(Image.open(image_folder / "train" / "dog" / "2.png"))
+    assert np.array_equal(data.train.images[5], expected)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(".png", "RGB"), (".png", "L"), (".png", "P"), (".png", "RGBA"), (".png", "LA"), (".png", "1"), (".jpg", "RGB"),
+     (".jpg", "L"), (".jpg", "CMYK"), (".JPEG", "RGB"), (".webp", "RGB"), (".bmp", "RGB"), (".gif", "P"), (".tif", "RGB")],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [(32, 32), (50, 40), (9, 100)])
+def test_any_format_mode_and_size_is_read(image_folder: Path, suffix: str, mode: str, size: tuple[int, int]) -> None:
+    paint(image_folder / "train" / "cat" / f"odd{suffix}", seed=9, size=size, mode=mode)
+    data = load(image_folder)
+    assert data.train.images.shape == (13, 32, 32, 3)
+    assert data.train.images[data.train.labels == 0][-1].std() > 5
+
+
+def test_grey_on_request(image_folder: Path) -> None:
+    assert load(image_folder, channels=1).train.images.shape == (12, 32, 32, 1)
+
+
+def test_a_picture_is_scaled_and_its_middle_cut_out() -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("blue", (100, 0, 200, 100))
+    assert (fit(wide, 20, 3)[:, 1:-1] == (0, 0, 255)).all()
+
+
+def test_transparent_pixels_are_laid_on_white() -> None:
+    assert (fit(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 8, 3) == 255).all()
+    assert (fit(Image.new("RGBA", (8, 8), (10, 20, 30, 255)), 8, 3) == (10, 20, 30)).all()
+
+
+def test_sixteen_bit_grey_keeps_its_shades() -> None:
+    deep = Image.fromarray(np.array([[0, 128 * 256], [64 * 256, 255 * 256]], dtype=np.uint16))
+    assert fit(deep, 2, 1)[..., 0].tolist() == [[0, 128], [64, 255]]
+
+
+def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "black")
+    picture.paste("white", (0, 0, 32, 16))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # upside down
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "turned.jpg") as read:
+        pixels = fit(read, 32, 3)
+    assert pixels[4].mean() < 20 and pixels[-4].mean() > 235
+
+
+def test_the_second_start_reads_the_pack(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(image_folder)
+    monkeypatch.setattr("trainer.datasets.image_folder._decode_all", lambda *_: pytest.fail("decoded again"))
+    again = load(image_folder)
+    assert np.array_equal(first.train.images, again.train.images) and np.array_equal(
+        first.test.labels, again.test.labels
+    )
+
+
+def test_a_changed_file_is_seen(image_folder: Path) -> None:
+    before = load(image_folder)
+    path = image_folder / "train" / "cat" / "0.png"
+    paint(path, seed=77)
+    os.utime(path, ns=(1, 1))
+    after = load(image_folder)
+    assert not np.array_equal(before.train.images[0], after.train.images[0])
+
+
+def test_another_size_has_its_own_pack(image_folder: Path) -> None:
+    load(image_folder)
+    assert load(image_folder, image_size=16).train.images.shape == (12, 16, 16, 3)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY garbage", None])
+def test_a_damaged_pack_is_made_anew(image_folder: Path, damage: bytes | None) -> None:
+    good = load(image_folder)
+    (pack,) = (image_folder / ".samecurve").iterdir()
+    pack.write_bytes(pack.read_bytes()[:-100] if damage is None else damage)
+    assert np.array_equal(load(image_folder).train.images, good.train.images)
+
+
+def test_without_a_place_for_the_pack_it_goes_on(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    occupied = image_folder / "file"
+    occupied.write_text("")
+    data = load(image_folder, cache_dir=str(occupied / "cache"))
+    assert len(data.train) == 12 and "set data.cache_dir" in capsys.readouterr().out
+
+
+def test_many_files_are_decoded_by_all_cores(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = load(image_folder, cache_dir=str(image_folder / "one"))
+    monkeypatch.setattr("trainer.datasets.image_folder._FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr("trainer.datasets.image_folder._FILES_PER_TASK", 5)
+    monkeypatch.setattr("trainer.datasets.image_folder._cores", lambda: 2)
+    together = load(image_folder, cache_dir=str(image_folder / "two"))
+    assert np.array_equal(alone.train.images, together.train.images)
+
+
+def test_nested_folders_and_strangers(image_folder: Path) -> None:
+    paint(image_folder / "train" / "cat" / "more" / "x.png", seed=4)
+    (image_folder / "train" / "cat" / "notes.txt").write_text("not an image")
+    (image_folder / "train" / "cat" / ".hidden.png").write_text("not an image")
+    (image_folder / "train" / "README").write_text("not a class")
+    assert len(load(image_folder).train) == 13
+
+
+class TestWhatIsWrongIsNamed:
+    def check(self, root: Path, *words: str) -> None:
+        with pytest.raises(DataError) as caught:
+            load(root)
+        text = str(caught.value)
+        assert all(word in text for word in words) and "\n" not in text
+
+    def test_no_folder(self, tmp_path: Path) -> None:
+        self.check(tmp_path / "nowhere", "no folder", "nowhere", "Set data.root")
+
+    def test_no_classes(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            (tmp_path / "empty" / split).mkdir(parents=True)
+        self.check(tmp_path / "empty", "no class folders")
+
+    def test_a_class_missing_from_test(self, image_folder: Path) -> None:
+        paint(image_folder / "train" / "bird" / "0.png", seed=1)
+        self.check(image_folder, "class bird", "missing from", "test")
+
+    def test_a_class_missing_from_train(self, image_folder: Path) -> None:
+        paint(image_folder / "test" / "bird" / "0.png", seed=1)
+        self.check(image_folder, "class bird", "missing from", "train")
+
+    def test_an_empty_class(self, image_folder: Path) -> None:
+        for split in ("train", "test"):
+            (image_folder / split / "bird").mkdir()
+        self.check(image_folder, "train/bird is empty", "wanted image files")
+
+    @pytest.mark.parametrize("content", [b"", b"nothing like an image", None])
+    def test_a_corrupt_file(self, image_folder: Path, content: bytes | None) -> None:
+        path = image_folder / "train" / "dog" / "3.png"
+        path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+        self.check(image_folder, "corrupt image", "train/dog/3.png", "replace or remove")

@@ -1,0 +1,85 @@
+"""The plan of the house: imports point one way, names do not clash, rooms stay small."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# A file may import files of lower layers only.
+LAYERS = [
+    {"errors", "settings", "rank_env", "randomness"},
+    {"config", "datasets.dataset"},
+    {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console"},
+    {
+        "datasets.cifar10",
+        "datasets.image_folder",
+        "datasets.digits",
+        "models.small",
+        "models.resnet",
+        "models.imagenet",
+    },
+    {"models", "datasets", "step", "folder", "world", "optim"},
+    {"data", "trackers"},
+    {"loop"},
+    {"main"},
+]
+LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
+FILES = sorted((REPOSITORY / "trainer").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY / "trainer").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module of ours that a file imports, at the top or late."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write from trainer.x import y"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_file_imports_lower_layers_only(path: Path) -> None:
+    own = name_of(path)
+    if not own:
+        return
+    for imported in imports_of(path):
+        other = imported.removeprefix("trainer.")
+        if other == own:  # a package that imports its own files
+            continue
+        assert not imported.startswith("launch"), f"{path} imports {imported}"
+        if imported.startswith("trainer.") and other in LAYER_OF:
+            assert LAYER_OF[other] < LAYER_OF[own], f"{own} imports {other}, which is not below it"
+
+
+def test_every_file_has_a_layer() -> None:
+    assert {name_of(path) for path in FILES} - {""} == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_hides_a_module_of_the_standard_library(path: Path) -> None:
+    # `python trainer/main.py` puts trainer/ first on sys.path: trainer/random.py would be everybody's random.
+    assert path.stem not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_only_one_file_asks_the_environment_for_ranks() -> None:
+    asking = [name_of(path) for path in FILES if '"RANK"' in path.read_text() or '"WORLD_SIZE"' in path.read_text()]
+    assert asking == ["rank_env"]
+
+
+def test_only_one_file_makes_an_accelerator() -> None:
+    making = [name_of(path) for path in FILES if "Accelerator(" in path.read_text()]
+    assert making == ["world"]

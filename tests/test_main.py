@@ -1,0 +1,201 @@
+"""The command: what goes wrong is one line and exit code 2, before anything is written; what goes right, is all there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import MAIN, SMALL, paint
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from trainer import main as entry
+from trainer import models
+from trainer.settings import Model
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate")
+
+
+def run(*arguments: str) -> int:
+    return entry.main([*SMALL, "train.max_steps=6", "log.every_steps=2", *arguments])
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("log.tensorboard=true", "eval.every_epochs=0", "checkpoint.every_steps=4") == 0
+    folder = tmp_path / "runs" / "digits"
+    out = capsys.readouterr().out
+    assert "test set, by class" in out and "precision" in out and "runs/digits" in out
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["split"], row["step"]) for row in rows] == [("train", 2), ("train", 4), ("train", 6), ("test", 6)]
+    assert {"epoch", "samples", "seconds", "loss", "lr", "accuracy", "samples_per_second"} <= set(rows[0])
+    assert rows[1]["samples"] == 256 and rows[0]["lr"] < rows[2]["lr"] <= 0.05
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["state"] == "finished" and summary["steps"] == 6 and summary["world_size"] == 1
+    test = summary["test"]
+    assert sum(map(sum, test["confusion"])) == test["num_samples"] == 364 and len(test["classes"]) == 10
+    assert set(test["classes"][0]) == {"name", "precision", "recall", "f1", "support"}
+    assert summary["best"] == {"step": 6, "accuracy": test["accuracy"], "split": "test"}
+    assert json.loads((folder / "status.json").read_text()) == {"state": "finished", "step": 6, "reason": ""}
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["max_steps"] == 6
+    assert list((folder / "tensorboard").glob("events*")) and (folder / "environment.json").is_file()
+
+
+def test_the_final_weights_say_how_to_use_them(tmp_path: Path) -> None:
+    assert run() == 0
+    path = tmp_path / "runs" / "digits" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    settings = Model(**json.loads(about["model"]))
+    net = models.build(settings, len(json.loads(about["classes"])), int(about["channels"]), int(about["image_size"]))
+    net.load_state_dict(load_file(path))
+    assert len(json.loads(about["normalization"])["mean"]) == 1
+
+
+def rows_of(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "samples_per_second")} for row in rows]
+
+
+def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [
+        "data.augment=[flip,crop,cutout]",
+        "checkpoint.every_steps=5",
+        "train.max_steps=30",
+        "log.every_steps=3",
+    ]
+    assert run(*settings, "run.name=whole") == 0
+
+    from trainer.step import Step
+
+    takes_a_step = Step.__call__
+
+    def dies(self: Step, batch: object, step: int, *rest: int) -> torch.Tensor:
+        if step == 28:  # of 30; the checkpoint before it is that of step 25, two steps after an epoch's end
+            raise RuntimeError("killed")
+        return takes_a_step(self, batch, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Step, "__call__", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(*settings, "run.name=broken")
+    broken = tmp_path / "runs" / "broken"
+    assert json.loads((broken / "status.json").read_text()) == {
+        "state": "failed", "step": 28, "reason": "RuntimeError: killed"
+    }  # fmt: skip
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert run(*settings, "run.name=broken") == 0
+    whole = tmp_path / "runs" / "whole"
+    first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows_of(whole) == rows_of(broken)
+
+
+def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 0
+    before = (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run() == 0
+    assert "is finished (6 steps); nothing was trained" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_best_checkpoint_is_picked_on_the_held_out_part(tmp_path: Path) -> None:
+    assert run("data.validation_fraction=0.2", "train.max_steps=54", "checkpoint.keep=1", "optim.lr=0.3") == 0
+    folder = tmp_path / "runs" / "digits"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    held_out = [(row["accuracy"], -row["step"]) for row in rows if row["split"] == "validation"]
+    accuracy, step = max(held_out)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"] == {"step": -step, "accuracy": accuracy, "split": "validation"}
+    assert summary["validation"]["num_samples"] == pytest.approx(0.2 * 1433, abs=5)
+    assert (folder / "checkpoints" / f"step-{-step:08}").is_dir()
+
+
+@pytest.mark.parametrize("settings", [["train.precision=bf16"], ["train.clip_grad_norm=0.1", "optim.name=adamw", "optim.lr=0.001"],
+                                      ["loss.name=mse", "schedule.name=linear"], ["data.workers=2"]])  # fmt: skip
+def test_other_ways_to_train_work(settings: list[str]) -> None:
+    assert run(*settings) == 0
+
+
+class TestBadInput:
+    """One line on stderr, exit code 2, nothing written over."""
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        err = capsys.readouterr().err.strip().splitlines()
+        assert len(err) == 1 and err[0].startswith("samecurve: ")
+        return err[0]
+
+    def test_settings(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "did you mean 'train.epochs'" in self.refused(capsys, "train.epoch=3")
+        assert "did you mean 'digits'" in self.refused(capsys, "--config", "digit")
+        assert "--config NAME_OR_PATH" in self.refused(capsys, "--config")
+        (tmp_path / "bad.yaml").write_text("train: {")
+        assert "bad.yaml is not readable as YAML" in self.refused(capsys, "--config", "bad.yaml")
+        assert not (tmp_path / "runs").exists()
+
+    def test_the_device(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert "a CPU has no fp16 training; choose" in self.refused(capsys, "train.precision=fp16")
+        assert "this machine has no usable GPU" in self.refused(capsys, "train.device=cuda")
+        assert not (tmp_path / "runs").exists()
+
+    def test_the_data(self, capsys: pytest.CaptureFixture[str], image_folder: Path) -> None:
+        assert "larger than the training set of 1433" in self.refused(capsys, "data.global_batch_size=2000")
+        folder = ["data.name=image_folder", "data.channels=3", "data.global_batch_size=4"]
+        assert "Set data.root to the folder" in self.refused(capsys, *folder, "data.root=nowhere")
+        (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")
+        assert "corrupt image" in self.refused(capsys, *folder, f"data.root={image_folder}")
+
+    def test_the_model(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "set it to 32" in self.refused(capsys, "data.image_size=28")
+        assert "set data.channels=3" in self.refused(capsys, "model.name=torchvision/resnet18")
+        assert "no file" in self.refused(
+            capsys, "model.name=torchvision/resnet18", "data.channels=3", "model.pretrained=nowhere.pth"
+        )
+
+    def test_the_run_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert run() == 0
+        files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "digits").rglob("*")}
+        assert "optim.lr was 0.05, now 0.1" in self.refused(capsys, "optim.lr=0.1")
+        assert "run.resume=never" in self.refused(capsys, "run.resume=never")
+        assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "digits").rglob("*")}
+        (tmp_path / "file").write_text("")
+        assert "cannot be written" in self.refused(capsys, "run.root=file")
+        assert "not-there" in self.refused(capsys, "run.name=other", "run.resume=not-there")
+
+    def test_wandb(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "no API key" in self.refused(capsys, "log.wandb=online")
+        assert json.loads((tmp_path / "runs" / "digits" / "status.json").read_text())["state"] == "failed"
+
+
+def test_images_of_any_size_become_the_input(image_folder: Path) -> None:
+    paint(image_folder / "train" / "cat" / "wide.jpg", seed=3, size=(90, 40))
+    settings = ["data.name=image_folder", f"data.root={image_folder}", "data.global_batch_size=5", "model.name=tudui"]
+    assert run(*settings, "data.augment=[flip]", "data.normalize=half") == 0
+
+
+def test_print_config_and_help_need_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['trainer/main.py', '--config', 'tudui', '--print-config', 'run.seed=4']; import runpy\n"
+        f"try: runpy.run_path({MAIN!r}, run_name='__main__')\n"
+        "except SystemExit as end: print('exit', end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    shown, _, rest = done.stdout.rpartition("exit ")
+    assert rest.split() == ["0", "False"]
+    assert yaml.safe_load(shown)["run"] == {"name": "tudui", "root": "runs", "seed": 4, "resume": "auto"}
+    help_text = subprocess.run(
+        [sys.executable, MAIN, "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert "train.threads_per_rank=auto" in help_text and "--print-config" in help_text

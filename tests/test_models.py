@@ -1,0 +1,136 @@
+"""Networks are the tutorials' and torchvision's, with the shapes they promise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from trainer import models
+from trainer.errors import ConfigError
+from trainer.settings import Model
+
+
+def build(name: str, channels: int = 3, image_size: int = 32, num_classes: int = 7, **settings: str) -> nn.Module:
+    return models.build(Model(name=name, **settings), num_classes, channels, image_size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "weights"),
+    # Weights of the tutorials' own definitions with ten classes, counted by hand: sum of (inputs + 1) * outputs.
+    [("lenet", 3, 62_006), ("lenet", 1, 61_706), ("tudui", 3, 145_578), ("resnet18", 3, 11_173_962)],
+)
+def test_small_networks_have_the_published_sizes(name: str, channels: int, weights: int) -> None:
+    net = build(name, channels, num_classes=10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == weights
+    assert net(torch.zeros(2, channels, 32, 32)).shape == (2, 10)
+
+
+def test_resnet18_keeps_all_pixels_to_its_first_stage() -> None:
+    net = build("resnet18")
+    assert net.get_submodule("layer1")(net.get_submodule("conv1")(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["lenet", "tudui"])
+def test_small_networks_refuse_other_sizes(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.image_size=28; set it to 32"):
+        build(name, image_size=28)
+
+
+@pytest.mark.parametrize(
+    "name", ["squeezenet1_1", "mobilenet_v3_small", "googlenet", "shufflenet_v2_x0_5", "densenet121"]
+)
+def test_torchvision_classifiers_get_our_number_of_classes(name: str) -> None:
+    net = build(f"torchvision/{name}", image_size=64).eval()
+    assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_an_unknown_torchvision_name_is_told() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+        build("torchvision/resnet5O")
+
+
+def test_an_image_that_the_network_cannot_take_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"cannot take data\.image_size=32"):
+        build("torchvision/inception_v3")
+
+
+def test_torchvision_models_want_three_channels() -> None:
+    with pytest.raises(ConfigError, match=r"set data\.channels=3"):
+        build("torchvision/resnet18", channels=1)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet-shaped weights in a file, as torchvision's own are; drawn, for no real ones can be had offline."""
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.manual_seed(5)
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), path)
+    return path
+
+
+def test_the_head_is_replaced(weights: Path) -> None:
+    net = build("torchvision/mobilenet_v3_small", pretrained=str(weights))
+    state = torch.load(weights, weights_only=True)
+    assert torch.equal(net.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+    assert net.get_submodule("classifier.3").out_features == 7  # type: ignore[union-attr]
+
+
+def test_a_layer_is_appended(weights: Path) -> None:
+    net = build("torchvision/mobilenet_v3_small", pretrained=str(weights), head="append")
+    assert torch.equal(
+        net.state_dict()["classifier.3.weight"], torch.load(weights, weights_only=True)["classifier.3.weight"]
+    )
+    added = net.get_submodule("classifier.add_linear")
+    assert (added.in_features, added.out_features) == (1000, 7)
+
+
+def test_a_layer_is_appended_where_the_head_is_a_single_one() -> None:
+    net = build("torchvision/resnet18", head="append")
+    assert [module.out_features for module in net.get_submodule("fc")] == [1000, 7]  # type: ignore[union-attr,misc]
+
+
+def test_safetensors_and_the_hub_folder_work_too(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = torch.load(weights, weights_only=True)
+    save_file(state, tmp_path / "weights.safetensors")
+    build("torchvision/mobilenet_v3_small", pretrained=str(tmp_path / "weights.safetensors"))
+    hub = tmp_path / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match=r"no file .*mobilenet_v3_small-047dcff4\.pth"):
+        build("torchvision/mobilenet_v3_small", pretrained="hub")
+    torch.save(state, hub / "mobilenet_v3_small-047dcff4.pth")
+    build("torchvision/mobilenet_v3_small", pretrained="hub")
+
+
+@pytest.mark.parametrize("content", [b"not weights at all", b""])
+def test_a_file_that_holds_no_weights_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.pth"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="does not hold weights of mobilenet_v3_small") as caught:
+        build("torchvision/mobilenet_v3_small", pretrained=str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save(nn.Linear(2, 2), path)  # a whole module: loading it would import and run what it names
+    with pytest.raises(ConfigError, match="does not hold weights"):
+        build("torchvision/mobilenet_v3_small", pretrained=str(path))
+
+
+def test_weights_of_another_network_are_told(weights: Path) -> None:
+    with pytest.raises(ConfigError, match="does not hold weights of resnet18"):
+        build("torchvision/resnet18", pretrained=str(weights))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "last"), [("replace", "classifier.6"), ("append", "classifier.add_linear")])
+def test_vgg16_has_both_heads_of_the_tutorials(head: str, last: str) -> None:
+    net = build("vgg16", head=head).eval()
+    assert net.get_submodule(last).out_features == 7  # type: ignore[union-attr]
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)

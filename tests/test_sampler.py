@@ -1,0 +1,63 @@
+"""The order: every sample once an epoch, well shuffled, found from anywhere, unaware of ranks."""
+
+import pytest
+import torch
+
+from trainer import randomness
+from trainer.sampler import GlobalBatches, permute
+
+
+def epoch_of(batches: GlobalBatches, epoch: int) -> list[int]:
+    first = epoch * batches.steps_per_epoch
+    return torch.cat([batches.ids(step) for step in range(first, first + batches.steps_per_epoch)]).tolist()
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])
+def test_permute_is_a_permutation(samples: int) -> None:
+    assert (
+        permute(torch.arange(samples), samples, randomness.key(1, samples)).sort().values.equal(torch.arange(samples))
+    )
+
+
+def test_permute_shuffles_as_well_as_torch_does() -> None:
+    # Over many keys each element visits each place equally often, and pairs stay together no more than by chance.
+    samples, keys = 12, 6000
+    table = torch.stack([permute(torch.arange(samples), samples, randomness.key(9, key)) for key in range(keys)])
+    for place in range(samples):
+        counts = table[:, place].bincount(minlength=samples).double()
+        chi_squared = ((counts - keys / samples) ** 2 / (keys / samples)).sum()
+        assert chi_squared < 40, (place, chi_squared)  # 11 degrees of freedom: beyond 40 once in 28,000
+    adjacent = (table[:, 1:] - table[:, :-1] == 1).double().mean()
+    assert abs(adjacent - 1 / samples) < 0.004
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_has_each_sample_once(drop_last: bool) -> None:
+    batches = GlobalBatches(1003, 100, seed=3, drop_last=drop_last)
+    for epoch in (0, 1, 7):
+        ids = epoch_of(batches, epoch)
+        assert len(ids) == len(set(ids)) == (1000 if drop_last else 1003)
+    assert batches.steps_per_epoch == (10 if drop_last else 11)
+    assert [batches.size(step) for step in (9, 10, 11)] == ([100] * 3 if drop_last else [100, 3, 100])
+
+
+def test_epochs_and_seeds_have_their_own_order() -> None:
+    batches, other = GlobalBatches(500, 50, seed=0), GlobalBatches(500, 50, seed=1)
+    assert epoch_of(batches, 0) != epoch_of(batches, 1) != epoch_of(other, 1)
+    assert epoch_of(GlobalBatches(500, 50, seed=0), 3) == epoch_of(batches, 3)
+
+
+def test_any_step_is_found_without_those_before_it() -> None:
+    straight = GlobalBatches(70_000, 32, seed=5)  # more than one block an epoch
+    for step in (0, 1, 2047, 2048, 2187, 2188, 9999):
+        assert GlobalBatches(70_000, 32, seed=5).ids(step).equal(straight.ids(step))
+
+
+def test_without_shuffle_the_order_is_the_data_sets_own() -> None:
+    assert epoch_of(GlobalBatches(10, 4, seed=0, shuffle=False), 2) == list(range(10))
+
+
+def test_the_count_of_samples_is_exact() -> None:
+    batches = GlobalBatches(10, 4, seed=0)
+    assert [batches.samples_before(step) for step in range(8)] == [0, 4, 8, 10, 14, 18, 20, 24]
+    assert [batches.epoch(step) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]

@@ -1,0 +1,115 @@
+"""Trackers, with the real clients: what is logged is read back from their own files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from trainer import config as configs
+from trainer import trackers
+from trainer.errors import UserError
+from trainer.folder import RunFolder
+from trainer.settings import RunConfig
+
+ROW = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3}
+
+
+def config(*overrides: str) -> RunConfig:
+    return configs.load([], ["run.name=x", *overrides])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    (tmp_path / "run of mine").mkdir()
+    return RunFolder(tmp_path / "run of mine")
+
+
+def test_json_lines_are_written_through(folder: RunFolder) -> None:
+    tracker = trackers.JsonLines(folder.metrics)
+    tracker.log("train", ROW, 7)
+    assert json.loads(folder.metrics.read_text()) == {"split": "train", "step": 7, **ROW}
+    tracker.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's reader, of its own protobuf
+def test_tensorboard_takes_back_what_a_killed_run_wrote_beyond_its_checkpoint(folder: RunFolder) -> None:
+    first = trackers.TensorBoard(folder.path / "tensorboard", first_step=0)
+    for step in (1, 2, 3):
+        first.log("train", {"loss": float(step)}, step)
+    first.close()
+    second = trackers.TensorBoard(folder.path / "tensorboard", first_step=2)
+    second.log("train", {"loss": 30.0}, 3)
+    second.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [(row.step, row.value) for row in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports
+def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder) -> None:
+    said: list[str] = []
+    tracker = trackers.WandB(config("log.wandb=auto", "log.project=p q"), folder, said.append)
+    for step in (10, 20):
+        tracker.log("train", ROW, step)
+        tracker.log("test", {"accuracy": 0.5}, step)
+    tracker.close()
+    (line,) = said
+    assert line.startswith("W&B: offline (no API key") and "wandb sync '" in line  # a folder with blanks is quoted
+    (place,) = (folder.path / "wandb").glob("offline-run-*")
+    assert str(place) in line
+    shown = subprocess.run(
+        [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", "--json", str(place)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    run = json.loads(shown.stdout)
+    assert run["state"] == "finished" and run["exit_code"] == 0 and run["project"] == "p q"
+    assert run["run_id"] == (folder.path / "wandb" / "run-id").read_text()
+    assert (
+        run["summary"]["train/loss"] == 0.5 and run["summary"]["step"] == 20 and run["summary"]["test/accuracy"] == 0.5
+    )
+    assert run["config"]["optim"]["lr"] == 0.1
+
+
+def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:
+    path = folder.path / "wandb" / "run-id"
+    assert trackers._run_id(path) == trackers._run_id(path)
+
+
+class TestWandBMode:
+    @pytest.fixture(autouse=True)
+    def nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of discard: refused at once
+
+    def test_auto_without_a_key_is_offline(self) -> None:
+        mode, why = trackers._mode("auto")
+        assert mode == "offline" and "WANDB_API_KEY" in why
+
+    def test_auto_without_a_network_is_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        mode, why = trackers._mode("auto")
+        assert mode == "offline" and "no connection to http://127.0.0.1:9" in why and "k" * 40 not in why
+
+    def test_a_key_of_wandb_login_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {'k' * 40}\n")
+        (tmp_path / "netrc").chmod(0o600)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        assert "no connection" in trackers._mode("auto")[1]
+
+    def test_online_that_cannot_be_is_an_error(self) -> None:
+        with pytest.raises(UserError, match=r"log\.wandb=online: no API key.*log\.wandb=offline"):
+            trackers._mode("online")
+
+    def test_wandbs_own_variable_counts_for_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        assert trackers._mode("auto") == ("offline", "as set")
+
+
+def test_trackers_are_those_that_were_asked_for(folder: RunFolder) -> None:
+    built = trackers.build(config("log.wandb=off", "log.tensorboard=false"), folder, 0, print)
+    assert [type(tracker) for tracker in built] == [trackers.JsonLines]
+    for tracker in built:
+        tracker.close()
