@@ -1,5 +1,6 @@
 """What all tests share: a clean place to run in, real processes with a time limit, small real data."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAIN = str(REPOSITORY / "trainer" / "main.py")
+# What `accelerate launch` is, by the Python that runs the tests.
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # A run as small as a run can be: real digits, no trackers of others.
 SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false"]
 
@@ -70,10 +73,8 @@ def launch() -> Iterator[Callable[..., Done]]:
 
     yield run
     for process in started:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 

@@ -92,5 +92,5 @@ def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path, monkeypatch:
     place = save(tmp_path, 1)
     torch.save({"optimizer": nn.Linear(1, 1)}, place / "optimizer.pt")  # an object of a class, to be made by code
     monkeypatch.setattr(checkpoint, "damage", lambda _: "")
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         checkpoint.load(place)

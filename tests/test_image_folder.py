@@ -37,8 +37,9 @@ def test_the_training_order_is_mixed_by_class(image_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "mode"),
-    [(".png", "RGB"), (".png", "L"), (".png", "P"), (".png", "RGBA"), (".png", "LA"), (".png", "1"), (".jpg", "RGB"),
-     (".jpg", "L"), (".jpg", "CMYK"), (".JPEG", "RGB"), (".webp", "RGB"), (".bmp", "RGB"), (".gif", "P"), (".tif", "RGB")],
+    [(".png", "RGB"), (".png", "L"), (".png", "P"), (".png", "RGBA"), (".png", "LA"), (".png", "1"),
+     (".jpg", "RGB"), (".jpg", "L"), (".jpg", "CMYK"), (".JPEG", "RGB"), (".webp", "RGB"), (".bmp", "RGB"),
+     (".gif", "P"), (".tif", "RGB")],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [(32, 32), (50, 40), (9, 100)])
 def test_any_format_mode_and_size_is_read(image_folder: Path, suffix: str, mode: str, size: tuple[int, int]) -> None:

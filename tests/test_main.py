@@ -1,4 +1,4 @@
-"""The command: what goes wrong is one line and exit code 2, before anything is written; what goes right, is all there."""
+"""The command: what goes right is all there; what goes wrong is one line and exit code 2, with nothing written over."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import MAIN, SMALL, paint
+from conftest import MAIN, REPOSITORY, SMALL, paint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,10 +23,10 @@ def run(*arguments: str) -> int:
     return entry.main([*SMALL, "train.max_steps=6", "log.every_steps=2", *arguments])
 
 
-def test_a_run_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("log.tensorboard=true", "eval.every_epochs=0", "checkpoint.every_steps=4") == 0
     folder = tmp_path / "runs" / "digits"
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert "test set, by class" in out and "precision" in out and "runs/digits" in out
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["split"], row["step"]) for row in rows] == [("train", 2), ("train", 4), ("train", 6), ("test", 6)]
@@ -97,12 +97,12 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
     assert rows_of(whole) == rows_of(broken)
 
 
-def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     before = (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns
-    capsys.readouterr()
+    capfd.readouterr()
     assert run() == 0
-    assert "is finished (6 steps); nothing was trained" in capsys.readouterr().out
+    assert "is finished (6 steps); nothing was trained" in capfd.readouterr().out
     assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -118,8 +118,15 @@ def test_the_best_checkpoint_is_picked_on_the_held_out_part(tmp_path: Path) -> N
     assert (folder / "checkpoints" / f"step-{-step:08}").is_dir()
 
 
-@pytest.mark.parametrize("settings", [["train.precision=bf16"], ["train.clip_grad_norm=0.1", "optim.name=adamw", "optim.lr=0.001"],
-                                      ["loss.name=mse", "schedule.name=linear"], ["data.workers=2"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.precision=bf16"],
+        ["train.clip_grad_norm=0.1", "optim.name=adamw", "optim.lr=0.001"],
+        ["loss.name=mse", "schedule.name=linear"],
+        ["data.workers=2"],
+    ],
+)
 def test_other_ways_to_train_work(settings: list[str]) -> None:
     assert run(*settings) == 0
 
@@ -127,55 +134,55 @@ def test_other_ways_to_train_work(settings: list[str]) -> None:
 class TestBadInput:
     """One line on stderr, exit code 2, nothing written over."""
 
-    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        capsys.readouterr()
+    def refused(self, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+        capfd.readouterr()
         assert run(*arguments) == 2
-        err = capsys.readouterr().err.strip().splitlines()
+        err = capfd.readouterr().err.strip().splitlines()
         assert len(err) == 1 and err[0].startswith("samecurve: ")
         return err[0]
 
-    def test_settings(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "did you mean 'train.epochs'" in self.refused(capsys, "train.epoch=3")
-        assert "did you mean 'digits'" in self.refused(capsys, "--config", "digit")
-        assert "--config NAME_OR_PATH" in self.refused(capsys, "--config")
+    def test_settings(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "did you mean 'train.epochs'" in self.refused(capfd, "train.epoch=3")
+        assert "did you mean 'digits'" in self.refused(capfd, "--config", "digit")
+        assert "--config NAME_OR_PATH" in self.refused(capfd, "--config")
         (tmp_path / "bad.yaml").write_text("train: {")
-        assert "bad.yaml is not readable as YAML" in self.refused(capsys, "--config", "bad.yaml")
+        assert "bad.yaml is not readable as YAML" in self.refused(capfd, "--config", "bad.yaml")
         assert not (tmp_path / "runs").exists()
 
     def test_the_device(
-        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "a CPU has no fp16 training; choose" in self.refused(capsys, "train.precision=fp16")
-        assert "this machine has no usable GPU" in self.refused(capsys, "train.device=cuda")
+        assert "a CPU has no fp16 training; choose" in self.refused(capfd, "train.precision=fp16")
+        assert "this machine has no usable GPU" in self.refused(capfd, "train.device=cuda")
         assert not (tmp_path / "runs").exists()
 
-    def test_the_data(self, capsys: pytest.CaptureFixture[str], image_folder: Path) -> None:
-        assert "larger than the training set of 1433" in self.refused(capsys, "data.global_batch_size=2000")
+    def test_the_data(self, capfd: pytest.CaptureFixture[str], image_folder: Path) -> None:
+        assert "larger than the training set of 1433" in self.refused(capfd, "data.global_batch_size=2000")
         folder = ["data.name=image_folder", "data.channels=3", "data.global_batch_size=4"]
-        assert "Set data.root to the folder" in self.refused(capsys, *folder, "data.root=nowhere")
+        assert "Set data.root to the folder" in self.refused(capfd, *folder, "data.root=nowhere")
         (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")
-        assert "corrupt image" in self.refused(capsys, *folder, f"data.root={image_folder}")
+        assert "corrupt image" in self.refused(capfd, *folder, f"data.root={image_folder}")
 
-    def test_the_model(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "set it to 32" in self.refused(capsys, "data.image_size=28")
-        assert "set data.channels=3" in self.refused(capsys, "model.name=torchvision/resnet18")
+    def test_the_model(self, capfd: pytest.CaptureFixture[str]) -> None:
+        assert "set it to 32" in self.refused(capfd, "data.image_size=28")
+        assert "set data.channels=3" in self.refused(capfd, "model.name=torchvision/resnet18")
         assert "no file" in self.refused(
-            capsys, "model.name=torchvision/resnet18", "data.channels=3", "model.pretrained=nowhere.pth"
+            capfd, "model.name=torchvision/resnet18", "data.channels=3", "model.pretrained=nowhere.pth"
         )
 
-    def test_the_run_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_the_run_folder(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert run() == 0
         files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "digits").rglob("*")}
-        assert "optim.lr was 0.05, now 0.1" in self.refused(capsys, "optim.lr=0.1")
-        assert "run.resume=never" in self.refused(capsys, "run.resume=never")
+        assert "optim.lr was 0.05, now 0.1" in self.refused(capfd, "optim.lr=0.1")
+        assert "run.resume=never" in self.refused(capfd, "run.resume=never")
         assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "digits").rglob("*")}
         (tmp_path / "file").write_text("")
-        assert "cannot be written" in self.refused(capsys, "run.root=file")
-        assert "not-there" in self.refused(capsys, "run.name=other", "run.resume=not-there")
+        assert "cannot be written" in self.refused(capfd, "run.root=file")
+        assert "not-there" in self.refused(capfd, "run.name=other", "run.resume=not-there")
 
-    def test_wandb(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert "no API key" in self.refused(capsys, "log.wandb=online")
+    def test_wandb(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        assert "no API key" in self.refused(capfd, "log.wandb=online")
         assert json.loads((tmp_path / "runs" / "digits" / "status.json").read_text())["state"] == "failed"
 
 
@@ -187,9 +194,8 @@ def test_images_of_any_size_become_the_input(image_folder: Path) -> None:
 
 def test_print_config_and_help_need_no_torch() -> None:
     code = (
-        "import sys; sys.argv = ['trainer/main.py', '--config', 'tudui', '--print-config', 'run.seed=4']; import runpy\n"
-        f"try: runpy.run_path({MAIN!r}, run_name='__main__')\n"
-        "except SystemExit as end: print('exit', end.code, 'torch' in sys.modules)"
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from trainer.main import main\n"
+        "print('exit', main(['--config', 'tudui', '--print-config', 'run.seed=4']), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     shown, _, rest = done.stdout.rpartition("exit ")

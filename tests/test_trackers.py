@@ -81,6 +81,9 @@ def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:
 class TestWandBMode:
     @pytest.fixture(autouse=True)
     def nobody_listens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import wandb
+
+        wandb.teardown()  # it reads its variables once a process
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of discard: refused at once
 
     def test_auto_without_a_key_is_offline(self) -> None:

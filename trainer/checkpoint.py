@@ -65,8 +65,10 @@ def save(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Any], prog
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, partial / "model.safetensors")
     torch.save(optimizer, partial / "optimizer.pt")
     (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    manifest = {path.name: _measure(path) for path in sorted(partial.iterdir())}
-    (partial / _MANIFEST).write_text(json.dumps({"step": progress.step, "files": manifest}, indent=1))
+    files = {path.name: _measure(path) for path in sorted(partial.iterdir())}
+    (partial / _MANIFEST).write_text(
+        json.dumps({"step": progress.step, "files": files, "sha256": _digest(files)}, indent=1)
+    )
     for path in [*partial.iterdir(), partial]:
         _flush(path)
     if place.exists():  # a damaged one of the same step, passed over on resume
@@ -115,7 +117,7 @@ def damage(place: Path) -> str:
     try:
         manifest = json.loads((place / _MANIFEST).read_text())
         files = manifest["files"]
-        if manifest["step"] != _step(place) or set(files) != _FILES:
+        if manifest["step"] != _step(place) or manifest["sha256"] != _digest(files) or set(files) != _FILES:
             return f"{_MANIFEST} is not what was written"
         for name, expected in files.items():
             if _measure(place / name) != expected:
@@ -144,6 +146,11 @@ def _measure(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _digest(files: dict[str, Any]) -> str:
+    """The manifest's own sum, so that damage to it is not laid at another file's door."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -130,7 +130,8 @@ def _override(text: str) -> DictConfig:
             ) from None
     for part in reversed(name.split(".")):
         value = {part: value}
-    return OmegaConf.create(_literal(value))
+    layer: DictConfig = OmegaConf.create(_literal(value))
+    return layer
 
 
 def _literal(value: Any) -> Any:

@@ -122,12 +122,12 @@ class WandB:
 
 def build(config: RunConfig, folder: RunFolder, first_step: int, say: Callable[[str], None]) -> list[Tracker]:
     """The trackers that the settings ask for; `say` prints a line for the user."""
-    trackers: list[Tracker] = [JsonLines(folder.metrics)]
+    trackers: list[Tracker] = []
+    if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
+        trackers.append(WandB(config, folder, say))  # first: it alone can refuse
     if config.log.tensorboard:
         trackers.append(TensorBoard(folder.path / "tensorboard", first_step))
-    if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
-        trackers.append(WandB(config, folder, say))
-    return trackers
+    return [*trackers, JsonLines(folder.metrics)]
 
 
 def _mode(asked: str) -> tuple[str, str]:
@@ -136,7 +136,7 @@ def _mode(asked: str) -> tuple[str, str]:
         return "offline", "as set"
     import wandb
 
-    server = wandb.Settings().base_url
+    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     problem = "" if _has_key(server) else f"no API key: set WANDB_API_KEY or run `wandb login`, for {server}"
     problem = problem or _unreachable(server)
     if not problem:

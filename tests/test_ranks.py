@@ -1,0 +1,58 @@
+"""The same curve on 1, 2 and 3 real ranks: processes over gloo, each with a time limit."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ACCELERATE, MAIN, REPOSITORY, SMALL, Done, free_port, torchrun
+from safetensors.torch import load_file
+
+MULTI_CPU = ["--config_file", str(REPOSITORY / "launch" / "accelerate" / "multi_cpu.yaml")]
+# An odd batch size that neither 2 nor 3 divide, and an epoch whose last batch has 2 samples: fewer than 3 ranks.
+CURVE = [*SMALL, "data.global_batch_size=53", "train.max_steps=30", "log.every_steps=1", "eval.batch_size=100"]
+CURVE += ["data.augment=[flip,crop,cutout]", "run.root=runs"]
+
+
+def result(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    folder = Path("runs") / name
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == "train"], json.loads((folder / "summary.json").read_text())
+
+
+def test_the_curve_is_the_same_on_any_number_of_ranks(launch: Callable[..., Done]) -> None:
+    commands = {
+        "alone": [sys.executable, MAIN],
+        "torchrun-2": torchrun(2, MAIN),
+        "accelerate-3": [
+            *ACCELERATE,
+            *MULTI_CPU,
+            "--num_processes",
+            "3",
+            "--main_process_port",
+            str(free_port()),
+            MAIN,
+        ],
+    }
+    for name, command in commands.items():
+        done = launch([*command, *CURVE, f"run.name={name}"])
+        assert done.code == 0, done.err
+        assert done.out.count("test set, by class") == 1  # rank 0 alone speaks
+    rows, summary = result("alone")
+    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert rows[27]["samples"] - rows[26]["samples"] == 1433 % 53 == 2
+    weights = load_file("runs/alone/model.safetensors")
+    for name, size in (("torchrun-2", 2), ("accelerate-3", 3)):
+        others, other = result(name)
+        assert other["world_size"] == size
+        for row, same in zip(rows, others, strict=True):
+            assert same["loss"] == pytest.approx(row["loss"], rel=1e-5), (name, row["step"])
+            assert same["lr"] == row["lr"] and same["samples"] == row["samples"]  # once a step, not once a rank
+        assert other["test"]["confusion"] == summary["test"]["confusion"]
+        assert other["test"]["num_samples"] == 364
+        assert other["test"]["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-5)
+        for key, tensor in load_file(f"runs/{name}/model.safetensors").items():
+            torch.testing.assert_close(tensor, weights[key], rtol=1e-3, atol=1e-5)

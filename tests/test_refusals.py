@@ -1,0 +1,29 @@
+"""What cannot work, under real launchers: one line from rank 0, nobody left hanging."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import ACCELERATE, MAIN, SMALL, Done, torchrun
+
+
+def test_accelerates_cpu_flag_that_starts_one_process_is_refused(launch: Callable[..., Done]) -> None:
+    done = launch([*ACCELERATE, "--cpu", "--num_processes", "2", MAIN, *SMALL])
+    assert done.code != 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("samecurve: ")]
+    assert "asked for several processes" in line and "multi_cpu.yaml" in line
+    assert not Path("runs").exists()
+
+
+def test_a_mistake_under_two_ranks_is_one_line_and_nobody_hangs(
+    launch: Callable[..., Done], image_folder: Path
+) -> None:
+    (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")  # rank 0 alone sees it: it decodes first
+    folder = ["data.name=image_folder", f"data.root={image_folder}", "data.global_batch_size=4", "run.root=runs"]
+    for settings, wanted in ((["train.epoch=3"], "did you mean 'train.epochs'"), (folder, "corrupt image")):
+        done = launch(torchrun(2, MAIN, *SMALL, *settings), timeout_seconds=60)
+        assert done.code != 0
+        lines = [line for line in done.err.splitlines() if line.startswith("samecurve: ")]
+        assert len(lines) == 1 and wanted in lines[0], done.err
+        assert "Traceback" not in done.err.split("torch/distributed")[0]
+        assert "exitcode  : 2" in done.err  # of the rank, as torchrun reports it; its own is 1
+    assert not list(Path("runs").glob("*/config.yaml"))

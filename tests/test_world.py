@@ -1,0 +1,90 @@
+"""The world: three real ranks over gloo agree, add, wait for each other; strangers are refused."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Done, torchrun
+
+from trainer import rank_env
+from trainer.errors import WorldError
+from trainer.settings import Train
+from trainer.world import World
+
+WORKER = str(Path(__file__).parent / "workers" / "world.py")
+
+
+def test_three_ranks_work_together(launch: Callable[..., Done], tmp_path: Path) -> None:
+    done = launch(torchrun(3, WORKER, str(tmp_path)))
+    assert done.code == 0, done.err
+    ranks = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(3)]
+    for rank, seen in enumerate(ranks):
+        assert (seen["rank"], seen["size"]) == (rank, 3)
+        assert seen["sum"] == [6.0, 30.0]
+        assert seen["mean"] == 1.0 and seen["batches"] == 0  # BatchNorm's statistics averaged, its counter left alone
+        assert seen["together"] == "from rank 1" and seen["no error"] == ""  # the lowest failing rank's, on all
+        assert seen["from first"] == "rank 0"
+        assert seen["omp"] == "1" and seen["threads"] == max(1, len(os.sched_getaffinity(0)) // 3)
+    assert ranks[0]["first"] == [] and "mark-0" in ranks[1]["first"] and "mark-0" in ranks[2]["first"]
+
+
+def test_one_process_uses_all_cores_whatever_a_launcher_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does, which accelerate launch and torchrun set
+    try:
+        world = World(Train(device="cpu"))
+        assert torch.get_num_threads() == world.threads == len(os.sched_getaffinity(0))
+        World(Train(device="cpu", threads_per_rank=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_launchers_precision_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    # accelerate's file of defaults in the home folder is read silently and arrives here as a variable.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    world = World(Train(device="cpu"))
+    assert world.precision == "fp32" and world.accelerator.mixed_precision == "no"
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launcher_that_started_more_processes_is_believed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "4")
+    assert rank_env.read().announced_world_size == 4
+
+
+def test_strangers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")  # srun -n 4 python trainer/main.py
+    with pytest.raises(WorldError, match="the launcher started 4 processes but this one sees a group of 1"):
+        World(Train(device="cpu"))
+
+
+class TestDevices:
+    """A GPU cannot be had here: what torch says of one is set, what we make of it is tested."""
+
+    @pytest.fixture(autouse=True)
+    def two_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old GPU")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+
+    def test_more_ranks_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+        with pytest.raises(WorldError, match=r"4 ranks on this machine but 2 GPUs.*train\.device=cpu"):
+            World(Train())
+
+    def test_a_precision_that_the_gpu_lacks_is_refused(self) -> None:
+        with pytest.raises(WorldError, match=r"train\.precision=bf16: Old GPU lacks it; choose auto, fp32 or fp16"):
+            World(Train(precision="bf16"))
+
+    def test_the_cpu_can_be_had_all_the_same(self) -> None:
+        assert World(Train(device="cpu")).device.type == "cpu"
+
+
+def test_the_worker_is_run_by_this_python() -> None:
+    assert torchrun(2)[0] == sys.executable

@@ -1,0 +1,62 @@
+"""What one rank of test_world.py does; prints what it saw as a line of JSON."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import nn
+
+from trainer.errors import DataError
+from trainer.settings import Train
+from trainer.world import World
+
+FOLDER = Path(sys.argv[1])
+
+
+def refused(work: object, world: World) -> str:
+    try:
+        world.together(work)  # type: ignore[arg-type]
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def fails_on(ranks: tuple[int, ...], rank: int) -> None:
+    if rank in ranks:
+        raise DataError(f"from rank {rank}")
+
+
+def leave_a_mark(rank: int) -> list[str]:
+    seen = sorted(path.name for path in FOLDER.glob("mark-*"))
+    (FOLDER / f"mark-{rank}").write_text("")
+    return seen
+
+
+def main() -> None:
+    world = World(Train(device="cpu"))
+    rank = world.rank
+    norm = nn.BatchNorm1d(1)
+    norm.running_mean.fill_(float(rank))  # type: ignore[union-attr]
+    world.average_buffers(norm)
+    seen = {
+        "rank": rank,
+        "size": world.size,
+        "threads": torch.get_num_threads(),
+        "omp": os.environ.get("OMP_NUM_THREADS"),
+        "sum": world.sum(torch.tensor([rank + 1.0, 10.0])).tolist(),
+        "mean": float(norm.running_mean),  # type: ignore[arg-type]
+        "batches": int(norm.num_batches_tracked),  # type: ignore[arg-type]
+        "together": refused(lambda: fails_on((1, 2), rank), world),
+        "no error": refused(lambda: fails_on((), rank), world),
+        "first": world.first_then_rest(lambda: leave_a_mark(rank)),
+        "from first": world.from_first(lambda: f"rank {rank}"),
+    }
+    (FOLDER / f"seen-{rank}.json").write_text(json.dumps(seen))
+    world.close()
+
+
+main()
