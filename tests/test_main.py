@@ -1,5 +1,6 @@
 """The command: what goes right is all there; what goes wrong is one line and exit code 2, with nothing written over."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -106,6 +107,29 @@ def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capfd: pytest
     assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_full_disk_leaves_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from trainer import checkpoint
+
+    saves = checkpoint.save_file
+
+    def full(state: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-00000004" in str(path):
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saves(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert run("checkpoint.every_steps=2", "checkpoint.keep=1") == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "No space left on device" in line and "make room there" in line
+    folder = tmp_path / "runs" / "digits"
+    place, damaged = checkpoint.newest(folder / "checkpoints")
+    assert place == folder / "checkpoints" / "step-00000002" and damaged == []
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+
+
 def test_the_best_checkpoint_is_picked_on_the_held_out_part(tmp_path: Path) -> None:
     assert run("data.validation_fraction=0.2", "train.max_steps=54", "checkpoint.keep=1", "optim.lr=0.3") == 0
     folder = tmp_path / "runs" / "digits"
@@ -180,6 +204,9 @@ class TestBadInput:
         (tmp_path / "file").write_text("")
         assert "cannot be written" in self.refused(capfd, "run.root=file")
         assert "not-there" in self.refused(capfd, "run.name=other", "run.resume=not-there")
+        checkpoint = next((tmp_path / "runs" / "digits" / "checkpoints").iterdir())
+        other = ["run.name=other", f"run.resume={checkpoint}", "model.name=tudui"]
+        assert "is of another network or optimizer" in self.refused(capfd, *other)
 
     def test_wandb(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "no API key" in self.refused(capfd, "log.wandb=online")

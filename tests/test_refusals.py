@@ -27,3 +27,10 @@ def test_a_mistake_under_two_ranks_is_one_line_and_nobody_hangs(
         assert "Traceback" not in done.err.split("torch/distributed")[0]
         assert "exitcode  : 2" in done.err  # of the rank, as torchrun reports it; its own is 1
     assert not list(Path("runs").glob("*/config.yaml"))
+
+
+def test_a_defect_on_one_rank_ends_all_and_shows_its_traceback(launch: Callable[..., Done]) -> None:
+    done = launch(torchrun(2, str(Path(__file__).parent / "workers" / "defect.py"), *SMALL), timeout_seconds=60)
+    assert done.code != 0
+    report = done.err[done.err.index("Root Cause") :]
+    assert "RuntimeError: planted on rank 1" in report  # torchrun's own report holds it, and not only the screen

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
+from torch.optim import Optimizer
 
 from trainer import augment, checkpoint, data, evaluation, losses, models, optim, trackers
 from trainer.checkpoint import Best, Progress, Saved
@@ -89,8 +90,7 @@ class Trainer:
         self.module.to(self.world.device)
         optimizer = optim.OPTIMIZERS[config.optim.name](self.module.parameters(), config.optim)
         if saved is not None:
-            self.module.load_state_dict(saved.model)
-            optimizer.load_state_dict(saved.optimizer["optimizer"])
+            self._load_state(saved, optimizer)
         if config.train.compile:
             self.module.compile()
         model, self.optimizer = accelerator.prepare(self.module, optimizer)
@@ -105,6 +105,17 @@ class Trainer:
             config.run.seed,
             config.train.clip_grad_norm,
         )
+
+    def _load_state(self, saved: Saved, optimizer: Optimizer) -> None:
+        try:
+            self.module.load_state_dict(saved.model)
+            optimizer.load_state_dict(saved.optimizer["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise FolderError(
+                f"run.resume={self.config.run.resume}: that checkpoint is of another network or optimizer ({reason}); "
+                "choose one that was made with these settings"
+            ) from None
 
     def is_finished(self) -> bool:
         """Whether the run has all its steps and its results, so that there is nothing left to do."""

@@ -4,6 +4,7 @@ Exit codes: 0 finished; 2 the user must change something, one line on stderr say
 """
 
 import argparse
+import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from trainer import rank_env  # noqa: E402
 from trainer.errors import ConfigError, UserError  # noqa: E402
 from trainer.settings import RunConfig  # noqa: E402
 
-_OTHERS_WAIT_SECONDS = 20.0
+_OTHERS_WAIT_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +48,8 @@ def _train(config: RunConfig) -> int:
     @record  # so that torchrun shows the traceback of the rank that failed
     def run() -> UserError | None:
         try:
-            world = World(config.train)
-            train(config, world)
-            world.close()
+            with World(config.train) as world:
+                train(config, world)
         except UserError as error:
             return error
         return None
@@ -63,11 +63,15 @@ def _refuse(error: UserError) -> int:
 
 
 def _say(line: str, code: int) -> int:
-    """One line from rank 0. The others wait: a launcher ends all as soon as one is gone, maybe before 0 has spoken."""
-    if rank_env.read().rank == 0:
-        print(line, file=sys.stderr, flush=True)
-    else:
+    """One line, from rank 0. The others wait: a launcher ends all as soon as one is gone, maybe before 0 has spoken.
+
+    One that nobody has ended by then has met something that rank 0 has not, and speaks for itself.
+    """
+    rank = rank_env.read().rank
+    if rank > 0:
         time.sleep(_OTHERS_WAIT_SECONDS)
+        line = f"{line} (seen by rank {rank} on {platform.node()} alone)"
+    print(line, file=sys.stderr, flush=True)
     return code
 
 

@@ -17,8 +17,8 @@ from trainer.folder import RunFolder
 from trainer.settings import RunConfig
 
 _REACH_SECONDS = 3.0
-_INIT_SECONDS = 10.0
-_FINISH_SECONDS = 30.0
+_INIT_SECONDS = 5.0  # wandb adds about 11 to it
+_FINISH_SECONDS = 15.0
 
 
 class Tracker(Protocol):
@@ -71,9 +71,9 @@ class WandB:
 
     def __init__(self, config: RunConfig, folder: RunFolder, say: Callable[[str], None]) -> None:
         """Raises UserError when log.wandb=online and that is not possible. Never asks, never waits long."""
+        # Else every process, the offline ones too, calls home at its end: 10 s where a firewall swallows packets.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         mode, why = _mode(config.log.wandb)
-        if mode == "offline":
-            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else every offline process calls home at its end
         import wandb  # late: 1 s
 
         self._run: Any = None
@@ -88,16 +88,22 @@ class WandB:
                     "check the key and the network, or set log.wandb=offline"
                 ) from None
             mode = "offline"
+            wandb.teardown()  # else it holds that this run is in use already
             self._run = self._start(wandb, mode, config, folder)
-        self._offline = mode == "offline"
-        if self._offline:
+        if mode == "online":
+            say(f"W&B: online, {self._run.url}")
+        else:
             say(f"W&B: offline ({why}); to upload it later: {self._sync_command()}")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
     def _start(self, wandb: Any, mode: str, config: RunConfig, folder: RunFolder) -> Any:
         settings = wandb.Settings(
-            init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS, console="off", silent=True
+            init_timeout=_INIT_SECONDS,
+            finish_timeout=_FINISH_SECONDS,
+            finish_timeout_raises=True,
+            console="off",
+            silent=True,
         )
         return wandb.init(
             project=config.log.project,
@@ -114,7 +120,14 @@ class WandB:
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in scalars.items()}})
 
     def close(self) -> None:
-        self._run.finish()
+        """Waits for the upload, but not for ever."""
+        try:
+            self._run.finish()
+        except TimeoutError:
+            self._say(
+                f"W&B: not all was uploaded within {_FINISH_SECONDS:g} s; for the rest: "
+                f"{self._sync_command()} --include-online --yes"
+            )
 
     def _sync_command(self) -> str:
         return shlex.join(["wandb", "sync", str(self._run.settings.sync_dir)])

@@ -37,7 +37,11 @@ def leave_a_mark(rank: int) -> list[str]:
 
 
 def main() -> None:
-    world = World(Train(device="cpu"))
+    with World(Train(device="cpu")) as world:
+        work(world)
+
+
+def work(world: World) -> None:
     rank = world.rank
     norm = nn.BatchNorm1d(1)
     norm.running_mean.fill_(float(rank))  # type: ignore[union-attr]
@@ -56,7 +60,6 @@ def main() -> None:
         "from first": world.from_first(lambda: f"rank {rank}"),
     }
     (FOLDER / f"seen-{rank}.json").write_text(json.dumps(seen))
-    world.close()
 
 
 main()

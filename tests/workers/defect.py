@@ -1,0 +1,20 @@
+"""One rank of a run with a defect planted on rank 1, for test_refusals.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from trainer import data, main
+
+loads = data.load
+
+
+def fails(settings, seed, world):  # type: ignore[no-untyped-def]
+    if world.rank == 1:
+        raise RuntimeError("planted on rank 1")
+    return loads(settings, seed, world)
+
+
+data.load = fails
+sys.exit(main.main())
