@@ -77,6 +77,8 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
         ("data.channels=2", "choose from 1, 3, auto"),
         ("model.name=resnet81", "did you mean 'resnet18'"),
         ("run.name=../elsewhere", "wanted the name of a folder under run.root"),
+        ("run.name=.", "wanted the name of a folder under run.root"),
+        ("run.seed=5000000000", "wanted 4294967295 or less"),
         ("run.name=/elsewhere", "wanted the name of a folder under run.root"),
         ("schedule.warmup_epochs=99", "more than train.epochs"),
     ],

@@ -1,16 +1,19 @@
 """Slices: together they are the global batch, for any number of ranks; workers and resuming change nothing."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import paint
 
 from trainer import data
 from trainer.data import Images
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
-from trainer.settings import Data
+from trainer.settings import Data, Train
+from trainer.world import World
 
 LABELS = torch.arange(103) % 5
 PART = Images(torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous(), LABELS)
@@ -83,6 +86,22 @@ class TestHoldOut:
     def test_it_is_chosen_by_seed(self) -> None:
         assert torch.equal(data.hold_out(self.LABELS, 0.2, seed=1), data.hold_out(self.LABELS, 0.2, seed=1))
         assert not torch.equal(data.hold_out(self.LABELS, 0.2, seed=1), data.hold_out(self.LABELS, 0.2, seed=2))
+
+    def test_what_is_held_out_is_not_trained_on(self) -> None:
+        settings = Data(name="digits", validation_fraction=0.1)
+        splits = data.load(settings, seed=0, world=World(Train(device="cpu")))
+        assert splits.validation is not None
+        train, held_out = (
+            {image.numpy().tobytes() for image in part.images} for part in (splits.train, splits.validation)
+        )
+        assert not train & held_out and len(splits.train) + len(splits.validation) == 1433
+
+    def test_a_class_of_one_image_is_told(self, image_folder: Path) -> None:
+        paint(image_folder / "train" / "bird" / "0.png", seed=1)
+        paint(image_folder / "test" / "bird" / "0.png", seed=2)
+        settings = Data(name="image_folder", root=str(image_folder), validation_fraction=0.2, global_batch_size=2)
+        with pytest.raises(DataError, match="class bird has too few training images"):
+            data.load(settings, seed=0, world=World(Train(device="cpu")))
 
 
 @pytest.mark.parametrize(

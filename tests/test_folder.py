@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from trainer import config as configs
 from trainer.errors import FolderError
-from trainer.folder import MAY_CHANGE, RunFolder
+from trainer.folder import MAY_CHANGE, RunFolder, told
 from trainer.settings import RunConfig, schema
 
 
@@ -17,11 +19,12 @@ def config(*overrides: str) -> RunConfig:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> RunFolder:
+def begun(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(tmp_path / "runs" / "x")
     folder.check(config())
     folder.begin(config(), {"world_size": 1})
-    return folder
+    yield folder
+    folder.release()
 
 
 def test_a_new_folder_is_made_and_described(begun: RunFolder) -> None:
@@ -65,9 +68,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot be written .*set run\.root"):
         RunFolder(tmp_path / "file" / "x").check(config())
-    # A folder whose files nobody may make, not root either, who runs the tests on some machines.
-    with pytest.raises(FolderError, match=r"cannot be written .*set run\.root"):
-        RunFolder(Path("/proc/self/fdinfo")).check(config())
 
 
 def test_what_may_change_are_settings() -> None:
@@ -98,3 +98,23 @@ def test_no_key_is_written_down(begun: RunFolder, monkeypatch: pytest.MonkeyPatc
     begun.begin(config(), {})
     assert all("k" * 40 not in path.read_text() for path in begun.path.iterdir() if path.is_file())
     assert os.environ["WANDB_API_KEY"]
+
+
+def test_two_processes_cannot_use_one_folder(begun: RunFolder) -> None:
+    second = RunFolder(begun.path)
+    with pytest.raises(FolderError, match="in use by another process"):
+        second.check(config())
+    begun.release()
+    second.check(config())
+    second.release()
+
+
+def test_a_disk_that_is_full_is_one_line() -> None:
+    for error in (OSError(28, "No space left"), SafetensorError("File too large"), RuntimeError("write failed")):
+        with pytest.raises(FolderError, match=r"that cannot be written .*make room"), told("that"):
+            raise error
+
+
+def test_numbers_that_json_has_no_word_for_are_null(begun: RunFolder) -> None:
+    begun.write_json("x.json", {"loss": float("nan"), "rows": [(float("inf"), 1.5)]})
+    assert begun.read_json("x.json") == {"loss": None, "rows": [[None, 1.5]]}

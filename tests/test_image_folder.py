@@ -111,18 +111,18 @@ def test_a_damaged_pack_is_made_anew(image_folder: Path, damage: bytes | None) -
     assert np.array_equal(load(image_folder).train.images, good.train.images)
 
 
-def test_without_a_place_for_the_pack_it_goes_on(image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_place_for_the_pack_it_goes_on(image_folder: Path) -> None:
     occupied = image_folder / "file"
     occupied.write_text("")
     data = load(image_folder, cache_dir=str(occupied / "cache"))
-    assert len(data.train) == 12 and "set data.cache_dir" in capsys.readouterr().out
+    assert len(data.train) == 12 and "set data.cache_dir" in data.notes[0]
 
 
 def test_many_files_are_decoded_by_all_cores(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = load(image_folder, cache_dir=str(image_folder / "one"))
     monkeypatch.setattr("trainer.datasets.image_folder._FILES_WORTH_A_POOL", 1)
     monkeypatch.setattr("trainer.datasets.image_folder._FILES_PER_TASK", 5)
-    monkeypatch.setattr("trainer.datasets.image_folder._cores", lambda: 2)
+    monkeypatch.setattr("trainer.rank_env.cores", lambda: 2)
     together = load(image_folder, cache_dir=str(image_folder / "two"))
     assert np.array_equal(alone.train.images, together.train.images)
 
@@ -132,6 +132,11 @@ def test_nested_folders_and_strangers(image_folder: Path) -> None:
     (image_folder / "train" / "cat" / "notes.txt").write_text("not an image")
     (image_folder / "train" / "cat" / ".hidden.png").write_text("not an image")
     (image_folder / "train" / "README").write_text("not a class")
+    assert len(load(image_folder).train) == 13
+
+
+def test_a_link_is_what_it_points_to(image_folder: Path) -> None:
+    (image_folder / "train" / "cat" / "again.png").symlink_to(image_folder / "test" / "cat" / "0.png")
     assert len(load(image_folder).train) == 13
 
 
@@ -162,6 +167,16 @@ class TestWhatIsWrongIsNamed:
         for split in ("train", "test"):
             (image_folder / split / "bird").mkdir()
         self.check(image_folder, "train/bird is empty", "wanted image files")
+
+    @pytest.mark.parametrize("target", ["nowhere.png", "."])
+    def test_a_link_to_nothing_or_in_a_circle(self, image_folder: Path, target: str) -> None:
+        (image_folder / "train" / "cat" / "link.png").symlink_to(target)
+        self.check(image_folder, "link.png", "cannot be read")
+
+    def test_a_class_without_a_readable_name(self, image_folder: Path) -> None:
+        for split in ("train", "test"):
+            paint(image_folder / split / "\udcff" / "0.png", seed=1)
+        self.check(image_folder, "'\\udcff'", "no readable text")
 
     @pytest.mark.parametrize("content", [b"", b"nothing like an image", None])
     def test_a_corrupt_file(self, image_folder: Path, content: bytes | None) -> None:

@@ -21,7 +21,7 @@ LAYERS = [
         "models.imagenet",
     },
     {"models", "datasets", "step", "folder", "world", "optim"},
-    {"data", "trackers"},
+    {"data", "trackers", "resume", "result"},
     {"loop"},
     {"main"},
 ]

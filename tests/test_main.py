@@ -12,6 +12,7 @@ import yaml
 from conftest import MAIN, REPOSITORY, SMALL, paint
 from safetensors import safe_open
 from safetensors.torch import load_file
+from workers.tiny import tiny
 
 from trainer import main as entry
 from trainer import models
@@ -61,6 +62,30 @@ def rows_of(folder: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "samples_per_second")} for row in rows]
 
 
+@pytest.fixture
+def with_norm_and_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of BatchNorm and dropout in LeNet's place."""
+    monkeypatch.setitem(models.MODELS, "lenet", tiny)
+
+
+@pytest.mark.usefixtures("with_norm_and_dropout")
+def test_evaluation_neither_drops_out_nor_takes_statistics(tmp_path: Path) -> None:
+    assert run("data.normalize=half") == 0
+    net = tiny(None, 10, 1, 32).eval()
+    net.load_state_dict(load_file(tmp_path / "runs" / "digits" / "model.safetensors"))
+    from trainer.datasets import digits
+    from trainer.settings import Data
+
+    test = digits.load(Data(name="digits")).test
+    logits = net((torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5)
+    confusion = torch.zeros(10, 10, dtype=torch.int64)
+    for label, predicted in zip(test.labels, logits.argmax(1), strict=True):
+        confusion[label, predicted] += 1
+    summary = json.loads((tmp_path / "runs" / "digits" / "summary.json").read_text())
+    assert summary["test"]["confusion"] == confusion.tolist()
+
+
+@pytest.mark.usefixtures("with_norm_and_dropout")
 def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [
         "data.augment=[flip,crop,cutout]",
@@ -79,15 +104,13 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
             raise RuntimeError("killed")
         return takes_a_step(self, batch, step, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Step, "__call__", dies)
-    with pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as deadly, pytest.raises(RuntimeError, match="killed"):
+        deadly.setattr(Step, "__call__", dies)
         run(*settings, "run.name=broken")
     broken = tmp_path / "runs" / "broken"
     assert json.loads((broken / "status.json").read_text()) == {
         "state": "failed", "step": 28, "reason": "RuntimeError: killed"
     }  # fmt: skip
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -96,6 +119,64 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
     first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert rows_of(whole) == rows_of(broken)
+
+
+def test_a_run_killed_before_its_results_makes_them_once(tmp_path: Path) -> None:
+    assert run() == 0
+    folder = tmp_path / "runs" / "digits"
+    summary, rows = json.loads((folder / "summary.json").read_text()), rows_of(folder)
+    (folder / "summary.json").unlink()
+    assert run() == 0
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["test"] == summary["test"] and again["train"]["loss"] == summary["train"]["loss"]
+    assert again["train"]["samples_per_second"] > 0 and rows_of(folder) == rows
+
+
+def test_another_run_branches_off_from_a_checkpoint(tmp_path: Path) -> None:
+    first = ["run.name=first", "checkpoint.every_steps=2", "checkpoint.keep=9"]
+    assert run(*first) == 0
+    start = tmp_path / "runs" / "first" / "checkpoints" / "step-00000002"
+    assert run("run.name=second", f"run.resume={start}") == 0
+    assert [row["step"] for row in rows_of(tmp_path / "runs" / "second") if row["split"] == "train"] == [4, 6]
+    weights = [load_file(tmp_path / "runs" / name / "model.safetensors") for name in ("first", "second")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(tmp_path: Path) -> None:
+    assert run("optim.lr=1e12") == 0
+    text = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_text()
+    assert '"loss": null' in text and "NaN" not in text
+
+
+def losses_of(tmp_path: Path, *settings: str) -> list[float]:
+    name = f"run{len(list((tmp_path / 'runs').glob('*')))}"
+    assert run(f"run.name={name}", *settings) == 0
+    return [row["loss"] for row in rows_of(tmp_path / "runs" / name)]
+
+
+def test_settings_reach_the_loop(tmp_path: Path) -> None:
+    usual = losses_of(tmp_path)
+    assert losses_of(tmp_path) == usual
+    for setting in (
+        "data.shuffle=false",
+        "data.normalize=half",
+        "data.augment=[]",
+        "run.seed=1",
+        "optim.nesterov=true",
+    ):
+        assert losses_of(tmp_path, setting) != usual, setting
+    still = losses_of(tmp_path, "optim.lr=1e-12")
+    assert losses_of(tmp_path, "train.clip_grad_norm=1e-12", "optim.weight_decay=0") == pytest.approx(still, rel=1e-5)
+    assert usual[-1] != pytest.approx(still[-1], rel=1e-5)
+    assert run("run.name=short", "data.drop_last=true", "data.global_batch_size=1000") == 0
+    assert [row["samples"] for row in rows_of(tmp_path / "runs" / "short")][-1] == 6000
+
+
+def test_a_single_sample_that_cannot_be_normalized_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    small = ["data.channels=3", "model.name=torchvision/resnet18", "data.global_batch_size=2"]  # 1433 is odd
+    assert run(*small) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "a single one, which torchvision/resnet18 cannot normalize" in line and "data.drop_last=true" in line
 
 
 def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +287,8 @@ class TestBadInput:
         assert "not-there" in self.refused(capfd, "run.name=other", "run.resume=not-there")
         checkpoint = next((tmp_path / "runs" / "digits" / "checkpoints").iterdir())
         other = ["run.name=other", f"run.resume={checkpoint}", "model.name=tudui"]
-        assert "is of another network or optimizer" in self.refused(capfd, *other)
+        assert "model.name was lenet, now tudui" in self.refused(capfd, *other)
+        assert "choose another run.name to branch off" in self.refused(capfd, f"run.resume={checkpoint}")
 
     def test_wandb(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "no API key" in self.refused(capfd, "log.wandb=online")

@@ -1,7 +1,6 @@
 """The world: three real ranks over gloo agree, add, wait for each other; strangers are refused."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ def test_three_ranks_work_together(launch: Callable[..., Done], tmp_path: Path) 
         assert seen["mean"] == 1.0 and seen["batches"] == 0  # BatchNorm's statistics averaged, its counter left alone
         assert seen["together"] == "from rank 1" and seen["no error"] == ""  # the lowest failing rank's, on all
         assert seen["from first"] == "rank 0"
-        assert seen["omp"] == "1" and seen["threads"] == max(1, len(os.sched_getaffinity(0)) // 3)
+        assert seen["omp"] == "1" and seen["threads"] == max(1, rank_env.cores() // 3)
     assert ranks[0]["first"] == [] and "mark-0" in ranks[1]["first"] and "mark-0" in ranks[2]["first"]
 
 
@@ -37,7 +36,7 @@ def test_one_process_uses_all_cores_whatever_a_launcher_left(monkeypatch: pytest
     torch.set_num_threads(1)  # as OMP_NUM_THREADS=1 does, which accelerate launch and torchrun set
     try:
         world = World(Train(device="cpu"))
-        assert torch.get_num_threads() == world.threads == len(os.sched_getaffinity(0))
+        assert torch.get_num_threads() == world.threads == rank_env.cores()
         World(Train(device="cpu", threads_per_rank=1))
         assert torch.get_num_threads() == 1
     finally:
@@ -49,6 +48,14 @@ def test_the_launchers_precision_does_not_count(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     world = World(Train(device="cpu"))
     assert world.precision == "fp32" and world.accelerator.mixed_precision == "no"
+
+
+def test_variables_that_accelerate_lets_overrule_its_caller_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")  # would divide every gradient by four
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")  # would compile, whatever train.compile says
+    accelerator = World(Train(device="cpu")).accelerator
+    assert accelerator.gradient_accumulation_steps == 1
+    assert accelerator.state.dynamo_plugin.backend.value == "NO"
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])

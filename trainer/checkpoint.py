@@ -47,6 +47,10 @@ class Progress:
     """loss sum and correct predictions since the last line of training metrics, over all ranks"""
     window_samples: int = 0
     best: Best | None = None
+    last_line: dict[str, float] = field(default_factory=dict)
+    """the last line of training metrics"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """those it was made with, by their full names"""
 
 
 @dataclass
@@ -57,10 +61,12 @@ class Saved:
 
 
 def save(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> Path:
-    """Writes checkpoints/step-N beside its place, flushes, renames. Raises OSError; then nothing has changed."""
+    """Writes checkpoints/step-N beside its place, flushes, renames. Raises OSError, SafetensorError or
+    RuntimeError (torch.save) when that fails; then nothing has changed."""
     place = folder / f"step-{progress.step:08}"
-    partial = folder / f".{place.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder / f".{place.name}.partial"
+    for left_behind in folder.glob(".step-*"):  # by a save that was killed
+        shutil.rmtree(left_behind)
     partial.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, partial / "model.safetensors")
     torch.save(optimizer, partial / "optimizer.pt")
@@ -72,10 +78,10 @@ def save(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Any], prog
     for path in [*partial.iterdir(), partial]:
         _flush(path)
     if place.exists():  # a damaged one of the same step, passed over on resume
-        place.rename(folder / f".{place.name}.{os.getpid()}.replaced")
+        place.rename(folder / f".{place.name}.replaced")
     partial.rename(place)
     _flush(folder)
-    shutil.rmtree(folder / f".{place.name}.{os.getpid()}.replaced", ignore_errors=True)
+    shutil.rmtree(folder / f".{place.name}.replaced", ignore_errors=True)
     return place
 
 

@@ -209,13 +209,14 @@ def _outside(value: Any, limits: Any) -> Iterator[str]:
 
 def _contradictions(config: RunConfig) -> Iterator[str]:
     data, model, train = config.data, config.model, config.train
-    if PurePath(config.run.name).is_absolute() or ".." in PurePath(config.run.name).parts or "\0" in config.run.name:
+    name = PurePath(config.run.name)
+    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in config.run.name:
         yield f"run.name={config.run.name}: wanted the name of a folder under run.root; put the rest into run.root"
     if data.channels not in ("auto", 1, 3):
         yield f"data.channels={data.channels}: choose from 1, 3, auto"
-    for name in data.augment:
-        if name not in AUGMENTATIONS:
-            yield f"data.augment={data.augment}: no augmentation '{name}'; {one_of(name, AUGMENTATIONS)}"
+    for kind in data.augment:
+        if kind not in AUGMENTATIONS:
+            yield f"data.augment={data.augment}: no augmentation '{kind}'; {one_of(kind, AUGMENTATIONS)}"
     if "cutout" in data.augment and data.cutout_size > data.image_size:
         yield f"data.cutout_size={data.cutout_size} is larger than data.image_size={data.image_size}; lower it"
     own_models = ("lenet", "tudui", "resnet18", "vgg16")

@@ -22,7 +22,7 @@ from trainer.settings import Data
 from trainer.step import Slice
 from trainer.world import World
 
-# To add a data set, write its file in datasets/, list it here, and name it in trainer/config.py.
+# To add a data set, write its file in datasets/, list it here, and name it in trainer/settings.py.
 DATASETS = {"cifar10": cifar10.load, "image_folder": image_folder.load, "digits": digits.load}
 
 
@@ -45,6 +45,8 @@ class Splits:
     validation: Images | None
     test: Images
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
 
 
 def load(data: Data, seed: int, world: World) -> Splits:
@@ -54,9 +56,15 @@ def load(data: Data, seed: int, world: World) -> Splits:
     validation = None
     if data.validation_fraction:
         held_out = hold_out(train.labels, data.validation_fraction, seed)
+        for label, name in enumerate(source.classes):
+            if held_out[train.labels == label].all():
+                raise DataError(
+                    f"class {name} has too few training images to hold some out; "
+                    "add some, or set data.validation_fraction=0"
+                )
         validation = Images(train.images[held_out], train.labels[held_out])
         train = Images(train.images[~held_out], train.labels[~held_out])
-    splits = Splits(train, validation, test, source.classes)
+    splits = Splits(train, validation, test, source.classes, source.notes)
     _check(data, splits, world)
     return splits
 

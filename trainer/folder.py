@@ -1,19 +1,22 @@
 """A run's folder: who may use it, and files in it that are always whole."""
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from trainer import config as configs
 from trainer.errors import FolderError
@@ -36,17 +39,11 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self._lock: IO[str] | None = None
 
     def check(self, config: RunConfig) -> None:
         """Raises FolderError when it cannot be written, or holds a run that this one would write over."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise FolderError(
-                f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a folder that can"
-            ) from None
+        self._take_hold()
         before = self._settings()
         if before is None:
             return
@@ -55,16 +52,34 @@ class RunFolder:
                 f"run folder {self.path} already holds a run and run.resume=never; "
                 "choose another run.name or remove the folder"
             )
-        changed = [
-            f"{name} was {before[name]}, now {value}"
-            for name, value in configs.flatten(config).items()
-            if name not in MAY_CHANGE and before[name] != value
-        ]
+        changed = differences(before, config)
         if changed:
             raise FolderError(
-                f"run folder {self.path} already holds a run with other settings ({'; '.join(changed)}); "
+                f"run folder {self.path} already holds a run with other settings ({changed}); "
                 "choose another run.name, or the same settings to go on with it"
             )
+
+    def _take_hold(self) -> None:
+        """Two runs in one folder would write over each other. The lock ends with the process, however that ends."""
+        self.release()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise FolderError(
+                f"run folder {self.path} is in use by another process; wait for it, or choose another run.name"
+            ) from None
+        except OSError as error:
+            raise FolderError(
+                f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a folder that can"
+            ) from None
+
+    def release(self) -> None:
+        """Lets go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def begin(self, config: RunConfig, devices: dict[str, object]) -> None:
         """Writes what the run is: config.yaml and environment.json."""
@@ -76,7 +91,7 @@ class RunFolder:
         self.write_json("status.json", {"state": state, "step": step, "reason": reason})
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write(name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self.write(name, json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file whole: nobody reads half of it, whenever this process dies."""
@@ -95,14 +110,18 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def rewind_metrics(self, step: int) -> None:
-        """Leaves only the lines of metrics.jsonl up to a step, so that a continued run writes none twice."""
+    def rewind_metrics(self, step: int, evaluate_again: bool = False) -> None:
+        """Leaves only the lines of metrics.jsonl up to a step, so that a continued run writes none twice.
+
+        evaluate_again: those of evaluations at that very step go too.
+        """
         if not self.metrics.is_file():
             return
         kept = []
         for line in self.metrics.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                if row["step"] < step or (row["step"] == step and (row["split"] == "train" or not evaluate_again)):
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the last line of a killed run may be cut off
                 continue
@@ -123,6 +142,37 @@ class RunFolder:
             raise FolderError(
                 f"{path} is not readable as the settings of a run; choose another run.name or remove the folder"
             ) from None
+
+
+def differences(before: dict[str, Any], config: RunConfig) -> str:
+    """The settings that may not change and did, with both values; empty when there are none."""
+    return "; ".join(
+        f"{name} was {before[name]}, now {value}"
+        for name, value in configs.flatten(config).items()
+        if name not in MAY_CHANGE and name in before and before[name] != value
+    )
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """A disk that is full or gone, in whatever words the writer below has for it, becomes one line for the user."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise FolderError(
+            f"{what} cannot be written ({reason}); make room there, "
+            "then the same command goes on from the last checkpoint"
+        ) from None
+
+
+def finite(content: Any) -> Any:
+    """The same with null for each number that JSON has no word for: a loss that is infinite or none at all."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def environment() -> dict[str, object]:

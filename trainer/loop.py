@@ -1,43 +1,43 @@
 """The Trainer: builds the parts, prepares them once, runs steps, evaluates, saves, logs. Knows all other rooms."""
 
+import copy
 import json
-from dataclasses import asdict
-from pathlib import Path
 from time import perf_counter
-from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
-from torch.optim import Optimizer
 
-from trainer import augment, checkpoint, data, evaluation, losses, models, optim, trackers
+from trainer import augment, checkpoint, data, evaluation, losses, models, optim, result, resume, trackers
 from trainer.checkpoint import Best, Progress, Saved
+from trainer.config import flatten
 from trainer.console import Console, Quiet
-from trainer.errors import FolderError
-from trainer.folder import RunFolder
+from trainer.errors import DataError
+from trainer.folder import RunFolder, told
 from trainer.meter import Meter
 from trainer.sampler import GlobalBatches
 from trainer.settings import RunConfig
 from trainer.step import Step
 from trainer.world import World
 
+# Where things lie may differ from machine to machine; all else must be the same for all ranks.
+_OF_A_MACHINE = {"data.root", "data.cache_dir", "run.root"}
+
 
 def train(config: RunConfig, world: World) -> None:
     """Trains to the end, or shows the result of a run that has got there already. All is left in the run folder."""
+    settings = {name: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE}
+    world.agree("settings", json.dumps(settings))
     folder = RunFolder(config.folder)
-    world.from_first(lambda: folder.check(config))
-    trainer = Trainer(config, world, folder)
-    if trainer.is_finished():
-        trainer.show_finished()
-        return
     try:
-        trainer.begin()
-        trainer.run()
-    except BaseException as error:  # recorded for whoever looks at the folder, then told as ever
-        trainer.record_failure(error)
-        raise
+        world.from_first(lambda: folder.check(config))
+        trainer = Trainer(config, world, folder)
+        if trainer.is_finished():
+            trainer.show_finished()
+        else:
+            trainer.run_or_record_failure()
     finally:
-        trainer.close()
+        folder.release()
 
 
 class Trainer:
@@ -48,10 +48,11 @@ class Trainer:
         self.console = Console() if world.is_first else Quiet()
         self.trackers: list[trackers.Tracker] = [trackers.Silent()]
         self.results: dict[str, evaluation.Evaluation] = {}
-        self.last_line: dict[str, float] = {}
         set_seed(config.run.seed)
 
         splits = data.load(config.data, config.run.seed, world)
+        for line in splits.notes:
+            self.console.say(line)
         self.classes = splits.classes
         self.normalization = augment.normalization(config.data.normalize, splits.train.images)
         self.augment = augment.Augment(config.data, self.normalization, config.run.seed, world.device)
@@ -66,35 +67,27 @@ class Trainer:
         self.durations = optim.durations(config, self.batches.steps_per_epoch)
         self.schedule = optim.Schedule(config.schedule.name, self.durations.warmup_steps, self.durations.total_steps)
 
-        saved = self._find_checkpoint()
+        saved = resume.find_checkpoint(config, folder, world, self.console.say)
         self.progress = saved.progress if saved is not None else Progress()
         self._build_model(saved)
         sums = self.progress.window if world.is_first else [0.0, 0.0]
         self.meter = Meter(sums, self.progress.window_samples, world.sum, world.device)
-
-    def _find_checkpoint(self) -> Saved | None:
-        """The one that the settings name, or the newest of this run that verifies; the same on every rank."""
-        resume = self.config.run.resume
-        if resume not in ("auto", "never"):
-            return self.world.together(lambda: checkpoint.load(Path(resume).expanduser()))
-        place, damaged = self.world.from_first(lambda: checkpoint.newest(self.folder.checkpoints))
-        for line in damaged:
-            self.console.say(line)
-        return self.world.together(lambda: checkpoint.load(place)) if place is not None else None
 
     def _build_model(self, saved: Saved | None) -> None:
         """The network and its optimizer, from a checkpoint if there is one, then prepared once."""
         config, accelerator = self.config, self.world.accelerator
         channels, image_size = self.splits.train.images.shape[1:3]
         self.module = self.world.together(lambda: models.build(config.model, len(self.classes), channels, image_size))
+        self.world.together(lambda: self._check_smallest_slice((channels, image_size, image_size)))
         self.module.to(self.world.device)
         optimizer = optim.OPTIMIZERS[config.optim.name](self.module.parameters(), config.optim)
         if saved is not None:
-            self._load_state(saved, optimizer)
+            self.module.load_state_dict(saved.model)
+            optimizer.load_state_dict(saved.optimizer["optimizer"])
         if config.train.compile:
             self.module.compile()
         model, self.optimizer = accelerator.prepare(self.module, optimizer)
-        if saved is not None and accelerator.scaler is not None:
+        if saved is not None and accelerator.scaler is not None and saved.optimizer["scaler"]:
             accelerator.scaler.load_state_dict(saved.optimizer["scaler"])
         self.step = Step(
             accelerator,
@@ -106,15 +99,19 @@ class Trainer:
             config.train.clip_grad_norm,
         )
 
-    def _load_state(self, saved: Saved, optimizer: Optimizer) -> None:
+    def _check_smallest_slice(self, shape: tuple[int, int, int]) -> None:
+        """Raises DataError when a slice is one sample and a BatchNorm layer would see one value a channel of it."""
+        batches = self.batches
+        sizes = {batches.size(0), batches.size(batches.steps_per_epoch - 1)}
+        if not any(size // self.world.size == 1 or size < self.world.size for size in sizes):
+            return
         try:
-            self.module.load_state_dict(saved.model)
-            optimizer.load_state_dict(saved.optimizer["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FolderError(
-                f"run.resume={self.config.run.resume}: that checkpoint is of another network or optimizer ({reason}); "
-                "choose one that was made with these settings"
+            copy.deepcopy(self.module)(torch.zeros(1, *shape))
+        except ValueError as error:
+            raise DataError(
+                f"batches of {' and '.join(map(str, sorted(sizes)))} samples leave one of {self.world.size} ranks a "
+                f"single one, which {self.config.model.name} cannot normalize ({error}); "
+                "change data.global_batch_size, or set data.drop_last=true"
             ) from None
 
     def is_finished(self) -> bool:
@@ -132,6 +129,19 @@ class Trainer:
         )
         self.console.finished(self.folder.read_json("summary.json"), self.folder.path)
 
+    def run_or_record_failure(self) -> None:
+        """The run; what ends it early is left in status.json for whoever looks at the folder, then told as ever."""
+        failed = True
+        try:
+            self.begin()
+            self.run()
+            failed = False
+        except BaseException as error:
+            self._record_failure(error)
+            raise
+        finally:
+            self.close(failed)
+
     def begin(self) -> None:
         """Opens the run folder and the trackers; from here on the folder is this run's."""
         folder, config, world, step = self.folder, self.config, self.world, self.progress.step
@@ -141,9 +151,9 @@ class Trainer:
         def open_folder() -> None:
             folder.begin(config, devices)
             folder.status("running", step)
-            folder.rewind_metrics(step)
-            if world.is_first:
-                self.trackers = trackers.build(config, folder, step, self.console.say)
+            # A run killed between its last checkpoint and its results makes these again.
+            folder.rewind_metrics(step, evaluate_again=step == total_steps)
+            self.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
         weights = sum(parameter.numel() for parameter in self.module.parameters())
@@ -160,6 +170,7 @@ class Trainer:
         config, progress, batches, durations = self.config, self.progress, self.batches, self.durations
         first_step, total_steps = progress.step, durations.total_steps
         self._seconds_before, self._started = progress.seconds, perf_counter()
+        self.meter.start()
         for batch in data.train_loader(self.splits.train, batches, config.data, self.world, first_step, total_steps):
             step = progress.step
             global_size = batches.size(step)
@@ -198,10 +209,10 @@ class Trainer:
         step = self.progress.step
         values = self.meter.read()
         lr = self.config.optim.lr * self.schedule.lr_factor(step - 1)
-        self.last_line = self._position() | values | {"lr": lr}
-        self._log("train", self.last_line)
+        line = self.progress.last_line = self._position() | values | {"lr": lr}
+        self._log("train", line)
         left = self.batches.samples_before(self.durations.total_steps) - self.batches.samples_before(step)
-        self.console.training(step, self.last_line, left / values["samples_per_second"])
+        self.console.training(step, line, left / values["samples_per_second"])
 
     def _evaluate(self) -> bool:
         """Evaluates on the held-out part, if there is one, and on the test set; whether this is the best so far."""
@@ -210,8 +221,8 @@ class Trainer:
             self.world.average_buffers(self.module)
             for split, part in (("validation", self.splits.validation), ("test", self.splits.test)):
                 if part is not None:
-                    self.results[split] = result = self._evaluate_split(part)
-                    scalars = self._position() | {"loss": result.loss, "accuracy": result.accuracy}
+                    self.results[split] = found = self._evaluate_split(part)
+                    scalars = self._position() | {"loss": found.loss, "accuracy": found.accuracy}
                     self._log(split, scalars)
                     self.console.evaluated(split, progress.step, scalars)
         if "validation" not in self.results:  # nothing is ever picked by the test set: the latest counts
@@ -227,7 +238,7 @@ class Trainer:
         """Each sample once, through the module itself: a DDP forward would wait for ranks that have fewer chunks."""
         batch_size, world = self.config.eval.batch_size, self.world
         self.module.eval()
-        result = evaluation.evaluate(
+        found = evaluation.evaluate(
             lambda images: self.module(self.augment.plain(images)),
             losses.build(self.config.loss, training=False),
             data.chunks(part, batch_size, world),
@@ -237,8 +248,8 @@ class Trainer:
             world.device,
         )
         self.module.train()
-        assert result.num_samples == len(part), f"evaluated {result.num_samples} of {len(part)} samples"
-        return result
+        assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
+        return found
 
     def _save(self) -> None:
         """A checkpoint by rank 0; then the older ones that need not be kept go."""
@@ -247,71 +258,38 @@ class Trainer:
             self.world.average_buffers(self.module)
             self._position()
             progress.window, progress.window_samples = self.meter.total(), self.meter.samples
+            progress.settings = flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
 
             def write() -> None:
                 state = {"optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-                try:
+                with told(f"checkpoint in {folder.checkpoints}"):
                     checkpoint.save(folder.checkpoints, self.module.state_dict(), state, progress)
                     checkpoint.prune(folder.checkpoints, self.config.checkpoint.keep, best_step)
                     folder.status("running", progress.step)
-                except OSError as error:
-                    raise FolderError(
-                        f"checkpoint in {folder.checkpoints} cannot be written ({error.strerror}); "
-                        "make room there, then the same command goes on from the one before it"
-                    ) from None
 
             self.world.from_first(write)
 
     def _finish(self) -> None:
         """The weights, the summary, the table."""
-        summary = self._summary()
+        durations, progress = self.durations, self.progress
+        rate = self.meter.mean_samples_per_second or progress.last_line["samples_per_second"]
+        summary = result.summary(progress, durations.steps_per_epoch, self.world.size, rate, self.results)
+        channels = self.splits.train.images.shape[1]
 
         def write() -> None:
-            self.folder.write_file(
-                "model.safetensors",
-                lambda path: save_file(
-                    {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()},
-                    path,
-                    metadata=self._about_weights(),
-                ),
-            )
-            self.folder.write_json("summary.json", summary)
-            self.folder.status("finished", self.progress.step)
+            about = result.about_weights(self.config, self.classes, self.normalization, channels)
+            weights = {name: tensor.contiguous() for name, tensor in self.module.state_dict().items()}
+            with told(f"the result in {self.folder.path}"):
+                self.folder.write_file("model.safetensors", lambda path: save_file(weights, path, metadata=about))
+                self.folder.write_json("summary.json", summary)
+                self.folder.status("finished", progress.step)
 
         self.world.from_first(write)
         self.close()
         self.console.finished(summary, self.folder.path)
 
-    def _summary(self) -> dict[str, Any]:
-        progress = self.progress
-        return {
-            "state": "finished",
-            "steps": progress.step,
-            "epochs": progress.step / self.durations.steps_per_epoch,
-            "world_size": self.world.size,
-            "seconds": progress.seconds,
-            "train": {
-                "loss": self.last_line.get("loss"),
-                "accuracy": self.last_line.get("accuracy"),
-                "samples_per_second": self.meter.mean_samples_per_second,
-            },
-            **{split: asdict(result) for split, result in self.results.items()},
-            "best": asdict(progress.best) if progress.best else None,
-        }
-
-    def _about_weights(self) -> dict[str, str]:
-        """What model.safetensors says of itself: enough to build the network and to feed it."""
-        return {
-            "format": "pt",
-            "model": json.dumps(asdict(self.config.model)),
-            "classes": json.dumps(self.classes),
-            "normalization": json.dumps(asdict(self.normalization)),
-            "image_size": str(self.config.data.image_size),
-            "channels": str(self.splits.train.images.shape[1]),
-        }
-
-    def record_failure(self, error: BaseException) -> None:
+    def _record_failure(self, error: BaseException) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""
         if self.world.is_first:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
@@ -320,9 +298,9 @@ class Trainer:
             except OSError as second:
                 self.console.say(f"status.json could not be written ({second.strerror})")
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""
         for tracker in self.trackers:
-            tracker.close()
+            tracker.close(failed)
         self.trackers = []
         self.console.close()

@@ -29,7 +29,7 @@ def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
     return F.one_hot(labels, logits.shape[1]).to(logits.dtype)
 
 
-# To add a loss, write it above, list it here, and name it in trainer/config.py.
+# To add a loss, write it above, list it here, and name it in trainer/settings.py.
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1}
 
 

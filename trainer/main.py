@@ -4,7 +4,6 @@ Exit codes: 0 finished; 2 the user must change something, one line on stderr say
 """
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -25,18 +24,22 @@ _OTHERS_WAIT_SECONDS = 10.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the settings before it imports anything heavy, then trains; returns the exit code."""
+    env = rank_env.read()
     try:
         arguments, overrides = _parser().parse_known_args(argv)
         config = configs.load([configs.find(name) for name in arguments.config or ["cifar10"]], overrides)
         if arguments.print_config:
-            if rank_env.read().rank == 0:
+            if env.rank == 0:
                 print(configs.to_yaml(config), end="")
             return 0
+    except UserError as error:  # maybe on this machine alone: its first rank says so
+        return _refuse(error, speaks=env.local_rank == 0)
+    try:
         return _train(config)
-    except UserError as error:
-        return _refuse(error)
     except KeyboardInterrupt:
-        return _say(f"interrupted; the same command goes on from the last checkpoint in {config.folder}", 130)
+        if env.rank == 0:
+            print(f"interrupted; the same command goes on from the last checkpoint in {config.folder}", file=sys.stderr)
+        return 130
 
 
 def _train(config: RunConfig) -> int:
@@ -45,34 +48,33 @@ def _train(config: RunConfig) -> int:
     from trainer.loop import train
     from trainer.world import World
 
+    env = rank_env.read()
+
     @record  # so that torchrun shows the traceback of the rank that failed
-    def run() -> UserError | None:
+    def run() -> int:
         try:
-            with World(config.train) as world:
+            world = World(config.train)
+        except UserError as error:
+            return _refuse(error, speaks=env.local_rank == 0)
+        try:
+            with world:
                 train(config, world)
         except UserError as error:
-            return error
-        return None
+            return _refuse(error, speaks=world.is_first)
+        return 0
 
-    error = run()
-    return _refuse(error) if error is not None else 0
-
-
-def _refuse(error: UserError) -> int:
-    return _say(f"samecurve: {error}", 2)
+    return run() or 0
 
 
-def _say(line: str, code: int) -> int:
-    """One line, from rank 0. The others wait: a launcher ends all as soon as one is gone, maybe before 0 has spoken.
+def _refuse(error: UserError, speaks: bool) -> int:
+    """One line. Who need not speak waits: a launcher ends all as soon as one is gone, maybe before the line is out.
 
-    One that nobody has ended by then has met something that rank 0 has not, and speaks for itself.
+    One that nobody has ended by then has met something that the others have not, and speaks after all.
     """
-    rank = rank_env.read().rank
-    if rank > 0:
+    if not speaks:
         time.sleep(_OTHERS_WAIT_SECONDS)
-        line = f"{line} (seen by rank {rank} on {platform.node()} alone)"
-    print(line, file=sys.stderr, flush=True)
-    return code
+    print(f"samecurve: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 class _Parser(argparse.ArgumentParser):

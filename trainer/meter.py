@@ -22,6 +22,10 @@ class Meter:
         self._since = time.perf_counter()
         self._all_samples, self._all_seconds = 0, 0.0
 
+    def start(self) -> None:
+        """Starts the clock: what came before is not training time."""
+        self._since = time.perf_counter()
+
     def add(self, sums: Tensor, samples: int) -> None:
         """A step's [loss sum, correct predictions] of this rank, float64 [2], and its samples on all ranks."""
         self._sums += sums

@@ -23,7 +23,7 @@ def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optim
     return torch.optim.AdamW(parameters, optim.lr, betas=(first, second), weight_decay=optim.weight_decay)
 
 
-# To add an optimizer, write it above, list it here, and name it in trainer/config.py.
+# To add an optimizer, write it above, list it here, and name it in trainer/settings.py.
 OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Optim], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
 
 

@@ -1,4 +1,4 @@
-"""What the launcher left in the environment: rank, local rank and sizes. No torch, so that errors are early.
+"""What the launcher and the system give this process: rank, local rank, sizes, cores. No torch: errors are early.
 
 torchrun and `accelerate launch` set RANK and its kin; a process started alone has none of them.
 """
@@ -30,6 +30,11 @@ def read() -> RankEnv:
         announced_world_size=max(_number(name, 1) for name in _ANNOUNCED_SIZES),
         lost_siblings="MASTER_PORT" in os.environ and "RANK" not in os.environ,
     )
+
+
+def cores() -> int:
+    """Cores this process may use, not those the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(name: str, default: int) -> int:

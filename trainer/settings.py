@@ -22,7 +22,7 @@ def setting(
 class Run:
     name: str = setting("", "folder of this run under run.root; empty: the name of the last --config")
     root: str = setting("runs", "folder that holds the runs")
-    seed: int = setting(0, "the one seed of weights, order, augmentation and dropout", least=0)
+    seed: int = setting(0, "the one seed of weights, order, augmentation and dropout", least=0, most=2**32 - 1)
     resume: str = setting(
         "auto", "auto: go on with this run if it was begun; never: refuse to; PATH: start from that checkpoint"
     )

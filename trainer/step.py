@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import randomness
 from trainer.losses import SampleLoss
@@ -47,6 +48,7 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __call__(self, batch: Slice, step: int, epoch: int, global_size: int) -> Tensor:
         """Takes the step and returns [loss sum, correct predictions] of the slice, float64 [2].
@@ -58,6 +60,8 @@ class Step:
         """
         if self._draws:
             torch.manual_seed(randomness.key(self._seed, step, "dropout", self._accelerator.process_index) >> 1)
+        if not batch.weight:  # what an idle rank runs must not enter the statistics
+            self._set_norms(training=False)
         logits = self._model(self._augment(batch.images, batch.ids, epoch))
         loss_sum = self._loss(logits, batch.labels).sum() * batch.weight
         self._accelerator.backward(loss_sum * (self._accelerator.num_processes / global_size))
@@ -66,7 +70,13 @@ class Step:
         self._optimizer.step()
         self._optimizer.zero_grad()
         correct = (logits.detach().argmax(1) == batch.labels).sum() * batch.weight
+        if not batch.weight:
+            self._set_norms(training=True)
         return torch.stack([loss_sum.detach(), correct]).double()
+
+    def _set_norms(self, training: bool) -> None:
+        for module in self._norms:
+            module.train(training)
 
 
 def _draws(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trainer import config as configs
 from trainer.errors import UserError
-from trainer.folder import RunFolder
+from trainer.folder import RunFolder, finite, told
 from trainer.settings import RunConfig
 
 _REACH_SECONDS = 3.0
@@ -25,14 +25,14 @@ class Tracker(Protocol):
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         """One row: split is train, validation or test; step is the number of optimizer steps taken."""
 
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None: ...
 
 
 class Silent:
     """What every rank but the first is given, so that the loop never asks for its rank."""
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None: ...
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None: ...
 
 
 class JsonLines:
@@ -42,10 +42,12 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
-        self._file.write(json.dumps({"split": split, "step": step, **scalars}) + "\n")
-        self._file.flush()
+        row = finite({"split": split, "step": step, **scalars})
+        with told(str(self._file.name)):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._file.close()
 
 
@@ -62,7 +64,7 @@ class TensorBoard:
         for name, value in scalars.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._writer.close()
 
 
@@ -119,10 +121,10 @@ class WandB:
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in scalars.items()}})
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Waits for the upload, but not for ever."""
         try:
-            self._run.finish()
+            self._run.finish(exit_code=1 if failed else 0)
         except TimeoutError:
             self._say(
                 f"W&B: not all was uploaded within {_FINISH_SECONDS:g} s; for the rest: "

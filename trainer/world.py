@@ -22,7 +22,10 @@ from trainer.settings import Train
 
 T = TypeVar("T")
 
-_GROUP_TIMEOUT = timedelta(minutes=30)
+_MEET_TIMEOUT = timedelta(minutes=2)  # for all ranks to be there: one that failed at its start never comes
+_EXCHANGE_TIMEOUT = timedelta(minutes=30)  # for one exchange: the others wait while rank 0 decodes a data set
+# accelerate lets these win over what it is called with; launch sets them from a file in the user's home folder.
+_OVERRULING = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE")
 
 
 class World:
@@ -37,6 +40,8 @@ class World:
         torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS a launcher left behind
         if on_gpu:
             torch.backends.cudnn.benchmark = True
+        for name in _OVERRULING:
+            os.environ.pop(name, None)
         self.accelerator = Accelerator(
             cpu=not on_gpu,
             mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
@@ -44,14 +49,17 @@ class World:
             kwargs_handlers=[
                 # Buffers are averaged before each evaluation instead of being sent at every step (average_buffers).
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
+                InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
             ],
         )
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
+        self._local_rank = env.local_rank
         self.device = self.accelerator.device
         self.is_first = self.rank == 0
         _check_group(env, self.size)
+        if self.size > 1:
+            torch.distributed.distributed_c10d._set_pg_timeout(_EXCHANGE_TIMEOUT)
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
@@ -71,12 +79,21 @@ class World:
         return result  # type: ignore[return-value]
 
     def first_then_rest(self, work: Callable[[], T]) -> T:
-        """Rank 0 does `work` alone (downloads, decodes), then the others do it and find it done; errors as above."""
-        result = self.together(lambda: work() if self.is_first else None)
-        if self.size == 1:
-            return result  # type: ignore[return-value]
-        rest = self.together(lambda: None if self.is_first else work())
-        return result if self.is_first else rest  # type: ignore[return-value]
+        """Rank 0 does `work` alone (downloads, decodes), then the first rank of each other machine, whose disk may be
+        another, then all the rest, who find it done; errors as above."""
+        own_turn = 0 if self.is_first else 1 if self._local_rank == 0 else 2
+        result: T | None = None
+        for turn in range(3 if self.size > 1 else 1):
+            done = self.together(lambda turn=turn: work() if turn == own_turn else None)  # type: ignore[misc]
+            result = done if turn == own_turn else result
+        return result  # type: ignore[return-value]
+
+    def agree(self, what: str, value: str) -> None:
+        """Raises WorldError on every rank unless all have the same value."""
+        values = gather_object([value]) if self.size > 1 else [value]
+        odd = next((rank for rank, other in enumerate(values) if other != values[0]), None)
+        if odd is not None:
+            raise WorldError(f"rank {odd} was started with other {what} than rank 0; start all with the same command")
 
     def from_first(self, work: Callable[[], T]) -> T:
         """What `work` returns on rank 0, on every rank; errors as above. Only rank 0 does it."""
@@ -121,7 +138,7 @@ class World:
             "backend": torch.distributed.get_backend() if self.size > 1 else None,
             "precision": self.precision,
             "threads_per_rank": self.threads,
-            "cores": _cores(),
+            "cores": rank_env.cores(),
         }
 
 
@@ -152,12 +169,7 @@ def _precision(asked: str, on_gpu: bool) -> str:
 
 
 def _threads(asked: int | str, local_world_size: int) -> int:
-    return asked if isinstance(asked, int) else max(1, _cores() // local_world_size)
-
-
-def _cores() -> int:
-    """Cores this process may use, not those the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked if isinstance(asked, int) else max(1, rank_env.cores() // local_world_size)
 
 
 def _check_group(env: rank_env.RankEnv, size: int) -> None:

@@ -22,3 +22,5 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trainer import rank_env
 from trainer.datasets.dataset import Dataset, Split
 from trainer.datasets.pixels import fit
 from trainer.errors import DataError
@@ -54,13 +55,14 @@ def load(data: Data) -> Dataset:
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
     pack = cache / f"{_fingerprint(data.image_size, channels, classes, splits)}.npy"
     files = [*splits["train"], *splits["test"]]
+    notes: tuple[str, ...] = ()
     images = _read_pack(pack, (len(files), data.image_size, data.image_size, channels))
     if images is None:
         images = _decode_all(root, files, data.image_size, channels)
-        _write_pack(pack, images)
+        notes = _write_pack(pack, images)
     labels = np.array([file.label for file in files], dtype=np.int64)
     cut = len(splits["train"])
-    return Dataset(Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), classes)
+    return Dataset(Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), classes, notes)
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -76,6 +78,9 @@ def _classes(root: Path) -> tuple[str, ...]:
         found[split] = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
     if not found["train"]:
         raise DataError(f"no class folders in {root / 'train'}: wanted one folder a class with image files in it")
+    for name in sorted(found["train"] | found["test"]):
+        if not name.isprintable():
+            raise DataError(f"class folder {name!a} in {root} has a name that is no readable text (UTF-8); rename it")
     for split, other in (("test", "train"), ("train", "test")):
         missing = sorted(found[other] - found[split])
         if missing:
@@ -113,17 +118,21 @@ def _mixed(files: list[_File]) -> list[_File]:
 
 
 def _walk(folder: Path | str, below_root: str, label: int) -> list[_File]:
+    """The image files in a folder and those below it; a link counts as what it points to."""
     files = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{below_root}/{entry.name}"
-            if entry.is_dir():
-                files += _walk(entry.path, path, label)
-            elif entry.name.lower().endswith(EXTENSIONS):
-                status = entry.stat()
-                files.append(_File(path, status.st_size, status.st_mtime_ns, label))
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = f"{below_root}/{entry.name}"
+                if entry.is_dir():
+                    files += _walk(entry.path, path, label)
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    status = entry.stat()
+                    files.append(_File(path, status.st_size, status.st_mtime_ns, label))
+    except OSError as error:  # a link to nothing or in a circle, a folder that may not be read
+        raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it") from None
     return files
 
 
@@ -147,8 +156,8 @@ def _read_pack(pack: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def _write_pack(pack: Path, images: NDArray[np.uint8]) -> None:
-    """Written beside its place and renamed, so that nobody reads half of it."""
+def _write_pack(pack: Path, images: NDArray[np.uint8]) -> tuple[str, ...]:
+    """Written beside its place and renamed, so that nobody reads half of it; a line for the user when it cannot be."""
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=pack.parent, suffix=".partial", delete=False) as file:
@@ -156,10 +165,9 @@ def _write_pack(pack: Path, images: NDArray[np.uint8]) -> None:
         Path(file.name).chmod(0o644)
         Path(file.name).replace(pack)
     except OSError as error:
-        print(
-            f"decoded images not kept in {pack.parent} ({error.strerror}); set data.cache_dir to start faster next time"
-        )
-        return
+        problem = f"decoded images not kept in {pack.parent} ({error.strerror})"
+        return (f"{problem}; set data.cache_dir to start faster next time",)
+    return ()
 
 
 def _decode_all(root: Path, files: list[_File], image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -185,7 +193,7 @@ def _decode_all(root: Path, files: list[_File], image_size: int, channels: int) 
 
 
 def _results(tasks: list[_Task], num_files: int) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    workers = _cores()
+    workers = rank_env.cores()
     if num_files < _FILES_WORTH_A_POOL or workers == 1:
         yield from map(_decode, tasks)
         return
@@ -205,7 +213,3 @@ def _decode(task: _Task) -> tuple[NDArray[np.uint8], str]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return out, f"corrupt image {path} ({' '.join(str(error).split()) or type(error).__name__})"
     return out, ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

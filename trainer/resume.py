@@ -1,0 +1,38 @@
+"""The run folder in, the checkpoint to go on from out, if there is one; the same on every rank."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer import checkpoint
+from trainer.checkpoint import Saved
+from trainer.errors import FolderError
+from trainer.folder import RunFolder, differences
+from trainer.settings import RunConfig
+from trainer.world import World
+
+
+def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> Saved | None:
+    """The newest of this run that verifies, else the one that run.resume names. Damaged ones are named by `say`.
+
+    Raises FolderError when the named one is damaged, of other settings, or of this run itself.
+    """
+    place, damaged = world.from_first(lambda: checkpoint.newest(folder.checkpoints))
+    for line in damaged:
+        say(line)
+    if config.run.resume not in ("auto", "never"):
+        named = Path(config.run.resume).expanduser()
+        if named.resolve().parent == folder.checkpoints.resolve():
+            raise FolderError(
+                f"run.resume={config.run.resume} lies in this run's own folder, which goes on from its newest one; "
+                "choose another run.name to branch off"
+            )
+        place = place or named
+    return world.together(lambda: _load(place, config)) if place is not None else None
+
+
+def _load(place: Path, config: RunConfig) -> Saved:
+    saved = checkpoint.load(place)
+    changed = differences(saved.progress.settings | {"run.name": config.run.name}, config)
+    if changed:
+        raise FolderError(f"checkpoint {place} was made with other settings ({changed}); give the same ones")
+    return saved
