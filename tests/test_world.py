@@ -3,11 +3,12 @@
 import json
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Done, torchrun
+from conftest import Done, free_port, torchrun
 
 from trainer import rank_env
 from trainer.errors import WorldError
@@ -62,6 +63,16 @@ def test_variables_that_accelerate_lets_overrule_its_caller_do_not_count(monkeyp
 def test_a_launcher_that_started_more_processes_is_believed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "4")
     assert rank_env.read().announced_world_size == 4
+
+
+def test_a_sibling_that_never_comes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # accelerate warns where no launcher has set it
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr("trainer.world._MEET_TIMEOUT", timedelta(seconds=2))
+    with pytest.raises(WorldError, match=r"not all 2 processes met within 2 s.*other machines"):
+        World(Train(device="cpu"))
 
 
 def test_strangers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

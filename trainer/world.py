@@ -37,21 +37,11 @@ class World:
         on_gpu = _use_gpu(train.device, env)
         self.precision = _precision(train.precision, on_gpu)
         self.threads = _threads(train.threads_per_rank, env.local_world_size)
-        torch.set_num_threads(self.threads)  # whatever OMP_NUM_THREADS a launcher left behind
         if on_gpu:
             torch.backends.cudnn.benchmark = True
-        for name in _OVERRULING:
-            os.environ.pop(name, None)
-        self.accelerator = Accelerator(
-            cpu=not on_gpu,
-            mixed_precision={"fp32": "no"}.get(self.precision, self.precision),
-            step_scheduler_with_optimizer=False,
-            kwargs_handlers=[
-                # Buffers are averaged before each evaluation instead of being sent at every step (average_buffers).
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
-            ],
-        )
+        self.accelerator = _accelerator(on_gpu, self.precision, env)
+        # Whatever OMP_NUM_THREADS a launcher left behind, and whatever accelerate set where none did.
+        torch.set_num_threads(self.threads)
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         self._local_rank = env.local_rank
@@ -140,6 +130,29 @@ class World:
             "threads_per_rank": self.threads,
             "cores": rank_env.cores(),
         }
+
+
+def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> Accelerator:
+    """The Accelerator, and with it the group. Raises WorldError when not all its processes come."""
+    for name in _OVERRULING:
+        os.environ.pop(name, None)
+    try:
+        return Accelerator(
+            cpu=not on_gpu,
+            mixed_precision={"fp32": "no"}.get(precision, precision),
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                # Buffers are averaged before each evaluation instead of being sent at every step (average_buffers).
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
+            ],
+        )
+    except torch.distributed.DistError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise WorldError(
+            f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({reason}); "
+            "look at what the other machines say"
+        ) from None
 
 
 def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:
