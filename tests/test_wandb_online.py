@@ -57,12 +57,14 @@ def test_auto_goes_online_with_a_key_and_a_network(launch: Callable[..., Done], 
     assert run["complete"] and run["exitcode"] == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_at_the_start_is_offline(launch: Callable[..., Done], server: Server) -> None:
     server.ask("/_/fault", {"op": "UpsertBucket", "status": 500})
     done = launch(RUN)
     assert done.code == 0 and "W&B: offline (Timed out" in done.out and "wandb sync" in done.out, done.err
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_at_the_end_does_not_hold_the_run(launch: Callable[..., Done], server: Server) -> None:
     server.ask("/_/fault", {"match": "file_stream", "status": 500})
     done = launch(RUN)
