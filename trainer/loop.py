@@ -57,12 +57,9 @@ class Trainer:
         self.normalization = augment.normalization(config.data.normalize, splits.train.images)
         self.augment = augment.Augment(config.data, self.normalization, config.run.seed, world.device)
         self.splits = data.on_device(splits, config.data, world)
+        shuffle, drop_last = config.data.shuffle, config.data.drop_last
         self.batches = GlobalBatches(
-            len(splits.train),
-            config.data.global_batch_size,
-            config.run.seed,
-            config.data.shuffle,
-            config.data.drop_last,
+            len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last
         )
         self.durations = optim.durations(config, self.batches.steps_per_epoch)
         self.schedule = optim.Schedule(config.schedule.name, self.durations.warmup_steps, self.durations.total_steps)
@@ -89,15 +86,8 @@ class Trainer:
         model, self.optimizer = accelerator.prepare(self.module, optimizer)
         if saved is not None and accelerator.scaler is not None and saved.optimizer["scaler"]:
             accelerator.scaler.load_state_dict(saved.optimizer["scaler"])
-        self.step = Step(
-            accelerator,
-            model,
-            self.optimizer,
-            losses.build(config.loss, training=True),
-            self.augment.train,
-            config.run.seed,
-            config.train.clip_grad_norm,
-        )
+        loss, clip_grad_norm = losses.build(config.loss, training=True), config.train.clip_grad_norm
+        self.step = Step(accelerator, model, self.optimizer, loss, self.augment.train, config.run.seed, clip_grad_norm)
 
     def _check_smallest_slice(self, shape: tuple[int, int, int]) -> None:
         """Raises DataError when a slice is one sample and a BatchNorm layer would see one value a channel of it."""
