@@ -53,8 +53,9 @@ def test_an_unknown_torchvision_name_is_told() -> None:
 
 
 def test_an_image_that_the_network_cannot_take_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"cannot take data\.image_size=32"):
-        build("torchvision/inception_v3")
+    for name in ("inception_v3", "alexnet", "vit_b_32"):  # a RuntimeError each, and vit's AssertionError
+        with pytest.raises(ConfigError, match=r"cannot take data\.image_size=32"):
+            build(f"torchvision/{name}")
 
 
 def test_torchvision_models_want_three_channels() -> None:
@@ -107,10 +108,15 @@ def test_safetensors_and_the_hub_folder_work_too(
     build("torchvision/mobilenet_v3_small", pretrained="hub")
 
 
-@pytest.mark.parametrize("content", [b"not weights at all", b""])
-def test_a_file_that_holds_no_weights_is_told(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "broken.pth"
-    path.write_bytes(content)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"not weights at all", b"", b"PK\x03\x04 cut off", b"\x80\x02}q\x00.", b"\xff" * 64, None]
+)
+def test_a_file_that_holds_no_weights_is_told(
+    tmp_path: Path, weights: Path, suffix: str, content: bytes | None
+) -> None:
+    path = tmp_path / f"broken.{suffix}"
+    path.write_bytes(weights.read_bytes()[:-1000] if content is None else content)
     with pytest.raises(ConfigError, match="does not hold weights of mobilenet_v3_small") as caught:
         build("torchvision/mobilenet_v3_small", pretrained=str(path))
     assert "\n" not in str(caught.value)

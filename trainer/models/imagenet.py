@@ -1,13 +1,18 @@
 """torchvision's classifiers, with or without ImageNet weights, their head replaced or one layer appended to it."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from trainer.errors import ConfigError, one_of
 from trainer.settings import Model
+
+# What a file that is cut off, foreign, or a pickle that would run code makes torch's and safetensors' loaders raise.
+_BAD_FILE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
 
 
 def vgg16(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -57,10 +62,10 @@ def _load_weights(net: nn.Module, name: str, source: str) -> None:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}, not a state dict")
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise ValueError(f"it holds a {type(state).__name__} that is no state dict")
         net.load_state_dict({key: value for key, value in state.items() if not key.lower().startswith("aux")})
-    except Exception as error:  # whatever a foreign file makes of the loaders: told, and nothing goes on
+    except _BAD_FILE as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"model.pretrained={source}: {path} does not hold weights of {name} ({reason})") from None
 
@@ -107,7 +112,7 @@ def _check_input(net: nn.Module, name: str, image_size: int) -> None:
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # any refusal, whatever its type
+    except (RuntimeError, ValueError, AssertionError) as error:  # how the networks refuse, each its own way
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"model.name={name} cannot take data.image_size={image_size} ({reason}); try 224") from None
     net.train(training)
