@@ -61,3 +61,8 @@ def test_the_count_of_samples_is_exact() -> None:
     batches = GlobalBatches(10, 4, seed=0)
     assert [batches.samples_before(step) for step in range(8)] == [0, 4, 8, 10, 14, 18, 20, 24]
     assert [batches.epoch(step) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_the_order_stays_what_it_is() -> None:
+    # A run begun with one version must go on with the next: written down when the first version was finished.
+    assert GlobalBatches(50_000, 8, seed=0).ids(0).tolist() == [40002, 29591, 31526, 7258, 14124, 29103, 3632, 35609]
