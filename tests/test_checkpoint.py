@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is never believed."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint
-from trainer.checkpoint import Best, Progress
+from trainer.checkpoint import Best, Progress, State
 from trainer.errors import FolderError
 
 
@@ -18,7 +19,7 @@ def save(folder: Path, step: int, best: Best | None = None) -> Path:
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     progress = Progress(step, 1.5, [2.0, 3.0], 7, best)
-    return checkpoint.save(folder, net.state_dict(), {"optimizer": optimizer.state_dict(), "scaler": None}, progress)
+    return checkpoint.save(folder, State(net.state_dict(), optimizer.state_dict(), {"scale": 2.0}, progress))
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     net = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     net.load_state_dict(saved.model)
-    optimizer.load_state_dict(saved.optimizer["optimizer"])
+    optimizer.load_state_dict(saved.optimizer)
     assert optimizer.state[net.weight]["momentum_buffer"].tolist() == [[1.0] * 3] * 2
     assert saved.progress == Progress(12, 1.5, [2.0, 3.0], 7, Best(10, 0.5, "validation"))
 
@@ -41,7 +42,7 @@ def test_the_newest_is_the_highest_step_not_the_latest_written(tmp_path: Path) -
     assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
 @pytest.mark.parametrize("kind", ["truncated", "flipped", "missing", "empty"])
 def test_damage_is_found_named_and_passed_over(tmp_path: Path, name: str, kind: str) -> None:
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
@@ -88,9 +89,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000006", "step-00000005", "step-00000003"]
 
 
-def test_a_pickle_that_would_run_code_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = save(tmp_path, 1)
-    torch.save({"optimizer": nn.Linear(1, 1)}, place / "optimizer.pt")  # an object of a class, to be made by code
-    monkeypatch.setattr(checkpoint, "damage", lambda _: "")
-    with pytest.raises(Exception, match=r"[Ww]eights"):
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> object:
+            return Path.touch, (tmp_path / "sprung",)
+
+    good, place = save(tmp_path, 1), save(tmp_path, 2)
+    (place / "optimizer.pt").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(FolderError, match=r"optimizer\.pt was not written by a save"):
         checkpoint.load(place)
+    assert checkpoint.newest(tmp_path)[0] == good and not (tmp_path / "sprung").exists()
+
+
+def test_nothing_that_loads_is_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = save(tmp_path, 1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a pickle was loaded")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert checkpoint.load(place).progress.step == 1

@@ -1,8 +1,7 @@
-"""Slices: together they are the global batch, for any number of ranks; workers and resuming change nothing."""
+"""Shards: together they are the global batch, for any number of ranks; workers and resuming change nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,8 @@ from trainer import data
 from trainer.data import Images
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
-from trainer.settings import Data, Train
+from trainer.settings import Data, RunConfig, Train
+from trainer.step import Shard
 from trainer.world import World
 
 LABELS = torch.arange(103) % 5
@@ -28,18 +28,21 @@ class Place:
     device: torch.device = torch.device("cpu")
 
 
-def slices(rank: int, size: int, first_step: int = 0, end_step: int = 14, workers: int = 0) -> list[Any]:
+def shards(
+    rank: int, size: int, first_step: int = 0, end_step: int = 14, workers: int = 0, virtual_ranks: int | None = None
+) -> list[list[Shard]]:
     batches = GlobalBatches(len(PART), 16, seed=2)
-    loader = data.train_loader(PART, batches, Data(workers=workers), Place(rank, size), first_step, end_step)  # type: ignore[arg-type]
-    return list(loader)
+    config = RunConfig(data=Data(workers=workers), train=Train(virtual_ranks=virtual_ranks))
+    return list(data.train_loader(PART, batches, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
 def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
     batches = GlobalBatches(len(PART), 16, seed=2)
-    ranks = [slices(rank, size) for rank in range(size)]
+    ranks = [shards(rank, size) for rank in range(size)]
     for step in range(14):
-        parts = [rank[step] for rank in ranks]
+        parts = [part for rank in ranks for part in rank[step]]
+        assert [part.number for part in parts] == list(range(size))
         counted = [part for part in parts if part.weight]
         assert torch.equal(torch.cat([part.ids for part in counted]), batches.ids(step))
         lengths = [len(part.ids) if part.weight else 0 for part in parts]
@@ -49,18 +52,32 @@ def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
             assert torch.equal(part.images[:, 0, 0, 0].long(), part.ids) and torch.equal(part.labels, LABELS[part.ids])
 
 
+@pytest.mark.parametrize("virtual_ranks", [1, 5, 9])  # the last batch of an epoch has 7 samples
+def test_virtual_ranks_are_the_same_shards_on_any_number_of_ranks(virtual_ranks: int) -> None:
+    alone = shards(0, 1, virtual_ranks=virtual_ranks)
+    assert [len(step) for step in alone[:7]] == [virtual_ranks] * 6 + [min(7, virtual_ranks)]
+    for size in range(2, virtual_ranks + 1):
+        ranks = [shards(rank, size, virtual_ranks=virtual_ranks) for rank in range(size)]
+        for step, wanted in enumerate(alone):
+            counts = [len(rank[step]) for rank in ranks]
+            assert max(counts) - min(counts) <= 1
+            found = [part for rank in ranks for part in rank[step]]
+            for part, same in zip(found, wanted, strict=True):
+                assert part.number == same.number and torch.equal(part.ids, same.ids) and part.weight == 1.0
+
+
 def test_an_epoch_is_seen_once_not_twice_sharded() -> None:
-    seen = torch.cat([part.ids for rank in range(2) for part in slices(rank, 2, end_step=7)])
+    seen = torch.cat([part.ids for rank in range(2) for step in shards(rank, 2, end_step=7) for part in step])
     assert seen.sort().values.tolist() == list(range(103))
 
 
 def test_beginning_later_gives_the_same_batches() -> None:
-    for early, late in zip(slices(1, 2)[9:], slices(1, 2, first_step=9), strict=True):
+    for (early,), (late,) in zip(shards(1, 2)[9:], shards(1, 2, first_step=9), strict=True):
         assert torch.equal(early.ids, late.ids) and torch.equal(early.images, late.images)
 
 
 def test_workers_change_nothing() -> None:
-    for alone, helped in zip(slices(0, 2), slices(0, 2, workers=2), strict=True):
+    for (alone,), (helped,) in zip(shards(0, 2), shards(0, 2, workers=2), strict=True):
         assert torch.equal(alone.images, helped.images) and torch.equal(alone.ids, helped.ids)
         assert alone.weight == helped.weight
 

@@ -89,8 +89,12 @@ def test_a_file_is_replaced_whole(begun: RunFolder) -> None:
 def test_metrics_are_rewound_to_a_step(begun: RunFolder) -> None:
     rows = [{"split": "train", "step": step} for step in (10, 20, 30)]
     begun.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "tr')
-    begun.rewind_metrics(20)
+    for step in (15, 20, 25):
+        begun.add_bad_step({"step": step, "ids": [1]})
+    begun.rewind(20)
     assert [json.loads(line)["step"] for line in begun.metrics.read_text().splitlines()] == [10, 20]
+    # A row of metrics is written after its step, a bad step is named by the step that it would have been.
+    assert [json.loads(line)["step"] for line in begun.bad_steps.read_text().splitlines()] == [15]
 
 
 def test_no_key_is_written_down(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +114,7 @@ def test_two_processes_cannot_use_one_folder(begun: RunFolder) -> None:
 
 
 def test_a_disk_that_is_full_is_one_line() -> None:
-    for error in (OSError(28, "No space left"), SafetensorError("File too large"), RuntimeError("write failed")):
+    for error in (OSError(28, "No space left"), SafetensorError("File too large")):
         with pytest.raises(FolderError, match=r"that cannot be written .*make room"), told("that"):
             raise error
 

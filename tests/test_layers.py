@@ -9,9 +9,9 @@ from conftest import REPOSITORY
 
 # A file may import files of lower layers only.
 LAYERS = [
-    {"errors", "settings", "rank_env", "randomness"},
+    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop"},
     {"config", "datasets.dataset"},
-    {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console"},
+    {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
     {
         "datasets.cifar10",
         "datasets.image_folder",
@@ -20,8 +20,12 @@ LAYERS = [
         "models.resnet",
         "models.imagenet",
     },
-    {"models", "datasets", "step", "folder", "world", "optim"},
-    {"data", "trackers", "resume", "result"},
+    {"models", "datasets", "folder", "world", "optim"},
+    {"watch", "saver", "trackers", "resume"},
+    {"step"},
+    {"data"},
+    {"parts"},
+    {"result"},
     {"loop"},
     {"main"},
 ]

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_json_lines_are_written_through(folder: RunFolder) -> None:
-    tracker = trackers.JsonLines(folder.metrics)
+    tracker = trackers.JsonLines(folder.metrics, print)
     tracker.log("train", ROW, 7)
     assert json.loads(folder.metrics.read_text()) == {"split": "train", "step": 7, **ROW}
     tracker.close()
@@ -36,11 +36,11 @@ def test_json_lines_are_written_through(folder: RunFolder) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's reader, of its own protobuf
 def test_tensorboard_takes_back_what_a_killed_run_wrote_beyond_its_checkpoint(folder: RunFolder) -> None:
-    first = trackers.TensorBoard(folder.path / "tensorboard", first_step=0)
+    first = trackers.TensorBoard(folder.path / "tensorboard", first_step=0, say=print)
     for step in (1, 2, 3):
         first.log("train", {"loss": float(step)}, step)
     first.close()
-    second = trackers.TensorBoard(folder.path / "tensorboard", first_step=2)
+    second = trackers.TensorBoard(folder.path / "tensorboard", first_step=2, say=print)
     second.log("train", {"loss": 30.0}, 3)
     second.close()
     events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})

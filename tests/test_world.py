@@ -25,7 +25,7 @@ def test_three_ranks_work_together(launch: Callable[..., Done], tmp_path: Path) 
     for rank, seen in enumerate(ranks):
         assert (seen["rank"], seen["size"]) == (rank, 3)
         assert seen["sum"] == [6.0, 30.0]
-        assert seen["mean"] == 1.0 and seen["batches"] == 0  # BatchNorm's statistics averaged, its counter left alone
+        assert seen["weight"] == 5.0 and seen["largest"] == [2.0, 0.0]
         assert seen["together"] == "from rank 1" and seen["no error"] == ""  # the lowest failing rank's, on all
         assert seen["from first"] == "rank 0"
         assert seen["omp"] == "1" and seen["threads"] == max(1, rank_env.cores() // 3)

@@ -1,16 +1,19 @@
 """Training state in, a folder that is whole or absent out; found again by step, verified before it is believed.
 
-    step-00001234/model.safetensors     the weights and buffers
-    step-00001234/optimizer.pt          optimizer and fp16 loss-scale state, loaded with weights_only
-    step-00001234/progress.json         where in the run it was, see Progress
-    step-00001234/manifest.json         size and SHA-256 of each of these
+    step-00001234/model.safetensors        the weights and buffers
+    step-00001234/optimizer.safetensors    the optimizer's tensors
+    step-00001234/progress.json            where the run was (Progress); the optimizer's numbers; the loss scale
+    step-00001234/manifest.json            size and SHA-256 of each of these; fingerprint of the settings, versions
 
-No random state: every draw is a function of its address (randomness.py).
+No pickle, so nothing that could be executed. No random state: every draw is a function of its address (randomness.py).
 """
 
+import errno
 import hashlib
 import json
+import mmap
 import os
+import platform
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -24,7 +27,7 @@ from torch import Tensor
 from trainer.errors import FolderError
 
 _NAME = re.compile(r"step-(\d{8,})")
-_FILES = {"model.safetensors", "optimizer.pt", "progress.json"}
+_FILES = {"model.safetensors", "optimizer.safetensors", "progress.json"}
 _MANIFEST = "manifest.json"
 
 
@@ -51,30 +54,43 @@ class Progress:
     """the last line of training metrics"""
     settings: dict[str, Any] = field(default_factory=dict)
     """those it was made with, by their full names"""
+    bad_steps: int = 0
+    """steps skipped because loss or gradient was not finite"""
 
 
 @dataclass
-class Saved:
+class State:
+    """All that a checkpoint holds."""
+
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    """an optimizer's state_dict()"""
+    scaler: dict[str, Any]
+    """the fp16 loss scale's state_dict(); empty without one"""
     progress: Progress
 
 
-def save(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Any], progress: Progress) -> Path:
-    """Writes checkpoints/step-N beside its place, flushes, renames. Raises OSError, SafetensorError or
-    RuntimeError (torch.save) when that fails; then nothing has changed."""
-    place = folder / f"step-{progress.step:08}"
+def save(folder: Path, state: State) -> Path:
+    """Writes checkpoints/step-N beside its place, flushes, renames, and reads it once more. Raises OSError or
+    SafetensorError when that fails; then nothing has changed."""
+    place = folder / f"step-{state.progress.step:08}"
     partial = folder / f".{place.name}.partial"
     for left_behind in folder.glob(".step-*"):  # by a save that was killed
         shutil.rmtree(left_behind)
     partial.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.items()}, partial / "model.safetensors")
-    torch.save(optimizer, partial / "optimizer.pt")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
+    tensors, rest = _split(state.optimizer)
+    save_file(state.model, partial / "model.safetensors")
+    save_file(tensors, partial / "optimizer.safetensors")
+    content = {"progress": asdict(state.progress), "optimizer": rest, "scaler": state.scaler}
+    (partial / "progress.json").write_text(json.dumps(content))
     files = {path.name: _measure(path) for path in sorted(partial.iterdir())}
-    (partial / _MANIFEST).write_text(
-        json.dumps({"step": progress.step, "files": files, "sha256": _digest(files)}, indent=1)
-    )
+    manifest = {
+        "step": state.progress.step,
+        "settings_sha256": _digest(state.progress.settings),
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "files": files,
+    }
+    (partial / _MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
     for path in [*partial.iterdir(), partial]:
         _flush(path)
     if place.exists():  # a damaged one of the same step, passed over on resume
@@ -82,21 +98,44 @@ def save(folder: Path, model: dict[str, Tensor], optimizer: dict[str, Any], prog
     partial.rename(place)
     _flush(folder)
     shutil.rmtree(folder / f".{place.name}.replaced", ignore_errors=True)
+    problem = damage(place)
+    if problem:
+        raise OSError(errno.EIO, f"what was written to {place} reads otherwise: {problem}")
     return place
 
 
-def load(place: Path) -> Saved:
-    """Reads a checkpoint without executing anything in it. Raises FolderError when it is damaged."""
+def load(place: Path) -> State:
+    """Reads a checkpoint; there is nothing in one that could be executed. Raises FolderError when it is damaged."""
     problem = damage(place)
     if problem:
         raise FolderError(f"checkpoint {place}: {problem}; choose another one, or remove it to start afresh")
-    progress = json.loads((place / "progress.json").read_text())
+    content = json.loads((place / "progress.json").read_text())
+    progress = content["progress"]
     best = Best(**progress.pop("best")) if progress["best"] else progress.pop("best")
-    return Saved(
+    return State(
         model=load_file(place / "model.safetensors"),
-        optimizer=torch.load(place / "optimizer.pt", map_location="cpu", weights_only=True),
+        optimizer=_join(load_file(place / "optimizer.safetensors"), content["optimizer"]),
+        scaler=content["scaler"],
         progress=Progress(**progress, best=best),
     )
+
+
+def _split(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors by name, and the rest as JSON holds it: no pickle, so nothing to execute."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, entry in optimizer["state"].items():
+        for name, value in entry.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
+    return tensors, {"numbers": numbers, "param_groups": optimizer["param_groups"]}
+
+
+def _join(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    entries: dict[int, dict[str, Any]] = {}
+    for full_name, value in (tensors | rest["numbers"]).items():
+        index, _, name = full_name.partition(".")
+        entries.setdefault(int(index), {})[name] = value
+    return {"state": entries, "param_groups": rest["param_groups"]}
 
 
 def found(folder: Path) -> list[Path]:
@@ -122,12 +161,16 @@ def damage(place: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     try:
         manifest = json.loads((place / _MANIFEST).read_text())
+        own = manifest.pop("sha256")
         files = manifest["files"]
-        if manifest["step"] != _step(place) or manifest["sha256"] != _digest(files) or set(files) != _FILES:
+        if manifest["step"] != _step(place) or own != _digest(manifest) or set(files) != _FILES:
             return f"{_MANIFEST} is not what was written"
         for name, expected in files.items():
             if _measure(place / name) != expected:
                 return f"{name} is not what was written"
+        strange = {path.name for path in place.iterdir() if not path.name.startswith(".")} - _FILES - {_MANIFEST}
+        if strange:
+            return f"{min(strange)} was not written by a save"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -149,14 +192,18 @@ def _step(place: Path) -> int:
 
 
 def _measure(path: Path) -> dict[str, Any]:
+    """Size and sum. In one call over the whole file: reading it bit by bit would ask for Python's lock each time."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        if size == 0:
+            return {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return {"bytes": size, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _digest(files: dict[str, Any]) -> str:
-    """The manifest's own sum, so that damage to it is not laid at another file's door."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _digest(content: Any) -> str:
+    """The sum of something as JSON: the manifest's own, so that damage to it is not laid at another file's door."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -238,5 +238,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     threads = train.threads_per_rank
     if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
         yield f"train.threads_per_rank={threads}: wanted 1 or more, or auto"
+    if train.virtual_ranks is not None and train.virtual_ranks > data.global_batch_size:
+        size = data.global_batch_size
+        yield f"train.virtual_ranks={train.virtual_ranks} is more than data.global_batch_size={size}; lower it"
+    if train.time_limit is not None and not train.time_limit_seconds:
+        yield f"train.time_limit={train.time_limit}: wanted a time such as 90m, 1h30m, 1:30:00 or 2-12:00:00"
     if train.device == "cpu" and train.precision == "fp16":
         yield "train.precision=fp16: a CPU has no fp16 training; choose fp32 or bf16"

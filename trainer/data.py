@@ -1,7 +1,8 @@
-"""The data set and the order in, this rank's slices out: uint8 tensors in memory, whole batches fetched at once.
+"""The data set and the order in, this rank's shards out: uint8 tensors in memory, whole batches fetched at once.
 
-The order knows nothing of ranks (sampler.py). Each global batch is cut here into world-size slices whose sizes differ
-by at most one; accelerate's own dealing (split_batches) refuses batch sizes that the number of ranks does not divide.
+The order knows nothing of ranks (sampler.py). Each global batch is cut here into one shard a rank, or into
+train.virtual_ranks of them; accelerate's own dealing (split_batches) refuses batch sizes that the number of ranks does
+not divide.
 """
 
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer import randomness
+from trainer import randomness, shards, stop
 from trainer.datasets import cifar10, digits, image_folder
 from trainer.datasets import dataset as sets
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
-from trainer.settings import Data
-from trainer.step import Slice
+from trainer.settings import Data, RunConfig
+from trainer.step import Shard
 from trainer.world import World
 
 # To add a data set, write its file in datasets/, list it here, and name it in trainer/settings.py.
@@ -117,8 +118,8 @@ def on_device(splits: Splits, data: Data, world: World) -> Splits:
     return replace(splits, train=moved(splits.train), validation=validation, test=moved(splits.test))
 
 
-class _Batches(Dataset[Slice]):
-    """Fetches a whole slice by its ids; DataLoader calls __getitems__ once a batch."""
+class _Shards(Dataset[list[Shard]]):
+    """Fetches whole shards by their ids; DataLoader calls __getitems__ once a step."""
 
     def __init__(self, part: Images) -> None:
         self._part = part
@@ -126,50 +127,67 @@ class _Batches(Dataset[Slice]):
     def __len__(self) -> int:
         return len(self._part)
 
-    def __getitems__(self, ids: Tensor) -> Slice:
+    def __getitems__(self, places: list[tuple[int, Tensor]]) -> list[Shard]:
+        return [self._fetch(number, ids) for number, ids in places]
+
+    def _fetch(self, number: int, ids: Tensor) -> Shard:
         idle = len(ids) == 0
         taken = ids.new_zeros(1) if idle else ids
         images, labels = self._part.images, self._part.labels
         place = taken.to(images.device, non_blocking=True)
-        return Slice(images[place], labels[place], place, 0.0 if idle else 1.0)
+        return Shard(images[place], labels[place], place, number, 0.0 if idle else 1.0)
 
 
-class _RankSlices(Sampler[Tensor]):
-    """This rank's ids of each global batch from one step to another: [rank * B / size, (rank + 1) * B / size)."""
+class _RankShards(Sampler[list[tuple[int, Tensor]]]):
+    """The number and the ids of each of this rank's shards, for each step from one to another."""
 
-    def __init__(self, batches: GlobalBatches, rank: int, world_size: int, first_step: int, end_step: int) -> None:
-        self._batches, self._rank, self._world_size = batches, rank, world_size
+    def __init__(
+        self, batches: GlobalBatches, virtual_ranks: int | None, world: World, first_step: int, end_step: int
+    ) -> None:
+        self._batches, self._virtual_ranks = batches, virtual_ranks
+        self._rank, self._world_size = world.rank, world.size
         self._steps = range(first_step, end_step)
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[tuple[int, Tensor]]]:
         for step in self._steps:
             ids = self._batches.ids(step)
-            first, end = (len(ids) * rank // self._world_size for rank in (self._rank, self._rank + 1))
-            yield ids[first:end]
+            # Plainly each rank has one shard, and an empty one too: DDP waits for all. Virtual ranks have none empty.
+            number = min(len(ids), self._virtual_ranks) if self._virtual_ranks else self._world_size
+            places = shards.cut(len(ids), number)
+            first, end = shards.cut(number, self._world_size)[self._rank]
+            yield [(shard, ids[slice(*places[shard])]) for shard in range(first, end)]
 
 
-def train_loader(part: Images, batches: GlobalBatches, data: Data, world: World, first_step: int, end_step: int) -> Any:
-    """An iterable of this rank's Slice for each step from first_step up to end_step, on the device.
+def train_loader(
+    part: Images,
+    batches: GlobalBatches,
+    config: RunConfig,
+    world: World,
+    first_step: int,
+    end_step: int,
+) -> Any:
+    """An iterable of this rank's list of Shards for each step from first_step up to end_step, on the device.
 
     One loader for the whole run: workers start once, and to resume is to begin at another step.
     """
     loader = DataLoader(
-        _Batches(part),
-        batch_sampler=_RankSlices(batches, world.rank, world.size, first_step, end_step),  # type: ignore[arg-type]
-        collate_fn=_whole,  # type: ignore[arg-type]
-        num_workers=data.workers,
+        _Shards(part),
+        batch_sampler=_RankShards(batches, config.train.virtual_ranks, world, first_step, end_step),
+        collate_fn=_whole,
+        num_workers=config.data.workers,
+        worker_init_fn=stop.ignore_in_worker,
         pin_memory=world.device.type == "cuda" and part.images.device.type == "cpu",
     )
-    # One process as far as accelerate can see: the slices are cut already, and would be cut again.
+    # One process as far as accelerate can see: the shards are cut already, and would be cut again.
     return prepare_data_loader(
         loader, world.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
     )
 
 
-def _whole(batch: Slice) -> Slice:
+def _whole(batch: list[Shard]) -> list[Shard]:
     """DataLoader's collate step, with nothing left to do."""
     return batch
 

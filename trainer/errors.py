@@ -24,6 +24,14 @@ class FolderError(UserError):
     """The run folder cannot be used."""
 
 
+class TrainingError(UserError):
+    """The recipe does not train: its losses or gradients are not finite."""
+
+
+class PeerError(Exception):
+    """Another rank is gone. Nobody's mistake and no defect of ours: one line, exit code 1, and a launcher may go on."""
+
+
 def one_of(value: object, choices: Iterable[str]) -> str:
     """The second half of an error about a choice: the nearest one if there is any, then all of them."""
     names = sorted(choices)

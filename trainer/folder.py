@@ -26,6 +26,7 @@ from trainer.settings import RunConfig, schema
 MAY_CHANGE = {
     "run.root", "run.resume", "data.root", "data.download", "data.cache_dir", "data.workers",
     "train.epochs", "train.max_steps", "train.device", "train.threads_per_rank", "train.compile",
+    "train.max_bad_steps", "train.time_limit", "train.hang_timeout_seconds",
     "eval.every_epochs", "eval.batch_size",
     "checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.keep",
     "log.every_steps", "log.tensorboard", "log.wandb", "log.project",
@@ -39,6 +40,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
+        self.bad_steps = path / "bad_steps.jsonl"
         self._lock: IO[str] | None = None
 
     def check(self, config: RunConfig) -> None:
@@ -83,8 +85,24 @@ class RunFolder:
 
     def begin(self, config: RunConfig, devices: dict[str, object]) -> None:
         """Writes what the run is: config.yaml and environment.json."""
-        self.write("config.yaml", configs.to_yaml(config))
-        self.write_json("environment.json", environment() | devices)
+        self._about = (configs.to_yaml(config), environment() | devices)
+        self._write_about()
+
+    def _write_about(self) -> None:
+        config, about = self._about
+        self.write("config.yaml", config)
+        self.write_json("environment.json", about)
+
+    def made_anew(self) -> bool:
+        """Whether somebody removed the folder while the run was on; if so it is made anew. Raises OSError."""
+        try:
+            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == (self.path / ".lock").stat().st_ino:
+                return False
+        except FileNotFoundError:
+            pass
+        self._take_hold()
+        self._write_about()
+        return True
 
     def status(self, state: str, step: int, reason: str = "") -> None:
         """state: running, finished, stopped or failed."""
@@ -110,22 +128,30 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def rewind_metrics(self, step: int, evaluate_again: bool = False) -> None:
-        """Leaves only the lines of metrics.jsonl up to a step, so that a continued run writes none twice.
+    def rewind(self, step: int, evaluate_again: bool = False) -> None:
+        """Leaves only the lines that were written before a run had got to a step, so that it writes none twice.
 
         evaluate_again: those of evaluations at that very step go too.
         """
-        if not self.metrics.is_file():
-            return
-        kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                if row["step"] < step or (row["step"] == step and (row["split"] == "train" or not evaluate_again)):
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # the last line of a killed run may be cut off
+        for path in (self.metrics, self.bad_steps):
+            if not path.is_file():
                 continue
-        self.write("metrics.jsonl", "".join(kept))
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                    # A line of metrics has the number of steps taken, a bad step its own, from 0.
+                    at_step = path == self.metrics and (row["split"] == "train" or not evaluate_again)
+                    if row["step"] < step or (row["step"] == step and at_step):
+                        kept.append(line + "\n")
+                except (ValueError, KeyError):  # the last line of a killed run may be cut off
+                    continue
+            self.write(path.name, "".join(kept))
+
+    def add_bad_step(self, row: dict[str, Any]) -> None:
+        """A line of bad_steps.jsonl."""
+        with self.bad_steps.open("a") as file:
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def _settings(self) -> dict[str, Any] | None:
         """The settings of the run that lies here; one that it did not know yet has its default."""
@@ -153,17 +179,30 @@ def differences(before: dict[str, Any], config: RunConfig) -> str:
     )
 
 
+DISK_ERRORS = (OSError, SafetensorError)
+"""What a disk that is full or gone makes those who write to it raise."""
+
+
+def reason(error: BaseException) -> str:
+    """A disk's trouble in a few words."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+
+
+def cannot_be_written(what: str, error: BaseException) -> FolderError:
+    """The one line for the user."""
+    return FolderError(
+        f"{what} cannot be written ({reason(error)}); make room there, "
+        "then the same command goes on from the last checkpoint"
+    )
+
+
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
     """A disk that is full or gone, in whatever words the writer below has for it, becomes one line for the user."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise FolderError(
-            f"{what} cannot be written ({reason}); make room there, "
-            "then the same command goes on from the last checkpoint"
-        ) from None
+    except DISK_ERRORS as error:
+        raise cannot_be_written(what, error) from None
 
 
 def finite(content: Any) -> Any:

@@ -1,6 +1,7 @@
 """The entry: `accelerate launch trainer/main.py [--config NAME_OR_PATH]... [section.key=value]...`
 
-Exit codes: 0 finished; 2 the user must change something, one line on stderr says what; 1 a defect, with a traceback.
+Exit codes: 0 finished; 75 stopped on request, with a checkpoint; 2 the user must change something, one line on stderr
+says what; 130 interrupted before training; 1 a defect, with a traceback, or another rank is gone.
 """
 
 import argparse
@@ -16,10 +17,12 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 
 from trainer import config as configs  # noqa: E402
 from trainer import rank_env  # noqa: E402
-from trainer.errors import ConfigError, UserError  # noqa: E402
+from trainer.errors import ConfigError, PeerError, UserError  # noqa: E402
 from trainer.settings import RunConfig  # noqa: E402
+from trainer.stop import Signals  # noqa: E402
 
 _OTHERS_WAIT_SECONDS = 10.0
+_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,15 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     except UserError as error:  # maybe on this machine alone: its first rank says so
         return _refuse(error, speaks=env.local_rank == 0)
+    signals = Signals(speaks=env.rank == 0)
     try:
-        return _train(config)
+        return _train(config, signals)
     except KeyboardInterrupt:
         if env.rank == 0:
-            print(f"interrupted; the same command goes on from the last checkpoint in {config.folder}", file=sys.stderr)
+            print(f"interrupted before training; nothing is lost in {config.folder}", file=sys.stderr)
         return 130
+    finally:
+        signals.close()
 
 
-def _train(config: RunConfig) -> int:
+def _train(config: RunConfig, signals: Signals) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record  # late: torch takes 2 s
 
     from trainer.loop import train
@@ -58,10 +64,14 @@ def _train(config: RunConfig) -> int:
             return _refuse(error, speaks=env.local_rank == 0)
         try:
             with world:
-                train(config, world)
+                stopped = train(config, world, signals)
         except UserError as error:
             return _refuse(error, speaks=world.is_first)
-        return 0
+        except PeerError as error:
+            print(f"samecurve: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            return 1
+        # A launcher with restarts left would start the run again for any other code.
+        return _STOPPED if stopped and not env.restarts_left else 0
 
     return run() or 0
 

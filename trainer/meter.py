@@ -1,6 +1,7 @@
 """What the steps since the last line add up to, and how long they took; sums stay on the device until a line is due."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -32,6 +33,10 @@ class Meter:
         self._samples += samples
         self._timed_samples += samples
 
+    def skip(self, samples: int) -> None:
+        """Samples that took their time and have no loss that counts."""
+        self._timed_samples += samples
+
     def read(self) -> dict[str, float]:
         """loss, accuracy and samples_per_second since the last reading, over all ranks; begins anew."""
         loss_sum, correct = self.total()
@@ -39,8 +44,8 @@ class Meter:
         self._all_samples += self._timed_samples
         self._all_seconds += seconds
         line = {
-            "loss": loss_sum / self._samples,
-            "accuracy": correct / self._samples,
+            "loss": loss_sum / self._samples if self._samples else math.nan,
+            "accuracy": correct / self._samples if self._samples else math.nan,
             "samples_per_second": self._timed_samples / seconds,
         }
         self._sums.zero_()

@@ -73,6 +73,11 @@ class Durations:
         by_epochs = every_epochs > 0 and step % (every_epochs * self.steps_per_epoch) == 0
         return by_steps or by_epochs
 
+    def due_within(self, step: int, steps: int, every_epochs: int) -> bool:
+        """Whether something that is done every so many epochs, and at the end, falls into the next so many steps."""
+        period = every_epochs * self.steps_per_epoch
+        return step + steps >= self.total_steps or (period > 0 and (step + steps) // period > step // period)
+
 
 def durations(config: RunConfig, steps_per_epoch: int) -> Durations:
     """The one place where epochs become steps."""

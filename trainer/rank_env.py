@@ -19,6 +19,10 @@ class RankEnv:
     """The largest number of processes that any launcher says it started; 1 when none says anything."""
     lost_siblings: bool
     """MASTER_PORT without RANK: `accelerate launch --cpu --num_processes 2` sets one and starts one process."""
+    restart: int
+    """How often the launcher has started these ranks anew."""
+    restarts_left: int
+    """How often it will do so again when one of them fails."""
 
 
 def read() -> RankEnv:
@@ -29,7 +33,14 @@ def read() -> RankEnv:
         local_world_size=_number("LOCAL_WORLD_SIZE", 1),
         announced_world_size=max(_number(name, 1) for name in _ANNOUNCED_SIZES),
         lost_siblings="MASTER_PORT" in os.environ and "RANK" not in os.environ,
+        restart=_number("TORCHELASTIC_RESTART_COUNT", 0),
+        restarts_left=max(0, _number("TORCHELASTIC_MAX_RESTARTS", 0) - _number("TORCHELASTIC_RESTART_COUNT", 0)),
     )
+
+
+def store_address() -> tuple[str, int]:
+    """Host and port of the store where the ranks met."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1"), _number("MASTER_PORT", 0)
 
 
 def cores() -> int:

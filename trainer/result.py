@@ -1,12 +1,15 @@
-"""What a finished run says of itself: summary.json, and what stands in the head of model.safetensors."""
+"""What a finished run says of itself: summary.json, and its final weights."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from trainer.augment import Normalization
+from safetensors.torch import save_file
+
 from trainer.checkpoint import Progress
 from trainer.evaluation import Evaluation
+from trainer.parts import Parts
 from trainer.settings import RunConfig
 
 
@@ -34,15 +37,17 @@ def summary(
     }
 
 
-def about_weights(
-    config: RunConfig, classes: tuple[str, ...], normalization: Normalization, channels: int
-) -> dict[str, str]:
-    """Enough to build the network and to feed it, as safetensors wants it: text by text."""
-    return {
-        "format": "pt",
-        "model": json.dumps(asdict(config.model)),
-        "classes": json.dumps(classes),
-        "normalization": json.dumps(asdict(normalization)),
-        "image_size": str(config.data.image_size),
-        "channels": str(channels),
+def write_weights(path: Path, config: RunConfig, parts: Parts) -> None:
+    """The final weights, with enough beside them, as JSON under one name, to build the network and to feed it.
+
+    One name, because safetensors writes several in any order: the same run shall leave the same file, bit for bit.
+    """
+    weights = {name: tensor.clone() for name, tensor in parts.module.state_dict().items()}
+    about = {
+        "model": asdict(config.model),
+        "classes": parts.splits.classes,
+        "normalization": asdict(parts.normalization),
+        "image_size": config.data.image_size,
+        "channels": parts.splits.train.images.shape[1],
     }
+    save_file(weights, path, metadata={"samecurve": json.dumps(about)})

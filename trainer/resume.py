@@ -4,14 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer import checkpoint
-from trainer.checkpoint import Saved
+from trainer.checkpoint import State
 from trainer.errors import FolderError
 from trainer.folder import RunFolder, differences
 from trainer.settings import RunConfig
 from trainer.world import World
 
 
-def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> Saved | None:
+def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> State | None:
     """The newest of this run that verifies, else the one that run.resume names. Damaged ones are named by `say`.
 
     Raises FolderError when the named one is damaged, of other settings, or of this run itself.
@@ -30,7 +30,7 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Cal
     return world.together(lambda: _load(place, config)) if place is not None else None
 
 
-def _load(place: Path, config: RunConfig) -> Saved:
+def _load(place: Path, config: RunConfig) -> State:
     saved = checkpoint.load(place)
     changed = differences(saved.progress.settings | {"run.name": config.run.name}, config)
     if changed:

@@ -1,6 +1,7 @@
 """The settings: every name, type, default, range and line of help. What they may be together is config.py's."""
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -102,11 +103,31 @@ class Train:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "auto", "auto: fp32 on a CPU; bf16 on a GPU that has it, else fp16"
     )
+    virtual_ranks: int | None = setting(
+        None,
+        "shards of each global batch, on however many ranks: the same bits on all of them, and less memory each; "
+        "null: one a rank",
+        least=1,
+    )
     threads_per_rank: int | str = setting(
         "auto", "CPU threads of each process; auto: cores over the ranks of this machine"
     )
     compile: bool = setting(False, "torch.compile the model")
     clip_grad_norm: float | None = setting(None, "largest norm of the gradient; null: not clipped", above=0.0)
+    max_bad_steps: int = setting(
+        3, "steps skipped because loss or gradient was not finite, in the whole run; one more ends it", least=0
+    )
+    time_limit: str | None = setting(
+        None, "stop with a checkpoint before this much time is over: 90m, 1h30m, 1:30:00 or 2-12:00:00; null: never"
+    )
+    hang_timeout_seconds: float = setting(
+        300.0, "several ranks: end the run when one is stuck for so long, and tell which; 0: wait for ever", least=0.0
+    )
+
+    @property
+    def time_limit_seconds(self) -> float | None:
+        """train.time_limit in seconds; None when there is none, or when it is not readable as a time."""
+        return None if self.time_limit is None else _seconds(self.time_limit)
 
 
 @dataclass(frozen=True)
@@ -149,6 +170,21 @@ class RunConfig:
     def folder(self) -> Path:
         """Where this run's files go."""
         return Path(self.run.root).expanduser() / self.run.name
+
+
+def _seconds(text: str) -> float | None:
+    """5400, 90m, 1h30m, 1:30:00 or 2-12:00:00 (days, as SLURM writes them) in seconds; None for anything else."""
+    text = text.strip()
+    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
+    if clock:
+        days, first, second, third = clock.groups()
+        if third is None and days is None:
+            return float(int(first) * 60 + int(second))  # minutes and seconds
+        return float(int(days or 0) * 86400 + int(first) * 3600 + int(second) * 60 + int(third or 0))
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if not parts or not text:
+        return None
+    return float(sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)

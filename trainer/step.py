@@ -1,6 +1,11 @@
-"""One optimizer step: this rank's slice of a global batch in, its sums out, left on the device."""
+"""One optimizer step: this rank's shards of a global batch in, their sums out.
 
-from collections.abc import Callable
+Plainly, a rank has one shard, its slice, and DDP takes the mean of the ranks' gradients. With virtual ranks it has any
+number of them, one after the other, and reduction.py adds up all shards in an order that does not depend on the ranks.
+Either way all ranks hold the same weights, buffers and optimizer state after each step.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,11 +15,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import randomness
+from trainer.augment import Augment
+from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
+from trainer.reduction import OrderedReduction
+from trainer.watch import Unwatched
+
+# Loss sums are rounded to multiples of this, so that float64 adds them without error in any order up to 2**29: what
+# a line of metrics says depends neither on the number of ranks nor on where a run was interrupted.
+_LOSS_QUANTUM = 2.0**-24
 
 
-class Slice(NamedTuple):
-    """A rank's part of a global batch."""
+class Shard(NamedTuple):
+    """A part of a global batch that goes through the network at once."""
 
     images: Tensor
     """uint8 [B, C, H, W]"""
@@ -22,8 +35,17 @@ class Slice(NamedTuple):
     """int64 [B]"""
     ids: Tensor
     """int64 [B], the samples' places in the training set"""
+    number: int
+    """its place among the shards of the global batch"""
     weight: float
     """1, or 0 for a sample that only keeps a rank without any of its own in step with the others"""
+
+
+class Outcome(NamedTuple):
+    sums: Tensor
+    """[loss sum, correct predictions] of this rank's shards, float64 [2], on the device"""
+    is_finite: bool
+    """false: loss or gradient were not, on whatever rank, and nothing was changed"""
 
 
 class Step:
@@ -35,48 +57,122 @@ class Step:
         model: nn.Module,
         optimizer: AcceleratedOptimizer,
         loss: SampleLoss,
-        augment: Callable[[Tensor, Tensor, int], Tensor],
+        augment: Augment,
+        buffers: Buffers,
         seed: int,
+        watch: Unwatched,
         clip_grad_norm: float | None = None,
+        reduction: OrderedReduction | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._model = model
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = optimizer
         self._loss = loss
         self._augment = augment
+        self._buffers = buffers
         self._seed = seed
+        self._watch = watch
         self._clip_grad_norm = clip_grad_norm
+        self._reduction = reduction
+        self._world_size = accelerator.num_processes
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
-    def __call__(self, batch: Slice, step: int, epoch: int, global_size: int) -> Tensor:
-        """Takes the step and returns [loss sum, correct predictions] of the slice, float64 [2].
+    def __call__(self, shards: Sequence[Shard], step: int, epoch: int, global_size: int, num_shards: int) -> Outcome:
+        """Takes the step, unless loss or gradient are not finite.
 
-        global_size: samples of the batch on all ranks together.
-
-        DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean is
-        the gradient of the mean loss of the global batch, however unevenly the batch is cut.
+        global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty.
         """
-        if self._draws:
-            torch.manual_seed(randomness.key(self._seed, step, "dropout", self._accelerator.process_index) >> 1)
-        if not batch.weight:  # what an idle rank runs must not enter the statistics
-            self._set_norms(training=False)
-        logits = self._model(self._augment(batch.images, batch.ids, epoch))
-        loss_sum = self._loss(logits, batch.labels).sum() * batch.weight
-        self._accelerator.backward(loss_sum * (self._accelerator.num_processes / global_size))
-        if self._clip_grad_norm is not None:
-            self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip_grad_norm)
-        self._optimizer.step()
+        self._buffers.begin()
+        if self._reduction is None:
+            (shard,) = shards
+            sums = self._one(shard, step, epoch, global_size)
+            self._average_moves(shard.weight, num_shards)
+        else:
+            sums = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
+        if num_shards < self._world_size:  # the ranks without any have not counted this step
+            torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
+        is_finite = self._update()
+        if not is_finite:
+            self._buffers.rewind()
         self._optimizer.zero_grad()
-        correct = (logits.detach().argmax(1) == batch.labels).sum() * batch.weight
-        if not batch.weight:
+        return Outcome(sums, is_finite)
+
+    def _one(self, shard: Shard, step: int, epoch: int, global_size: int) -> Tensor:
+        """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
+        is the gradient of the mean loss of the global batch, however unevenly the batch is cut."""
+        if not shard.weight:  # what an idle rank runs must not enter the statistics
+            self._set_norms(training=False)
+        loss_sum, correct = self._forward(shard, step, epoch)
+        self._backward(loss_sum, self._world_size / global_size)
+        if not shard.weight:
             self._set_norms(training=True)
-        return torch.stack([loss_sum.detach(), correct]).double()
+        return _quantized(loss_sum, correct)
+
+    def _some(
+        self, reduction: OrderedReduction, shards: Sequence[Shard], step: int, epoch: int, size: int, num_shards: int
+    ) -> Tensor:
+        reduction.begin(num_shards)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
+        for shard in shards:
+            reduction.begin_shard(shard.number, is_last=shard is shards[-1])
+            loss_sum, correct = self._forward(shard, step, epoch)
+            reduction.forward_done()
+            self._backward(loss_sum, 1 / size)
+            reduction.end_shard()
+            sums += _quantized(loss_sum, correct)
+        reduction.finish()
+        return sums
+
+    def _forward(self, shard: Shard, step: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """The loss sum and the correct predictions of a shard."""
+        self._watch.at(step, "forward pass")
+        if self._draws:
+            torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
+        logits = self._model(self._augment.train(shard.images, shard.ids, epoch))
+        loss_sum = self._loss(logits, shard.labels).sum() * shard.weight
+        correct = (logits.detach().argmax(1) == shard.labels).sum() * shard.weight
+        self._watch.at(step, "backward pass")
+        return loss_sum, correct
+
+    def _backward(self, loss_sum: Tensor, scale: float) -> None:
+        """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
+        self._accelerator.backward(loss_sum * (scale + 0.0 * loss_sum.detach()))
+
+    def _average_moves(self, weight: float, active: int) -> None:
+        """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""
+        if self._world_size == 1 or not self._buffers.floats.numel():
+            return
+        moves = torch.empty_like(self._buffers.floats)
+        self._buffers.moves(out=moves)
+        moves *= weight
+        torch.distributed.all_reduce(moves)
+        self._buffers.move(moves, active)
+
+    def _update(self) -> bool:
+        """Whether the gradient was finite, and with it the update made."""
+        scaler = self._accelerator.scaler
+        if self._clip_grad_norm is not None:
+            norm = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
+        else:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        # With fp16 an overflow is an everyday matter of the loss scale, which skips the update by itself.
+        is_finite = bool(norm.isfinite()) or (scaler is not None and scaler.get_scale() > 1)
+        if is_finite:
+            self._optimizer.step()
+        return is_finite
 
     def _set_norms(self, training: bool) -> None:
         for module in self._norms:
             module.train(training)
+
+
+def _quantized(loss_sum: Tensor, correct: Tensor) -> Tensor:
+    loss = (loss_sum.detach().double() / _LOSS_QUANTUM).round() * _LOSS_QUANTUM
+    return torch.stack([loss, correct.double()])
 
 
 def _draws(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Scalars in, JSON lines, TensorBoard event files and a W&B run out. Rank 0 has these; the others have Silent."""
 
+import errno
 import json
 import netrc
 import os
@@ -13,9 +14,10 @@ from typing import Any, Protocol
 
 from trainer import config as configs
 from trainer.errors import UserError
-from trainer.folder import RunFolder, finite, told
+from trainer.folder import RunFolder, finite, reason, told
 from trainer.settings import RunConfig
 
+_LEAST_BYTES = 1 << 16  # free for TensorBoard, whose thread ends with a traceback when its disk is full
 _REACH_SECONDS = 3.0
 _INIT_SECONDS = 5.0  # wandb adds about 11 to it
 _FINISH_SECONDS = 15.0
@@ -36,36 +38,72 @@ class Silent:
 
 
 class JsonLines:
-    """metrics.jsonl: one object a line, written through at once."""
+    """metrics.jsonl: one object a line, written through at once. What a full disk refuses waits for the next line."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path, self._say = path, say
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         row = finite({"split": split, "step": step, **scalars})
-        with told(str(self._file.name)):
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
+        was_waiting = bool(self._waiting)
+        self._waiting += (json.dumps(row, allow_nan=False) + "\n").encode()
+        try:
+            self._write()
+        except OSError as error:
+            if not was_waiting:
+                self._say(f"{self._path} cannot be written ({reason(error)}); its lines are kept and tried again")
 
     def close(self, failed: bool = False) -> None:
+        with told(str(self._path)):
+            self._write()
         self._file.close()
+
+    def _write(self) -> None:
+        """All that waits, in whole lines."""
+        if os.fstat(self._file.fileno()).st_nlink == 0:  # removed by somebody
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            before, self._file = self._file, self._path.open("ab", buffering=0)
+            before.close()
+        size = os.fstat(self._file.fileno()).st_size
+        if self._waiting and self._file.write(self._waiting) != len(self._waiting):
+            self._file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._waiting = b""
 
 
 class TensorBoard:
     """tensorboard/: a scalar `split/name` for each metric."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
+        # A continued run takes back what its killed forerunner wrote beyond the checkpoint.
+        self._writer = self._open(first_step + 1 if first_step else None)
+
+    def _open(self, purge_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # late: 1 s
 
-        # A continued run takes back what its killed forerunner wrote beyond the checkpoint.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        return SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
+        try:
+            if self._writer is None or not self._folder.is_dir():
+                self._writer = self._open(None)
+            room = os.statvfs(self._folder)
+            if room.f_bavail * room.f_frsize < _LEAST_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            for name, value in scalars.items():
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+        except OSError as error:  # its own thread is at its end then; at the next line a new one begins
+            if self._writer is not None:
+                self._say(f"{self._folder} cannot be written ({reason(error)}); points are missing until it can")
+            self._writer = None
 
     def close(self, failed: bool = False) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            with told(str(self._folder)):
+                self._writer.close()
 
 
 class WandB:
@@ -141,8 +179,8 @@ def build(config: RunConfig, folder: RunFolder, first_step: int, say: Callable[[
     if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
         trackers.append(WandB(config, folder, say))  # first: it alone can refuse
     if config.log.tensorboard:
-        trackers.append(TensorBoard(folder.path / "tensorboard", first_step))
-    return [*trackers, JsonLines(folder.metrics)]
+        trackers.append(TensorBoard(folder.path / "tensorboard", first_step, say))
+    return [*trackers, JsonLines(folder.metrics, say)]
 
 
 def _mode(asked: str) -> tuple[str, str]:

@@ -6,9 +6,10 @@ not form one group would each train the whole run and write over each other.
 
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -37,6 +38,8 @@ class World:
         on_gpu = _use_gpu(train.device, env)
         self.precision = _precision(train.precision, on_gpu)
         self.threads = _threads(train.threads_per_rank, env.local_world_size)
+        # Of a convolution over one channel, whose weights have two layouts that are the same.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
             torch.backends.cudnn.benchmark = True
         self.accelerator = _accelerator(on_gpu, self.precision, env)
@@ -48,8 +51,16 @@ class World:
         self.device = self.accelerator.device
         self.is_first = self.rank == 0
         _check_group(env, self.size)
+        if train.virtual_ranks is not None and train.virtual_ranks < self.size:
+            raise WorldError(
+                f"train.virtual_ranks={train.virtual_ranks} leaves some of {self.size} ranks without a shard; "
+                f"start {train.virtual_ranks} processes at most, or begin a new run with more virtual ranks"
+            )
+        self._control: Any = None
         if self.size > 1:
-            torch.distributed.distributed_c10d._set_pg_timeout(_EXCHANGE_TIMEOUT)
+            _set_timeout(_EXCHANGE_TIMEOUT)
+            if on_gpu:  # numbers that the CPU must know at once need not wait for what the GPU has queued
+                self._control = torch.distributed.new_group(backend="gloo", timeout=_EXCHANGE_TIMEOUT)
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
@@ -96,17 +107,19 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
-    def average_buffers(self, module: nn.Module) -> None:
-        """Running statistics of BatchNorm become the mean over ranks, each of which saw its own slices.
-
-        They are linear in what was seen, so averaging late is the same as averaging at every step.
-        """
+    def largest(self, values: list[float]) -> list[float]:
+        """The largest of each value over the ranks, on every rank. It waits for the ranks, but for no GPU."""
         if self.size == 1:
-            return
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                torch.distributed.all_reduce(buffer)
-                buffer /= self.size
+            return values
+        found = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._control)
+        return found.tolist()
+
+    def same_everywhere(self, module: nn.Module) -> None:
+        """Rank 0's weights and buffers, on every rank, as DDP does when it wraps a network."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor.detach(), 0)
 
     def __enter__(self) -> "World":
         return self
@@ -132,6 +145,14 @@ class World:
         }
 
 
+def _set_timeout(timeout: timedelta) -> None:
+    """How long an exchange of the whole group may take from now on."""
+    if hasattr(torch.distributed, "set_timeout"):  # torch 2.15; before, the same under a private name
+        torch.distributed.set_timeout(timeout)
+    else:
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+
+
 def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> Accelerator:
     """The Accelerator, and with it the group. Raises WorldError when not all its processes come."""
     for name in _OVERRULING:
@@ -142,7 +163,7 @@ def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> Acceler
             mixed_precision={"fp32": "no"}.get(precision, precision),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                # Buffers are averaged before each evaluation instead of being sent at every step (average_buffers).
+                # Rank 0's buffers are not sent around before each step: what all ranks saw is averaged (step.py).
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
             ],

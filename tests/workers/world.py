@@ -43,17 +43,17 @@ def main() -> None:
 
 def work(world: World) -> None:
     rank = world.rank
-    norm = nn.BatchNorm1d(1)
-    norm.running_mean.fill_(float(rank))  # type: ignore[union-attr]
-    world.average_buffers(norm)
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, float(rank + 5))
+    world.same_everywhere(layer)
     seen = {
         "rank": rank,
         "size": world.size,
         "threads": torch.get_num_threads(),
         "omp": os.environ.get("OMP_NUM_THREADS"),
         "sum": world.sum(torch.tensor([rank + 1.0, 10.0])).tolist(),
-        "mean": float(norm.running_mean),  # type: ignore[arg-type]
-        "batches": int(norm.num_batches_tracked),  # type: ignore[arg-type]
+        "weight": float(layer.weight),
+        "largest": world.largest([float(rank), float(-rank)]),
         "together": refused(lambda: fails_on((1, 2), rank), world),
         "no error": refused(lambda: fails_on((), rank), world),
         "first": world.first_then_rest(lambda: leave_a_mark(rank)),

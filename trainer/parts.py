@@ -1,0 +1,156 @@
+"""The settings and a checkpoint in, all that a run is made of out: data, network, optimizer, step. Prepared once."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from trainer import augment, data, evaluation, losses, models, optim
+from trainer.augment import Augment, Normalization
+from trainer.buffers import Buffers
+from trainer.checkpoint import State
+from trainer.errors import DataError
+from trainer.evaluation import Evaluation
+from trainer.optim import Durations, Schedule
+from trainer.reduction import OrderedReduction
+from trainer.sampler import GlobalBatches
+from trainer.settings import RunConfig
+from trainer.step import Step
+from trainer.watch import Unwatched
+from trainer.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    splits: data.Splits
+    normalization: Normalization
+    augment: Augment
+    batches: GlobalBatches
+    durations: Durations
+    schedule: Schedule
+    module: nn.Module
+    """the network itself, as evaluation and checkpoints use it"""
+    optimizer: AcceleratedOptimizer
+    step: Step
+    most_shards: int
+    """shards of a global batch that has enough samples for all"""
+
+    def num_shards(self, step: int) -> int:
+        """Shards of a step's batch that are not empty."""
+        return min(self.batches.size(step), self.most_shards)
+
+    def evaluate(self, part: data.Images, config: RunConfig, world: World, at_chunk: Callable[[], None]) -> Evaluation:
+        """Each sample once, through the module itself: a DDP forward would wait for ranks that have fewer chunks."""
+        batch_size = config.eval.batch_size
+
+        def predict(images: Tensor) -> Tensor:
+            at_chunk()
+            logits: Tensor = self.module(self.augment.plain(images))
+            return logits
+
+        self.module.eval()
+        found = evaluation.evaluate(
+            predict,
+            losses.build(config.loss, training=False),
+            data.chunks(part, batch_size, world),
+            data.num_chunks(part, batch_size),
+            self.splits.classes,
+            world.sum,
+            world.device,
+        )
+        self.module.train()
+        assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
+        return found
+
+
+def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched, say: Callable[[str], None]) -> Parts:
+    """Raises UserError, on every rank, for what settings, data set and ranks do not allow together."""
+    splits = data.load(config.data, config.run.seed, world)
+    for line in splits.notes:
+        say(line)
+    normalization = augment.normalization(config.data.normalize, splits.train.images)
+    augmentation = Augment(config.data, normalization, config.run.seed, world.device)
+    splits = data.on_device(splits, config.data, world)
+    shuffle, drop_last = config.data.shuffle, config.data.drop_last
+    batches = GlobalBatches(len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last)
+    durations = optim.durations(config, batches.steps_per_epoch)
+    schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
+    module = _network(config, world, splits, batches)
+    optimizer = optim.OPTIMIZERS[config.optim.name](module.parameters(), config.optim)
+    if saved is not None:
+        module.load_state_dict(saved.model)
+        optimizer.load_state_dict(saved.optimizer)
+    step, prepared = _prepare(config, world, module, optimizer, augmentation, watch)
+    if saved is not None and world.accelerator.scaler is not None and saved.scaler:
+        world.accelerator.scaler.load_state_dict(saved.scaler)
+    most_shards = config.train.virtual_ranks or world.size
+    return Parts(splits, normalization, augmentation, batches, durations, schedule, module, prepared, step, most_shards)
+
+
+def _prepare(
+    config: RunConfig,
+    world: World,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    augmentation: Augment,
+    watch: Unwatched,
+) -> tuple[Step, AcceleratedOptimizer]:
+    """Accelerate's part: precision, and DDP unless the shards are added up in an order of our own."""
+    accelerator, reduction = world.accelerator, None
+    if config.train.compile:
+        module.compile()
+    if config.train.virtual_ranks is None:
+        with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            model, prepared = accelerator.prepare(module, optimizer)
+    else:
+        model = accelerator.prepare_model(module, evaluation_mode=True)  # its name for: precision, but no DDP
+        prepared = accelerator.prepare_optimizer(optimizer)
+        world.same_everywhere(module)
+    buffers = Buffers(module)  # now: preparing may give the network other buffers
+    if config.train.virtual_ranks is not None:
+        reduction = OrderedReduction(module.parameters(), buffers, world.rank, world.size)
+    step = Step(
+        accelerator,
+        model,
+        prepared,
+        losses.build(config.loss, training=True),
+        augmentation,
+        buffers,
+        config.run.seed,
+        watch,
+        config.train.clip_grad_norm,
+        reduction,
+    )
+    return step, prepared
+
+
+def _network(config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:
+    channels, image_size = splits.train.images.shape[1:3]
+    module = world.together(lambda: models.build(config.model, len(splits.classes), channels, image_size))
+    shape = (channels, image_size, image_size)
+    world.together(lambda: _check_smallest_shard(config, world, module, shape, batches))
+    return module.to(world.device)
+
+
+def _check_smallest_shard(
+    config: RunConfig, world: World, module: nn.Module, shape: tuple[int, int, int], batches: GlobalBatches
+) -> None:
+    """Raises DataError when a shard is one sample and a BatchNorm layer would see one value a channel of it."""
+    shards = config.train.virtual_ranks or world.size
+    sizes = {batches.size(0), batches.size(batches.steps_per_epoch - 1)}
+    if not any(size // shards <= 1 for size in sizes):
+        return
+    try:
+        copy.deepcopy(module)(torch.zeros(1, *shape))
+    except ValueError as error:
+        ways = "change data.global_batch_size, or set data.drop_last=true"
+        among = f"{shards} ranks" if config.train.virtual_ranks is None else f"{shards} virtual ranks"
+        raise DataError(
+            f"batches of {' and '.join(map(str, sorted(sizes)))} samples leave one of {among} a single one, "
+            f"which {config.model.name} cannot normalize ({error}); {ways}"
+        ) from None

@@ -1,0 +1,173 @@
+"""Who wants the run to stop: a signal, a file named `stop` in the run folder, or a deadline. All ranks agree on it at a
+step's end.
+
+A signal's handler only notes it: to save inside a handler can deadlock. It is noted by a thread, so that a second
+Ctrl-C works while the main thread is deep in an exchange.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread, current_thread, main_thread
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_FILE, _DEADLINE = "the file `stop` in the run folder", "the time limit"
+REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _DEADLINE)
+# torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
+_SAME_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
+
+
+class Signals:
+    """Notes the first signal that asks to stop. Made once, in the main thread, as early as can be."""
+
+    def __init__(self, speaks: bool) -> None:
+        """speaks: this process tells the user what a Ctrl-C does."""
+        self.since = time.time()
+        """when this process began"""
+        self._speaks = speaks
+        self._training = False
+        self._first_interrupt: float | None = None
+        self._before: dict[int, Any] = {}
+        self.received = ""
+        """its name, or nothing"""
+        if current_thread() is not main_thread():  # called from a program that has signals of its own
+            return
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before.update({number: signal.signal(number, self._handle) for number in _SIGNALS})
+        self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        Thread(target=self._listen, name="signals", daemon=True).start()
+
+    @contextlib.contextmanager
+    def at_step_ends(self) -> Iterator[None]:
+        """Inside, the run stops at the end of a step; outside there is nothing to save, so that SIGINT and SIGTERM end
+        the process at once."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def close(self) -> None:
+        """Puts back what was there before."""
+        if not self._before:
+            return
+        signal.set_wakeup_fd(self._fd_before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._write)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, which comes to it when it is back in Python."""
+        if number == signal.SIGINT and not self._training:
+            raise KeyboardInterrupt
+
+    def _listen(self) -> None:
+        """In a thread of its own: the number of each signal comes through the pipe at once."""
+        while received := os.read(self._read, 1):
+            self._note(received[0])
+        os.close(self._read)
+
+    def _note(self, number: int) -> None:
+        now = time.monotonic()
+        if number == signal.SIGTERM and not self._training:
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            if self._first_interrupt is not None and now - self._first_interrupt > _SAME_SECONDS:
+                os._exit(130)
+            first, self._first_interrupt = self._first_interrupt is None, self._first_interrupt or now
+            if first and self._speaks and self._training:
+                print("stopping after this step, with a checkpoint; Ctrl-C again leaves at once", file=sys.stderr)
+        if number in _SIGNALS and not self.received:
+            self.received = signal.Signals(number).name
+
+
+def ignore_in_worker(worker: int) -> None:
+    """For DataLoader's workers, which inherit the handlers: they end when the process that they serve does."""
+    signal.set_wakeup_fd(-1)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Pace:
+    """How long the parts of a run take, as far as they have been seen in this session."""
+
+    def __init__(self) -> None:
+        self.step_seconds = 0.0
+        """the slowest step"""
+        self.evaluation_seconds = 0.0
+        self._steps = 0
+
+    def step(self, seconds: float) -> None:
+        """The first step warms up, or compiles: it counts until there is another."""
+        self.step_seconds = seconds if self._steps < 2 else max(self.step_seconds, seconds)
+        self._steps += 1
+
+    def evaluation(self, seconds: float) -> None:
+        self.evaluation_seconds = max(self.evaluation_seconds, seconds)
+
+
+class StopCheck:
+    """Asked at the end of each step, by every rank alike; exchanges two numbers twice a second, or every step."""
+
+    def __init__(
+        self,
+        signals: Signals,
+        folder: Path | None,
+        deadline: float | None,
+        pace: Pace,
+        largest: Callable[[list[float]], list[float]],
+    ) -> None:
+        """folder: the run's, for the one rank that looks for the file; deadline: time.time() of it, for that rank."""
+        self._signals = signals
+        self._file = folder / "stop" if folder is not None else None
+        self._deadline = deadline
+        self._pace = pace
+        self._largest = largest
+        self._next_step = 0
+        self._stride = 1
+
+    def __call__(self, step: int, save_seconds: float, evaluates: Callable[[int], bool]) -> str:
+        """Why to stop after `step` steps, or nothing; the same on every rank.
+
+        evaluates: whether an evaluation falls into the next so many steps.
+        """
+        if step < self._next_step:
+            return ""
+        slowest = self._pace.step_seconds
+        margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
+        margin += self._pace.evaluation_seconds if evaluates(self._stride) else 0.0
+        asked, slowest = self._largest([float(self._asked(margin)), slowest])
+        self._stride = max(1, int(_LOOK_SECONDS / max(slowest, 1e-6)))
+        self._next_step = step + self._stride
+        return REASONS[int(asked)]
+
+    def _asked(self, margin_seconds: float) -> int:
+        if self._signals.received:
+            return REASONS.index(self._signals.received)
+        if self._file is not None and self._file.exists():
+            return REASONS.index(_FILE)
+        if self._deadline is not None and time.time() + margin_seconds >= self._deadline:
+            return REASONS.index(_DEADLINE)
+        return 0
+
+    def done(self) -> None:
+        """The run has stopped: the file has done its work."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+def deadline(time_limit_seconds: float | None, started: float) -> float | None:
+    """When the run must have ended, in time.time(): the earlier of its own limit and that of its SLURM job."""
+    ends = [] if time_limit_seconds is None else [started + time_limit_seconds]
+    job_end = os.environ.get("SLURM_JOB_END_TIME", "")
+    if job_end.isdigit():
+        ends.append(float(job_end))
+    return min(ends, default=None)
