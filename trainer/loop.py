@@ -1,5 +1,6 @@
 """The Trainer: runs steps, evaluates, saves, logs, stops. Knows all other rooms."""
 
+import contextlib
 import json
 from time import perf_counter
 
@@ -98,8 +99,9 @@ class Trainer:
             failed = False
             return reason
         except BaseException as error:
-            self._record_failure(error)
-            if lost := self.watch.lost(error):
+            lost = self.watch.lost(error)
+            self._record_failure(lost or f"{type(error).__name__}: {error}")
+            if lost:
                 raise PeerError(f"{lost}; the same command goes on from the last checkpoint") from error
             raise
         finally:
@@ -212,6 +214,7 @@ class Trainer:
 
         self.world.from_first(write)
         self.close()
+        self.world.together(lambda: None)  # a launcher ends all as soon as one has left
         self.console.say(
             f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint; "
             f"the same command goes on from there: {self.folder.path}"
@@ -300,16 +303,15 @@ class Trainer:
         self.close()
         self.console.finished(summary, self.folder.path)
 
-    def _record_failure(self, error: BaseException) -> None:
+    def _record_failure(self, reason: str) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""
         if self.world.is_first:
-            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-            try:
+            with contextlib.suppress(FolderError):  # told when it happened
                 self.saver.finish()  # what is being written still counts
+            try:
                 self.folder.status("failed", self.progress.step, reason)
-            except (FolderError, OSError) as second:
-                if second is not error:
-                    self.console.say(f"status.json could not be written ({second})")
+            except OSError as second:
+                self.console.say(f"status.json could not be written ({second.strerror})")
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""

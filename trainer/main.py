@@ -22,6 +22,7 @@ from trainer.settings import RunConfig  # noqa: E402
 from trainer.stop import Signals  # noqa: E402
 
 _OTHERS_WAIT_SECONDS = 10.0
+_FIRST_LEAVES_SECONDS = 1.0
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -70,6 +71,8 @@ def _train(config: RunConfig, signals: Signals) -> int:
         except PeerError as error:
             print(f"samecurve: rank {world.rank}: {error}", file=sys.stderr, flush=True)
             return 1
+        if stopped and not world.is_first:
+            time.sleep(_FIRST_LEAVES_SECONDS)
         # A launcher with restarts left would start the run again for any other code.
         return _STOPPED if stopped and not env.restarts_left else 0
 

@@ -226,4 +226,6 @@ def _state(pid: int) -> str:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+    """An error of gloo's or the store's without the place in its source and its advice."""
+    text = re.sub(r"\[/[^]]*\] ?", "", " ".join(str(error).split()))
+    return text.partition(". ")[0][:160]

@@ -1,0 +1,243 @@
+"""The two promises, put to the proof on this machine: the same run on any number of ranks, and after any kill.
+
+    python -m trainer.verify ranks  [--config NAME_OR_PATH]... [--ranks 1,2,4] [--plain] [section.key=value]...
+    python -m trainer.verify resume [--config NAME_OR_PATH]... [--ranks 1] [--kills 3] [section.key=value]...
+
+Each run is started as a user would start it. Exit code 0: no difference; 1: a difference; 2: it could not be tried.
+"""
+
+import argparse
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from trainer import checkpoint
+from trainer import config as configs
+from trainer.compare import compare, largest_loss_difference
+from trainer.errors import ConfigError, UserError
+from trainer.folder import RunFolder
+
+_MAIN = str(Path(__file__).resolve().parent / "main.py")
+_PLAIN_TOLERANCE = 1e-4
+_POLL_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is run, and where."""
+
+    config: list[str]
+    overrides: list[str]
+    root: Path
+    timeout_seconds: float
+    settings: list[str] = field(default_factory=list)
+
+    def command(self, name: str, ranks: int) -> list[str]:
+        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        which = [word for name_or_path in self.config for word in ("--config", name_or_path)]
+        return [
+            sys.executable, *launcher, _MAIN, *which, *self.settings, *self.overrides,
+            f"run.root={self.root}", f"run.name={name}",
+        ]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the check that is asked for; returns the exit code."""
+    parser = _parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    try:
+        for text in overrides:
+            if text.startswith("-") or "=" not in text:
+                raise ConfigError(f"'{text}' is neither an option nor a setting; --help lists the options")
+        with _root(arguments.keep) as root:
+            recipe = Recipe(arguments.config or ["digits"], overrides, root, arguments.timeout_seconds)
+            check = verify_ranks if arguments.what == "ranks" else verify_resume
+            return check(recipe, arguments)
+    except UserError as error:
+        print(f"samecurve: {error}", file=sys.stderr)
+        return 2
+
+
+def verify_ranks(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """The same settings on several numbers of ranks, each against the first."""
+    ranks = arguments.ranks or [1, 2, 4]
+    settings = ["log.wandb=off", "log.tensorboard=false", "log.every_steps=1", "train.threads_per_rank=1"]
+    settings += [f"train.max_steps={arguments.steps or 30}"]
+    if not arguments.plain:
+        settings.append(f"train.virtual_ranks={max(ranks)}")
+    recipe = Recipe(recipe.config, recipe.overrides, recipe.root, recipe.timeout_seconds, settings)
+    _check(recipe)
+    table = Table("ranks", "seconds", "weights", "optimizer state", "metrics", "largest loss difference")
+    first, differs = recipe.root / f"ranks-{ranks[0]}", False
+    for number in ranks:
+        folder = recipe.root / f"ranks-{number}"
+        _to_the_end(recipe, folder.name, number)
+        found, by = compare(first, folder), largest_loss_difference(first, folder)
+        differs = differs or (by > _PLAIN_TOLERANCE if arguments.plain else bool(found))
+        words = [text or "same bits" for text in (found.weights, found.optimizer, found.metrics)]
+        table.add_row(str(number), f"{RunFolder(folder).read_json('summary.json')['seconds']:.1f}", *words, f"{by:.1e}")
+    Console(highlight=False).print(table)
+    wanted = f"losses within {_PLAIN_TOLERANCE:g}" if arguments.plain else "the same bits"
+    print(f"{'DIFFERENT' if differs else 'SAME'}: wanted {wanted} on {', '.join(map(str, ranks))} ranks")
+    return int(differs)
+
+
+def verify_resume(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    """One run to its end, and one that is killed at random steps and goes on each time on the next number of ranks."""
+    ranks, steps = arguments.ranks or [1], arguments.steps or 300
+    settings = ["log.wandb=off", "log.every_steps=3", "train.threads_per_rank=1", "checkpoint.every_steps=10"]
+    settings += [f"train.max_steps={steps}"]
+    if len(ranks) > 1:
+        settings.append(f"train.virtual_ranks={max(ranks)}")
+    recipe = Recipe(recipe.config, recipe.overrides, recipe.root, recipe.timeout_seconds, settings)
+    _check(recipe)
+    _to_the_end(recipe, "unbroken", ranks[0])
+    draw = random.Random(arguments.seed)
+    targets = sorted(draw.randrange(1, steps) for _ in range(arguments.kills))
+    during_saves = 0
+    for kill, target in enumerate(targets):
+        seen, in_save = kill_at(recipe, "killed", ranks[kill % len(ranks)], target, draw.random() * 0.02)
+        during_saves += in_save
+        newest, _ = checkpoint.newest(recipe.root / "killed" / "checkpoints")
+        left = newest.name if newest else "no checkpoint"
+        print(
+            f"kill {kill + 1} of {len(targets)}: at step {seen}{', during a save' if in_save else ''}; {left} is left"
+        )
+    _to_the_end(recipe, "killed", ranks[len(targets) % len(ranks)])
+    found = compare(recipe.root / "unbroken", recipe.root / "killed")
+    table = Table("of the killed run", "against the unbroken one")
+    for what in ("weights", "optimizer", "metrics", "curves"):
+        table.add_row(what, getattr(found, what) or "same bits")
+    Console(highlight=False).print(table)
+    print(
+        f"{'DIFFERENT' if found else 'SAME'}: {len(targets)} kills, {during_saves} of them during a save, {steps} steps"
+    )
+    return int(bool(found))
+
+
+def kill_at(recipe: Recipe, name: str, ranks: int, step: int, delay_seconds: float) -> tuple[int, bool]:
+    """Starts or continues a run and kills all its processes a little after it has got to a step.
+
+    Returns the last step seen, and whether a save was cut off. A run that ends before is left as it is.
+    """
+    folder = recipe.root / name
+    metrics = folder / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    until, seen = time.monotonic() + recipe.timeout_seconds, 0
+    with _started(recipe, name, ranks) as process:
+        while process.poll() is None and seen < step and time.monotonic() < until:
+            if metrics.exists() and metrics.stat().st_mtime_ns != before:  # this session's
+                seen = _last_step(metrics)
+            time.sleep(_POLL_SECONDS)
+        time.sleep(delay_seconds)
+    return seen, any((folder / "checkpoints").glob(".step-*"))
+
+
+def _to_the_end(recipe: Recipe, name: str, ranks: int) -> None:
+    """Raises UserError when the run does not finish in time."""
+    with _started(recipe, name, ranks) as process, contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(recipe.timeout_seconds)
+    status = RunFolder(recipe.root / name).read_json("status.json")
+    if status is None or status["state"] != "finished":
+        last = (recipe.root / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        told = [line for line in last if line.startswith("samecurve: ")] or last[-1:]
+        raise UserError(
+            f"a run on {ranks} ranks did not finish ({' '.join(told[:1]) or 'it said nothing'}); "
+            f"look at {recipe.root / name}.log, with --keep DIR if it is gone"
+        )
+
+
+@contextlib.contextmanager
+def _started(recipe: Recipe, name: str, ranks: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A run's process; at the end it and all that it started are killed, by their ids."""
+    with (recipe.root / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(recipe.command(name, ranks), stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield process
+        finally:
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for the whole family, the ranks before their launcher, which would start no new ones but complain."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        for child in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        psutil.wait_procs(family, timeout=10)
+    process.wait()
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises ConfigError before anything is started."""
+    configs.load([configs.find(name) for name in recipe.config], [*recipe.settings, *recipe.overrides])
+
+
+def _last_step(metrics: Path) -> int:
+    lines = [line for line in metrics.read_bytes().splitlines() if line.endswith(b"}")]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+@contextlib.contextmanager
+def _root(keep: str | None) -> Iterator[Path]:
+    """Where the runs go: a folder to be kept, or one that goes when all is done."""
+    if keep is not None:
+        root = Path(keep).expanduser()
+        if root.exists() and any(root.iterdir()):
+            raise UserError(f"--keep {keep}: wanted a folder that is empty or not there yet; name another")
+        root.mkdir(parents=True, exist_ok=True)
+        yield root
+        return
+    with tempfile.TemporaryDirectory(prefix="samecurve-") as temporary:
+        yield Path(temporary)
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"samecurve: {message}; --help lists the options", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m trainer.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["ranks", "resume"])
+    parser.add_argument("--config", action="append", metavar="NAME_OR_PATH", help="default: digits")
+    parser.add_argument(
+        "--ranks", type=_numbers, metavar="N,N,...", help="numbers of processes; default: 1,2,4 for ranks, 1 for resume"
+    )
+    parser.add_argument("--plain", action="store_true", help="ranks: without virtual ranks; losses within 1e-4 will do")
+    parser.add_argument("--kills", type=int, default=3, help="resume: how often the run is killed; default: 3")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each run; default: 30 for ranks, 300 for resume")
+    parser.add_argument(
+        "--seed", type=int, help="resume: of the moments at which it is killed; default: another each time"
+    )
+    parser.add_argument("--keep", metavar="DIR", help="leave the run folders and logs there")
+    parser.add_argument("--timeout-seconds", type=float, default=1800.0, help="for each run; default: 1800")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
