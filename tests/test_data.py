@@ -44,12 +44,13 @@ def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
         parts = [part for rank in ranks for part in rank[step]]
         assert [part.number for part in parts] == list(range(size))
         counted = [part for part in parts if part.weight]
-        assert torch.equal(torch.cat([part.ids for part in counted]), batches.ids(step))
-        lengths = [len(part.ids) if part.weight else 0 for part in parts]
+        assert torch.equal(torch.cat([part.own.ids for part in counted]), batches.ids(step))
+        lengths = [len(part.own.ids) if part.weight else 0 for part in parts]
         assert max(lengths) - min(lengths) <= 1
         for part in parts:  # an idle rank gets a sample too, of weight 0, to keep step with the others
-            assert len(part.ids) >= 1
-            assert torch.equal(part.images[:, 0, 0, 0].long(), part.ids) and torch.equal(part.labels, LABELS[part.ids])
+            assert len(part.own.ids) >= 1
+            assert torch.equal(part.own.images[:, 0, 0, 0].long(), part.own.ids)
+            assert torch.equal(part.own.labels, LABELS[part.own.ids])
 
 
 @pytest.mark.parametrize("virtual_ranks", [1, 5, 9])  # the last batch of an epoch has 7 samples
@@ -63,22 +64,22 @@ def test_virtual_ranks_are_the_same_shards_on_any_number_of_ranks(virtual_ranks:
             assert max(counts) - min(counts) <= 1
             found = [part for rank in ranks for part in rank[step]]
             for part, same in zip(found, wanted, strict=True):
-                assert part.number == same.number and torch.equal(part.ids, same.ids) and part.weight == 1.0
+                assert part.number == same.number and torch.equal(part.own.ids, same.own.ids) and part.weight == 1.0
 
 
 def test_an_epoch_is_seen_once_not_twice_sharded() -> None:
-    seen = torch.cat([part.ids for rank in range(2) for step in shards(rank, 2, end_step=7) for part in step])
+    seen = torch.cat([part.own.ids for rank in range(2) for step in shards(rank, 2, end_step=7) for part in step])
     assert seen.sort().values.tolist() == list(range(103))
 
 
 def test_beginning_later_gives_the_same_batches() -> None:
     for (early,), (late,) in zip(shards(1, 2)[9:], shards(1, 2, first_step=9), strict=True):
-        assert torch.equal(early.ids, late.ids) and torch.equal(early.images, late.images)
+        assert torch.equal(early.own.ids, late.own.ids) and torch.equal(early.own.images, late.own.images)
 
 
 def test_workers_change_nothing() -> None:
     for (alone,), (helped,) in zip(shards(0, 2), shards(0, 2, workers=2), strict=True):
-        assert torch.equal(alone.images, helped.images) and torch.equal(alone.ids, helped.ids)
+        assert torch.equal(alone.own.images, helped.own.images) and torch.equal(alone.own.ids, helped.own.ids)
         assert alone.weight == helped.weight
 
 

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 # A file may import files of lower layers only.
 LAYERS = [
-    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop"},
+    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting"},
     {"config", "datasets.dataset"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
     {
@@ -27,7 +27,8 @@ LAYERS = [
     {"parts"},
     {"result"},
     {"loop"},
-    {"main"},
+    {"main", "compare"},
+    {"verify"},
 ]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
 FILES = sorted((REPOSITORY / "trainer").rglob("*.py"))

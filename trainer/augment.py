@@ -6,6 +6,7 @@ Every draw is a function of (seed, epoch, sample id): the same picture on any nu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from trainer import randomness
 from trainer.settings import Data
 
+_QUANTILES = 1 << 14
 # Mean and deviation of each channel of values in [0, 1].
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
@@ -63,6 +65,8 @@ class Augment:
         mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
         self._scale = (1 / (255 * std)).view(-1, 1, 1).to(device)
         self._shift = (-mean / std).view(-1, 1, 1).to(device)
+        alphas = {"mixup": data.mixup_alpha, "cutmix": data.cutmix_alpha}
+        self._shares = {name: beta_quantiles(alphas[name]).to(device) for name in alphas if name in data.augment}
 
     def train(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
         """uint8 [B, C, H, W] and the samples' ids int64 [B] in, float32 [B, C, H, W] out."""
@@ -79,6 +83,30 @@ class Augment:
             rows, columns = self._draw("cutout row", ids, epoch, height), self._draw("cutout column", ids, epoch, width)
             batch = cutout(batch, self._data.cutout_size, rows, columns)
         return batch
+
+    def mix(self, batch: Tensor, others: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """mixup and cutmix: two batches float32 [B, C, H, W] in; the mixture and each image's share in it, float32 [B].
+
+        With both, a sample gets one or the other.
+        """
+        mixed, share = batch, torch.ones(len(batch), device=batch.device)
+        cut = torch.zeros(len(batch), dtype=torch.bool, device=batch.device)
+        if "cutmix" in self._shares:
+            cut = self._draw("cutmix or mixup", ids, epoch, 2) == 1 if "mixup" in self._shares else ~cut
+            height, width = batch.shape[2:]
+            rows, columns = self._draw("cutmix row", ids, epoch, height), self._draw("cutmix column", ids, epoch, width)
+            box = cutmix_box(self._share("cutmix", ids, epoch), rows, columns, height, width)
+            mixed = torch.where((box & cut.view(-1, 1, 1)).unsqueeze(1), others, batch)
+            share = torch.where(cut, 1 - box.float().mean((1, 2)), share)
+        if "mixup" in self._shares:
+            share = torch.where(cut, share, self._share("mixup", ids, epoch))
+            weight = torch.where(cut, 1.0, share).view(-1, 1, 1, 1)
+            mixed = weight * mixed + (1 - weight) * others
+        return mixed, share
+
+    def _share(self, name: str, ids: Tensor, epoch: int) -> Tensor:
+        quantiles = self._shares[name]
+        return quantiles[self._draw(f"{name} share", ids, epoch, len(quantiles))]
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalization alone, as for evaluation: uint8 [B, C, H, W] in, float32 out."""
@@ -109,7 +137,28 @@ def cutout(batch: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
     return batch.masked_fill(inside_rows & inside_columns, 0.0)
 
 
-def _within(centres: Tensor, length: int, size: int) -> Tensor:
-    start = (centres - size // 2).unsqueeze(1)
+def cutmix_box(share: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels come from the other image: bool [B, height, width]. (Yun et al., arXiv 1905.04899.)
+
+    share: float [B], the area that is kept; rows, columns: int64 [B], the box's centre; it is cut off at the edges.
+    """
+    side = (1 - share).sqrt()
+    sizes = ((side * height).long(), (side * width).long())
+    inside_rows = _within(rows, height, sizes[0].unsqueeze(1)).unsqueeze(2)
+    inside_columns = _within(columns, width, sizes[1].unsqueeze(1)).unsqueeze(1)
+    return inside_rows & inside_columns
+
+
+def beta_quantiles(alpha: float) -> Tensor:
+    """Evenly spaced quantiles of the Beta(alpha, alpha) distribution: one picked evenly is a draw from it."""
+    from scipy.special import betaincinv  # late: few want it
+
+    shares = (numpy.arange(_QUANTILES) + 0.5) / _QUANTILES
+    return torch.from_numpy(betaincinv(alpha, alpha, shares)).float()
+
+
+def _within(centres: Tensor, length: int, size: int | Tensor) -> Tensor:
+    """size: for all, or int64 [B, 1]. bool [B, length] out."""
+    start = centres.unsqueeze(1) - size // 2
     places = torch.arange(length, device=centres.device)
     return (places >= start) & (places < start + size)

@@ -20,7 +20,7 @@ from trainer.datasets import dataset as sets
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
 from trainer.settings import Data, RunConfig
-from trainer.step import Shard
+from trainer.step import Samples, Shard
 from trainer.world import World
 
 # To add a data set, write its file in datasets/, list it here, and name it in trainer/settings.py.
@@ -118,6 +118,10 @@ def on_device(splits: Splits, data: Data, world: World) -> Splits:
     return replace(splits, train=moved(splits.train), validation=validation, test=moved(splits.test))
 
 
+Place = tuple[int, Tensor, Tensor | None]
+"""A shard's number, its samples' ids, and those of what they are mixed with, if they are."""
+
+
 class _Shards(Dataset[list[Shard]]):
     """Fetches whole shards by their ids; DataLoader calls __getitems__ once a step."""
 
@@ -127,38 +131,44 @@ class _Shards(Dataset[list[Shard]]):
     def __len__(self) -> int:
         return len(self._part)
 
-    def __getitems__(self, places: list[tuple[int, Tensor]]) -> list[Shard]:
-        return [self._fetch(number, ids) for number, ids in places]
+    def __getitems__(self, places: list[Place]) -> list[Shard]:
+        return [self._shard(*place) for place in places]
 
-    def _fetch(self, number: int, ids: Tensor) -> Shard:
+    def _shard(self, number: int, ids: Tensor, partners: Tensor | None) -> Shard:
         idle = len(ids) == 0
-        taken = ids.new_zeros(1) if idle else ids
-        images, labels = self._part.images, self._part.labels
-        place = taken.to(images.device, non_blocking=True)
-        return Shard(images[place], labels[place], place, number, 0.0 if idle else 1.0)
+        if idle:
+            ids = ids.new_zeros(1)
+            partners = ids if partners is not None else None
+        mixed = self._samples(partners) if partners is not None else None
+        return Shard(self._samples(ids), mixed, number, 0.0 if idle else 1.0)
+
+    def _samples(self, ids: Tensor) -> Samples:
+        place = ids.to(self._part.images.device, non_blocking=True)
+        return Samples(self._part.images[place], self._part.labels[place], place)
 
 
-class _RankShards(Sampler[list[tuple[int, Tensor]]]):
-    """The number and the ids of each of this rank's shards, for each step from one to another."""
+class _RankShards(Sampler[list[Place]]):
+    """The places of this rank's shards, for each step from one to another."""
 
-    def __init__(
-        self, batches: GlobalBatches, virtual_ranks: int | None, world: World, first_step: int, end_step: int
-    ) -> None:
-        self._batches, self._virtual_ranks = batches, virtual_ranks
+    def __init__(self, batches: GlobalBatches, config: RunConfig, world: World, first_step: int, end_step: int) -> None:
+        self._batches, self._virtual_ranks = batches, config.train.virtual_ranks
+        self._mixes = not {"mixup", "cutmix"}.isdisjoint(config.data.augment)
         self._rank, self._world_size = world.rank, world.size
         self._steps = range(first_step, end_step)
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __iter__(self) -> Iterator[list[tuple[int, Tensor]]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         for step in self._steps:
             ids = self._batches.ids(step)
+            partners = self._batches.partners(step) if self._mixes else None
             # Plainly each rank has one shard, and an empty one too: DDP waits for all. Virtual ranks have none empty.
             number = min(len(ids), self._virtual_ranks) if self._virtual_ranks else self._world_size
             places = shards.cut(len(ids), number)
             first, end = shards.cut(number, self._world_size)[self._rank]
-            yield [(shard, ids[slice(*places[shard])]) for shard in range(first, end)]
+            cuts = [(shard, slice(*places[shard])) for shard in range(first, end)]
+            yield [(shard, ids[at], None if partners is None else partners[at]) for shard, at in cuts]
 
 
 def train_loader(
@@ -175,7 +185,7 @@ def train_loader(
     """
     loader = DataLoader(
         _Shards(part),
-        batch_sampler=_RankShards(batches, config.train.virtual_ranks, world, first_step, end_step),
+        batch_sampler=_RankShards(batches, config, world, first_step, end_step),
         collate_fn=_whole,
         num_workers=config.data.workers,
         worker_init_fn=stop.ignore_in_worker,

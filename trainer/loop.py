@@ -56,7 +56,7 @@ class Trainer:
 
         saved = resume.find_checkpoint(config, folder, world, self.console.say)
         self.progress = saved.progress if saved is not None else Progress()
-        self.watch = watch.build(world.rank, world.size, config.train.hang_timeout_seconds, folder)
+        self.watch = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         sums = self.progress.window if world.is_first else [0.0, 0.0]
         self.meter = Meter(sums, self.progress.window_samples, world.sum, world.device)

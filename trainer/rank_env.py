@@ -19,22 +19,23 @@ class RankEnv:
     """The largest number of processes that any launcher says it started; 1 when none says anything."""
     lost_siblings: bool
     """MASTER_PORT without RANK: `accelerate launch --cpu --num_processes 2` sets one and starts one process."""
-    restart: int
-    """How often the launcher has started these ranks anew."""
+    keeps_store: bool
+    """Whether the ranks meet in a store of the launcher's, which may hold what earlier ones left there."""
     restarts_left: int
-    """How often it will do so again when one of them fails."""
+    """How often the launcher will start the ranks again when one of them fails."""
 
 
 def read() -> RankEnv:
     """The calling process's place among its siblings, as its launcher tells it."""
+    restart = _number("TORCHELASTIC_RESTART_COUNT", 0)
     return RankEnv(
         rank=_number("RANK", 0),
         local_rank=_number("LOCAL_RANK", 0),
         local_world_size=_number("LOCAL_WORLD_SIZE", 1),
         announced_world_size=max(_number(name, 1) for name in _ANNOUNCED_SIZES),
         lost_siblings="MASTER_PORT" in os.environ and "RANK" not in os.environ,
-        restart=_number("TORCHELASTIC_RESTART_COUNT", 0),
-        restarts_left=max(0, _number("TORCHELASTIC_MAX_RESTARTS", 0) - _number("TORCHELASTIC_RESTART_COUNT", 0)),
+        keeps_store=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+        restarts_left=max(0, _number("TORCHELASTIC_MAX_RESTARTS", 0) - restart),
     )
 
 

@@ -77,6 +77,11 @@ class GlobalBatches:
         first = place * self.global_batch_size
         return self._block[first : first + self.size(step)]
 
+    def partners(self, step: int) -> Tensor:
+        """For each sample of a step's batch the one that it is mixed with, of the same batch: int64 [size(step)]."""
+        ids = self.ids(step)
+        return ids[permute(torch.arange(len(ids)), len(ids), randomness.key(self.seed, step, "partners"))]
+
     def _order(self, epoch: int, start: int, end: int) -> Tensor:
         positions = torch.arange(start, end)
         if not self.shuffle:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-AUGMENTATIONS = ("flip", "crop", "cutout")
+AUGMENTATIONS = ("flip", "crop", "cutout", "mixup", "cutmix")
 
 
 def setting(
@@ -51,6 +51,12 @@ class Data:
     augment: list[str] = setting([], f"on each training batch, of {', '.join(AUGMENTATIONS)}")
     crop_padding: int = setting(4, "crop: black pixels added on each side before the random crop", least=1)
     cutout_size: int = setting(8, "cutout: side of the square that is blanked, in pixels", least=1)
+    mixup_alpha: float = setting(
+        0.2,
+        "mixup: both parameters of the Beta distribution of an image's share; with cutmix too: one or the other",
+        above=0.0,
+    )
+    cutmix_alpha: float = setting(1.0, "cutmix: the same, of the area that an image keeps", above=0.0)
     normalize: Literal["cifar10", "half", "data", "none"] = setting(
         "data", "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, or none: [0, 1] as it is"
     )

@@ -26,15 +26,21 @@ from trainer.watch import Unwatched
 _LOSS_QUANTUM = 2.0**-24
 
 
-class Shard(NamedTuple):
-    """A part of a global batch that goes through the network at once."""
-
+class Samples(NamedTuple):
     images: Tensor
     """uint8 [B, C, H, W]"""
     labels: Tensor
     """int64 [B]"""
     ids: Tensor
-    """int64 [B], the samples' places in the training set"""
+    """int64 [B], their places in the training set"""
+
+
+class Shard(NamedTuple):
+    """A part of a global batch that goes through the network at once."""
+
+    own: Samples
+    partners: Samples | None
+    """what mixup and cutmix mix them with, one by one; from anywhere in the global batch"""
     number: int
     """its place among the shards of the global batch"""
     weight: float
@@ -131,9 +137,18 @@ class Step:
         self._watch.at(step, "forward pass")
         if self._draws:
             torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
-        logits = self._model(self._augment.train(shard.images, shard.ids, epoch))
-        loss_sum = self._loss(logits, shard.labels).sum() * shard.weight
-        correct = (logits.detach().argmax(1) == shard.labels).sum() * shard.weight
+        own, partners = shard.own, shard.partners
+        batch = self._augment.train(own.images, own.ids, epoch)
+        if partners is None:
+            logits = self._model(batch)
+            losses = self._loss(logits, own.labels)
+        else:
+            others = self._augment.train(partners.images, partners.ids, epoch)
+            batch, share = self._augment.mix(batch, others, own.ids, epoch)
+            logits = self._model(batch)
+            losses = share * self._loss(logits, own.labels) + (1 - share) * self._loss(logits, partners.labels)
+        loss_sum = losses.sum() * shard.weight
+        correct = (logits.detach().argmax(1) == own.labels).sum() * shard.weight
         self._watch.at(step, "backward pass")
         return loss_sum, correct
 

@@ -45,7 +45,9 @@ class Unwatched:
 
 
 class Watch(Unwatched):
-    def __init__(self, rank: int, world_size: int, timeout_seconds: float, folder: RunFolder) -> None:
+    def __init__(self, rank: int, world_size: int, meeting: str, timeout_seconds: float, folder: RunFolder) -> None:
+        """meeting: a word that all ranks have, and none of an earlier attempt (meeting.py)."""
+        self._meeting = meeting
         self._rank, self._world_size = rank, world_size
         self._timeout_seconds, self._folder = timeout_seconds, folder
         self._beat_seconds = min(_BEAT_SECONDS, timeout_seconds / 4)
@@ -60,7 +62,7 @@ class Watch(Unwatched):
         host, port = rank_env.store_address()
         timeout = timedelta(seconds=_SILENT_SECONDS)
         store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
-        self._store = PrefixStore(f"samecurve/watch/{rank_env.read().restart}", store)
+        self._store = PrefixStore(f"samecurve/watch/{self._meeting}", store)
         self._heard = {other: (-1, time.monotonic()) for other in self._listens_to()}
         self._store.set(f"who/{self._rank}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self._since = time.monotonic()
@@ -210,9 +212,11 @@ class Watch(Unwatched):
         return "\n".join(parts)
 
 
-def build(rank: int, world_size: int, timeout_seconds: float, folder: RunFolder) -> Unwatched:
+def build(rank: int, world_size: int, meeting: str, timeout_seconds: float, folder: RunFolder) -> Unwatched:
     """The watch for one of several ranks, unless the settings say to wait for ever."""
-    return Watch(rank, world_size, timeout_seconds, folder) if world_size > 1 and timeout_seconds else Unwatched()
+    if world_size == 1 or not timeout_seconds:
+        return Unwatched()
+    return Watch(rank, world_size, meeting, timeout_seconds, folder)
 
 
 def _state(pid: int) -> str:

@@ -16,8 +16,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from trainer import rank_env
+from trainer import meeting, rank_env
 from trainer.errors import UserError, WorldError
 from trainer.settings import Train
 
@@ -42,7 +43,7 @@ class World:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
             torch.backends.cudnn.benchmark = True
-        self.accelerator = _accelerator(on_gpu, self.precision, env)
+        self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
         # Whatever OMP_NUM_THREADS a launcher left behind, and whatever accelerate set where none did.
         torch.set_num_threads(self.threads)
         self.rank = self.accelerator.process_index
@@ -153,12 +154,14 @@ def _set_timeout(timeout: timedelta) -> None:
         torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
-def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> Accelerator:
-    """The Accelerator, and with it the group. Raises WorldError when not all its processes come."""
+def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[str, Accelerator]:
+    """The word that the ranks have agreed on, and the Accelerator, with it the group. Raises WorldError when not all
+    processes come."""
     for name in _OVERRULING:
         os.environ.pop(name, None)
     try:
-        return Accelerator(
+        word = _meet(on_gpu, env) if env.keeps_store else ""
+        return word, Accelerator(
             cpu=not on_gpu,
             mixed_precision={"fp32": "no"}.get(precision, precision),
             step_scheduler_with_optimizer=False,
@@ -168,12 +171,30 @@ def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> Acceler
                 InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
             ],
         )
-    except torch.distributed.DistError as error:
+    except (torch.distributed.DistError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:160]
         raise WorldError(
             f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({reason}); "
             "look at what the other machines say"
         ) from None
+
+
+def _meet(on_gpu: bool, env: rank_env.RankEnv) -> str:
+    """The group, under keys that only this attempt's ranks know (meeting.py); accelerate takes one that is there."""
+    if on_gpu:
+        torch.cuda.set_device(env.local_rank)
+    store = TCPStore(*rank_env.store_address(), is_master=False, wait_for_workers=False, timeout=_MEET_TIMEOUT)
+    word = meeting.agree(
+        PrefixStore("samecurve", store), env.rank, env.announced_world_size, _MEET_TIMEOUT.total_seconds()
+    )
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore(f"samecurve/{word}", store),
+        rank=env.rank,
+        world_size=env.announced_world_size,
+        timeout=_MEET_TIMEOUT,
+    )
+    return word
 
 
 def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:

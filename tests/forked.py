@@ -1,0 +1,100 @@
+"""What a forked rank runs: trainer/main.py's main() in a process that has imported everything already.
+
+A rank started from nothing imports for six seconds. The server that forks these has done so once, for all tests; the
+ranks themselves are as real as torchrun's: processes of their own, a gloo group, the launcher's variables.
+"""
+
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import sklearn.datasets
+import torch._dynamo
+import torch.distributed.elastic.multiprocessing.errors
+import torchvision.models
+from workers.tiny import tiny
+
+import trainer.loop
+from trainer import data, main, models
+from trainer.augment import Augment
+
+__all__ = ["sklearn", "torchvision", "trainer"]
+
+
+def run_rank(env: dict[str, str], argv: list[str], log: str, plant: str) -> None:
+    """plant: what is done to the trainer before, a name of PLANTS."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand, for DataLoader's workers
+    os.environ.update(env)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(Path(log).parent)
+    sys.argv = ["trainer/main.py", *argv]
+    if plant:
+        PLANTS[plant]()
+    code = main.main(argv)
+    sys.stdout.flush()
+    os._exit(code)  # no test harness's own end: that would run pytest's
+
+
+def tiny_network() -> None:
+    """BatchNorm and dropout in LeNet's place."""
+    models.MODELS["lenet"] = tiny
+
+
+def stuck_rank() -> None:
+    """Rank 1 sleeps where it augments its sixth batch."""
+    tiny_network()
+    augment = Augment.train
+
+    def sleeps(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        calls.append(1)
+        if os.environ["RANK"] == "1" and len(calls) == 6:
+            time.sleep(600)
+        return augment(self, images, ids, epoch)
+
+    calls: list[int] = []
+    Augment.train = sleeps  # type: ignore[method-assign]
+
+
+def poisoned_sample() -> None:
+    """The image of the sample of id 7 holds no numbers."""
+    tiny_network()
+    augment = Augment.train
+
+    def poisons(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        return torch.where((ids == 7).view(-1, 1, 1, 1), torch.nan, augment(self, images, ids, epoch))
+
+    Augment.train = poisons  # type: ignore[method-assign]
+
+
+def slow_steps() -> None:
+    """Each step takes three seconds from the sixth on."""
+    tiny_network()
+    augment = Augment.train
+    calls: list[int] = []
+
+    def waits(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(3 if len(calls) > 5 else 0)
+        return augment(self, images, ids, epoch)
+
+    Augment.train = waits  # type: ignore[method-assign]
+
+
+def slow_start() -> None:
+    """Reading the data set takes for ever."""
+    data.load = lambda *_: time.sleep(600)  # type: ignore[assignment, return-value]
+
+
+PLANTS = {
+    "tiny": tiny_network,
+    "stuck": stuck_rank,
+    "poisoned": poisoned_sample,
+    "slow": slow_steps,
+    "slow_start": slow_start,
+}

@@ -1,0 +1,71 @@
+"""The sum over shards in one process; that ranks change nothing is in test_virtual_ranks.py."""
+
+import torch
+from torch import Tensor, nn
+
+from trainer.buffers import Buffers
+from trainer.reduction import OrderedReduction
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.norm = nn.Linear(6, 4), nn.BatchNorm1d(4)
+        self.unused, self.frozen = nn.Linear(6, 4), nn.Linear(4, 4)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.frozen(self.used(x)))
+        return found
+
+
+def gradients(reduction: OrderedReduction, net: Network, buffers: Buffers, shards: list[Tensor]) -> dict[str, Tensor]:
+    buffers.begin()
+    reduction.begin(len(shards))
+    for number, shard in enumerate(shards):
+        reduction.begin_shard(number, is_last=number == len(shards) - 1)
+        loss = net(shard).square().sum()
+        reduction.forward_done()
+        loss.backward()
+        reduction.end_shard()
+    reduction.finish()
+    found = {name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None}
+    net.zero_grad()
+    return found
+
+
+def test_it_is_the_sum_along_the_tree() -> None:
+    net = Network()
+    buffers = Buffers(net)
+    shards = list(torch.randn(3, 5, 6))
+    alone = []
+    for shard in shards:
+        net.zero_grad()
+        net(shard).square().sum().backward()
+        alone.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
+    net.zero_grad()
+    found = gradients(OrderedReduction(net.parameters(), buffers, 0, 1), net, buffers, shards)
+    for name, first in alone[0].items():
+        assert torch.equal(found[name], (first + alone[1][name]) + alone[2][name])
+    assert not found["unused.weight"].any() and "frozen.weight" not in found
+
+
+def test_the_next_step_begins_anew() -> None:
+    net = Network()
+    buffers = Buffers(net)
+    reduction = OrderedReduction(net.parameters(), buffers, 0, 1)
+    shards = list(torch.randn(5, 4, 6))
+    first = gradients(reduction, net, buffers, shards)
+    gradients(reduction, net, buffers, shards[:2])
+    again = gradients(reduction, net, buffers, shards)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_memory_does_not_grow_with_the_shards() -> None:
+    net = Network()
+    buffers = Buffers(net)
+    reduction = OrderedReduction(net.parameters(), buffers, 0, 1)
+    gradients(reduction, net, buffers, list(torch.randn(64, 4, 6)))
+    reduction.begin(1)
+    assert max(len(bucket.spare) for bucket in reduction._buckets) <= 8  # log2 of 64, and two
