@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -185,7 +186,9 @@ DISK_ERRORS = (OSError, SafetensorError)
 
 def reason(error: BaseException) -> str:
     """A disk's trouble in a few words."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())
+    quoted = re.search(r'message: "([^"]+)"', text)  # as safetensors has it
+    return getattr(error, "strerror", None) or (quoted[1] if quoted else text[:200])
 
 
 def cannot_be_written(what: str, error: BaseException) -> FolderError:

@@ -178,6 +178,8 @@ class Step:
         is_finite = bool(norm.isfinite()) or (scaler is not None and scaler.get_scale() > 1)
         if is_finite:
             self._optimizer.step()
+        elif scaler is not None:
+            scaler.update(scaler.get_scale())  # forgets this step
         return is_finite
 
     def _set_norms(self, training: bool) -> None:

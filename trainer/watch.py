@@ -107,7 +107,7 @@ class Watch(Unwatched):
                 if problem:
                     self._call(problem)
             except DistError as error:  # the store is gone, and rank 0's machine with it; or the run is at its end
-                if not self._closing.wait(_SILENT_SECONDS):
+                if not self._closing.wait(_ANSWER_SECONDS):
                     self._end(f"rank {self._rank} cannot reach the others' meeting point any more ({_short(error)})")
                 return
 
@@ -159,10 +159,11 @@ class Watch(Unwatched):
 
     def _answer(self) -> None:
         """This rank's stacks for the one that called, then the end."""
-        self._store.set(f"stacks/{self._rank}", self._stacks())
-        until = time.monotonic() + 2 * _ANSWER_SECONDS
-        while time.monotonic() < until and not self._store.check(["reported"]):
-            time.sleep(0.1)
+        with contextlib.suppress(DistError):  # the one that called may be gone before we see that it is done
+            self._store.set(f"stacks/{self._rank}", self._stacks())
+            until = time.monotonic() + 2 * _ANSWER_SECONDS
+            while time.monotonic() < until and not self._store.check(["reported"]):
+                time.sleep(0.1)
         os._exit(1)
 
     def _end(self, line: str) -> None:

@@ -1,0 +1,85 @@
+"""A loss or a gradient that is not finite: agreed by all ranks, named, skipped so often and no more."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, Ranks
+from safetensors.torch import load_file
+from torch import nn
+
+from trainer import checkpoint
+from trainer.compare import rows
+from trainer.sampler import GlobalBatches
+
+RUN = [*SMALL, "run.root=runs", "log.every_steps=1", "train.max_steps=60", "train.threads_per_rank=1"]
+
+
+def bad_steps(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (Path("runs") / name / "bad_steps.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("mode", [[], ["train.virtual_ranks=3"]], ids=["plain", "virtual"])
+def test_a_bad_sample_costs_its_batch_alone_on_any_number_of_ranks(ranks: Ranks, mode: list[str]) -> None:
+    for size in (1, 2):
+        text = ranks.run(size, *RUN, *mode, f"run.name=on-{size}", plant="poisoned")
+        assert "skipped, 3 of at most 3" in text
+    batches = GlobalBatches(1433, 64, seed=0)
+    wanted = [step for step in range(60) if 7 in batches.ids(step)]
+    assert len(wanted) == 3
+    for name in ("on-1", "on-2"):
+        found = bad_steps(name)
+        assert [row["step"] for row in found] == wanted
+        assert found[0]["ids"] == batches.ids(wanted[0]).tolist() and found[0]["loss_sum"] is None
+        losses = [row["loss"] for row in rows(Path("runs") / name) if row["split"] == "train"]
+        assert [step for step, loss in enumerate(losses) if loss is None] == wanted
+        weights = load_file(Path("runs") / name / "model.safetensors")
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())  # BatchNorm's statistics too
+    if mode:
+        assert rows(Path("runs/on-1")) == rows(Path("runs/on-2"))
+
+
+def test_one_too_many_ends_the_run_with_a_checkpoint_from_before(ranks: Ranks) -> None:
+    text = ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=1", plant="poisoned", code=2)
+    second = bad_steps("x")[1]["step"]
+    (line,) = [line for line in text.splitlines() if line.startswith("samecurve: ")]
+    assert f"step {second}: loss or gradient was not finite" in line and "raise train.max_bad_steps" in line
+    status = json.loads(Path("runs/x/status.json").read_text())
+    assert status["state"] == "failed" and "not finite" in status["reason"]
+    place, _ = checkpoint.newest(Path("runs/x/checkpoints"))
+    assert place is not None and place.name == f"step-{second:08}"
+    # It fails again at the same step, and goes on from there when more are allowed: as if it had never stopped.
+    ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=1", plant="poisoned", code=2)
+    ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=3", plant="poisoned")
+    ranks.run(1, *RUN, "run.name=whole", "train.max_bad_steps=3", plant="poisoned")
+    assert bad_steps("x") == bad_steps("whole") and rows(Path("runs/x")) == rows(Path("runs/whole"))
+
+
+def test_a_recipe_that_diverges_is_told(ranks: Ranks) -> None:
+    text = ranks.run(1, *RUN, "run.name=x", "optim.lr=1e30", "schedule.warmup_epochs=0", plant="", code=2)
+    assert "Lower optim.lr" in text and "NaN" not in Path("runs/x/metrics.jsonl").read_text()
+
+
+def test_an_overflow_of_fp16_is_not_that() -> None:
+    # fp16 is refused on a CPU; its loss scale works there all the same.
+    from accelerate import Accelerator
+
+    from trainer.step import Step
+
+    net = nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    step = Step.__new__(Step)
+    step._accelerator, step._optimizer, step._clip_grad_norm = accelerator, optimizer, None
+    step._parameters = list(net.parameters())
+    for scale, expected in ((65536.0, True), (1.0, False)):
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer.scaler = accelerator.scaler
+        before = net.weight.detach().clone()
+        accelerator.backward(net(torch.tensor([[torch.inf, 1.0]])).sum())
+        assert step._update() is expected
+        assert torch.equal(net.weight, before)  # not updated, by whichever of the two
+        optimizer.zero_grad()
+    assert accelerator.scaler.get_scale() == 1.0

@@ -1,0 +1,206 @@
+"""Saving in the background: the copy is the state as it was; a disk in trouble costs a save and no more."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, Ranks
+from torch import nn
+
+from trainer import checkpoint, config
+from trainer.checkpoint import Progress, State
+from trainer.compare import rows
+from trainer.errors import FolderError
+from trainer.folder import RunFolder
+from trainer.saver import BackgroundSaver, Snapshot
+
+RUN = [*SMALL, "run.name=x", "train.epochs=9999", "log.every_steps=1", "train.threads_per_rank=1"]
+
+
+def state(step: int, elements: int = 4) -> State:
+    net = nn.Linear(elements, 1)
+    nn.init.constant_(net.weight, float(step))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, elements)).sum().backward()
+    optimizer.step()
+    return State(net.state_dict(), optimizer.state_dict(), {"scale": 2.0}, Progress(step))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    settings = config.load([], ["run.name=x", f"run.root={tmp_path}"])
+    made = RunFolder(tmp_path / "x")
+    made.check(settings)
+    made.begin(settings, {})
+    yield made
+    made.release()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        mount(["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)])
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs the right to mount a tmpfs: {error}")
+    yield place
+    while os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def mount(arguments: list[str]) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+def fill(place: Path) -> Path:
+    """A file that takes all that is left of a disk."""
+    filler = place / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(b"\0" * 4096):
+                pass
+        except OSError:
+            return filler
+    return filler
+
+
+def test_a_copy_is_the_state_as_it_was() -> None:
+    snapshot, now = Snapshot(), state(3)
+    copied = snapshot.take(now)
+    for tensor in (now.model["weight"], now.optimizer["state"][0]["momentum_buffer"]):
+        tensor.fill_(99.0)
+    now.progress.step, now.optimizer["param_groups"][0]["lr"] = 99, 99.0
+    assert copied.model["weight"].max() < 4 and copied.optimizer["state"][0]["momentum_buffer"].max() < 4
+    assert copied.progress.step == 3 and copied.optimizer["param_groups"][0]["lr"] == 0.1
+
+
+def test_memory_for_the_copy_is_used_again() -> None:
+    snapshot = Snapshot()
+    places = [snapshot.take(state(step)).model["weight"].data_ptr() for step in (1, 2)]
+    assert places[0] == places[1]
+
+
+def test_the_loop_goes_on_while_it_is_written(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, saves = threading.Event(), checkpoint.save
+
+    def slow(place: Path, what: State) -> Path:
+        assert may_write.wait(10)
+        return saves(place, what)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    saver = BackgroundSaver(folder, 2, print)
+    saver.save(state(1), None)  # returns at once: nothing could have been written
+    assert checkpoint.found(folder.checkpoints) == []
+    may_write.set()
+    saver.save(state(2), None)  # one in flight: waits for the first
+    assert folder.checkpoints / "step-00000001" in checkpoint.found(folder.checkpoints)
+    saver.finish()
+    assert [path.name for path in checkpoint.found(folder.checkpoints)] == ["step-00000002", "step-00000001"]
+    assert json.loads((folder.path / "status.json").read_text())["step"] == 2
+
+
+def test_an_older_one_goes_only_when_the_new_one_reads_well(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    saver = BackgroundSaver(folder, 1, said.append)
+    saver.save(state(1), None)
+    saver.finish()
+    flushes = checkpoint._flush
+
+    def rots(path: Path) -> None:
+        flushes(path)
+        if path.name == "model.safetensors":
+            path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint, "_flush", rots)
+        saver.save(state(2), None)
+        with pytest.raises(FolderError, match=r"step 2 .*model\.safetensors is not what was written"):
+            saver.finish()
+    assert "training goes on" in said[0]
+    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoints / "step-00000001"
+    saver.save(state(3), None)
+    saver.finish()
+    assert [path.name for path in checkpoint.found(folder.checkpoints)] == ["step-00000003"]
+
+
+def test_a_defect_in_the_thread_is_raised(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr(checkpoint, "save", broken)
+    saver = BackgroundSaver(folder, 1, print)
+    saver.save(state(1), None)
+    with pytest.raises(ZeroDivisionError):
+        saver.save(state(2), None)
+
+
+class TestDisks:
+    def test_a_full_one(self, ranks: Ranks, small_disk: Path) -> None:
+        """Training goes on, and when there is room again nothing is missing but the checkpoints that were not saved."""
+        folder = small_disk / "x"
+        settings = [
+            *RUN,
+            f"run.root={small_disk}",
+            "checkpoint.every_steps=5",
+            "log.tensorboard=true",
+            "train.max_steps=800",
+        ]
+        started = ranks.start(1, *settings)
+        ranks.until_step(folder, 50)
+        filler = fill(small_disk)
+        kept = checkpoint.found(folder / "checkpoints")[0]
+        while "was not written" not in ranks.log.read_text():
+            assert started[0].is_alive(), ranks.log.read_text()
+        assert checkpoint.damage(kept) == ""  # the one before is intact
+        filler.unlink()
+        assert ranks.end(started) == [0], ranks.log.read_text()
+        text = ranks.log.read_text()
+        assert "No space left on device); training goes on" in text, text
+        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, 801))
+        assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+        assert checkpoint.newest(folder / "checkpoints") == (folder / "checkpoints" / "step-00000800", [])
+
+    def test_one_that_stays_full(self, ranks: Ranks, small_disk: Path) -> None:
+        folder = small_disk / "x"
+        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=150"]
+        started = ranks.start(1, *settings)
+        ranks.until_step(folder, 20)
+        fill(small_disk)
+        assert ranks.end(started) == [2]
+        (line,) = [line for line in ranks.log.read_text().splitlines() if line.startswith("samecurve: ")]
+        assert "cannot be written (No space left on device); make room there" in line
+        place, damaged = checkpoint.newest(folder / "checkpoints")
+        assert place is not None and not damaged
+
+    def test_one_that_is_read_only_for_a_while(self, ranks: Ranks, small_disk: Path) -> None:
+        mount(["--bind", str(small_disk), str(small_disk)])  # so that it can be made so while files are open
+        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=800"]
+        started = ranks.start(1, *settings)
+        ranks.until_step(small_disk / "x", 20)
+        mount(["-o", "remount,bind,ro", str(small_disk)])
+        while "(Read-only file system); training goes on" not in ranks.log.read_text():
+            assert started[0].is_alive(), ranks.log.read_text()
+        mount(["-o", "remount,bind,rw", str(small_disk)])
+        assert ranks.end(started) == [0], ranks.log.read_text()
+        assert [row["step"] for row in rows(small_disk / "x") if row["split"] == "train"] == list(range(1, 801))
+
+    def test_a_run_folder_that_is_removed(self, ranks: Ranks) -> None:
+        folder = Path("runs/x")
+        started = ranks.start(1, *RUN, "run.root=runs", "checkpoint.every_steps=5", "train.max_steps=400")
+        ranks.until_step(folder, 50)
+        folder.rename("moved")  # at once, as one cannot remove what is being written to
+        shutil.rmtree("moved")
+        assert ranks.end(started) == [0], ranks.log.read_text()
+        assert "had been removed while the run was on; it is made anew" in ranks.log.read_text()
+        assert (folder / "config.yaml").is_file() and (folder / "summary.json").is_file()
+        assert rows(folder)[-1]["step"] == 400
+        ranks.run(1, *RUN, "run.root=runs", "train.max_steps=400")
+        assert "is finished" in ranks.log.read_text()

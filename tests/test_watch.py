@@ -1,0 +1,55 @@
+"""A rank that is stuck, stopped or gone: named within the stated time, with every rank's stacks; nobody waits on."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from conftest import SMALL, Ranks
+
+RUN = [*SMALL, "run.root=runs", "run.name=x", "train.epochs=9999", "train.max_steps=99999", "log.every_steps=1"]
+QUICK = [*RUN, "train.hang_timeout_seconds=2"]
+REPORT = Path("runs/x/hang-report.txt")
+
+
+def reason() -> str:
+    found = json.loads(Path("runs/x/status.json").read_text())
+    assert found["state"] == "failed"
+    return str(found["reason"])
+
+
+def test_a_stuck_rank_is_named_with_all_stacks(ranks: Ranks) -> None:
+    started = ranks.start(3, *QUICK, plant="stuck")
+    assert ranks.end(started, timeout_seconds=30) == [1, 1, 1], ranks.log.read_text()
+    assert "late: rank 1, in step 5, forward pass" in reason()
+    text = REPORT.read_text()
+    parts = text.split("== rank ")
+    assert len(parts) == 4 and "time.sleep(600)" in parts[2]  # the line where it sleeps, in its own part
+    assert all("backward pass" in part and "step.py" in part for part in (parts[1], parts[3]))
+    (line,) = [line for line in ranks.log.read_text().splitlines() if line.startswith("samecurve: ")]
+    assert "late: rank 1" in line and str(REPORT) in line
+
+
+def test_a_stopped_process_is_named(ranks: Ranks) -> None:
+    started = ranks.start(2, *QUICK)
+    ranks.until_step(Path("runs/x"), 5)
+    os.kill(started[1].pid, signal.SIGSTOP)
+    assert ranks.end([started[0]], timeout_seconds=30) == [1]
+    assert f"late: rank 1, which does not answer (process {started[1].pid}: it is stopped)" in reason()
+    assert "it is stopped" in REPORT.read_text() and "step.py" in REPORT.read_text()
+
+
+def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks) -> None:
+    started = ranks.start(3, *RUN)
+    ranks.until_step(Path("runs/x"), 5)
+    began = time.monotonic()
+    os.kill(started[2].pid, signal.SIGKILL)
+    assert ranks.end(started, timeout_seconds=30) == [1, 1, -9]
+    assert time.monotonic() - began < 20  # not the half hour of an exchange's own limit
+    assert f"rank 2 (process {started[2].pid}) is gone" in reason()
+    assert "the same command goes on" in ranks.log.read_text()
+
+
+def test_without_a_limit_there_is_no_watch(ranks: Ranks) -> None:
+    ranks.run(2, *SMALL, "run.root=runs", "train.max_steps=3", "train.hang_timeout_seconds=0")
