@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def mount(arguments: list[str]) -> None:
     subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+def until_done(work: Callable[[], object]) -> None:
+    """Tries again, for some seconds, what a busy file system refuses."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            work()
+            return
+        except subprocess.CalledProcessError:
+            assert time.monotonic() < until
+            time.sleep(0.001)
 
 
 def fill(place: Path) -> Path:
@@ -181,15 +194,17 @@ class TestDisks:
         assert place is not None and not damaged
 
     def test_one_that_is_read_only_for_a_while(self, ranks: Ranks, small_disk: Path) -> None:
-        mount(["--bind", str(small_disk), str(small_disk)])  # so that it can be made so while files are open
         settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=800"]
         started = ranks.start(1, *settings)
         ranks.until_step(small_disk / "x", 20)
-        mount(["-o", "remount,bind,ro", str(small_disk)])
+        checkpoints = str(small_disk / "x" / "checkpoints")
+        mount(["--bind", checkpoints, checkpoints])
+        until_done(lambda: mount(["-o", "remount,bind,ro", checkpoints]))  # refused while a save is at it
         while "(Read-only file system); training goes on" not in ranks.log.read_text():
             assert started[0].is_alive(), ranks.log.read_text()
-        mount(["-o", "remount,bind,rw", str(small_disk)])
+        mount(["-o", "remount,bind,rw", checkpoints])
         assert ranks.end(started) == [0], ranks.log.read_text()
+        until_done(lambda: subprocess.run(["umount", checkpoints], check=True))
         assert [row["step"] for row in rows(small_disk / "x") if row["split"] == "train"] == list(range(1, 801))
 
     def test_a_run_folder_that_is_removed(self, ranks: Ranks) -> None:

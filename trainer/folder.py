@@ -187,8 +187,8 @@ DISK_ERRORS = (OSError, SafetensorError)
 def reason(error: BaseException) -> str:
     """A disk's trouble in a few words."""
     text = " ".join(str(error).split())
-    quoted = re.search(r'message: "([^"]+)"', text)  # as safetensors has it
-    return getattr(error, "strerror", None) or (quoted[1] if quoted else text[:200])
+    number = re.search(r"os error (\d+)", text)  # as safetensors has it
+    return getattr(error, "strerror", None) or (os.strerror(int(number[1])) if number else text[:200])
 
 
 def cannot_be_written(what: str, error: BaseException) -> FolderError:
