@@ -14,7 +14,7 @@ IMAGES = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=tor
 IDS = torch.arange(64) * 7
 
 
-def made(*names: str, **settings: int) -> Augment:
+def made(*names: str, **settings: float) -> Augment:
     data = Data(augment=list(names), **settings)  # type: ignore[arg-type]
     return Augment(data, Normalization((0.5,) * 3, (0.25,) * 3), seed=11, device=torch.device("cpu"))
 
@@ -38,6 +38,47 @@ def test_named_normalizations_fit_grey_images_too() -> None:
 
 def test_a_constant_channel_does_not_divide_by_zero() -> None:
     assert augment.normalization("data", torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).std == (1.0,)
+
+
+@pytest.mark.parametrize("names", [("mixup",), ("cutmix",), ("mixup", "cutmix")])
+def test_a_mixture_depends_on_ids_and_epoch_not_on_company(names: tuple[str, ...]) -> None:
+    batch, others = made().plain(IMAGES), made().plain(IMAGES.flip(0))
+    whole, shares = made(*names).mix(batch, others, IDS, epoch=4)
+    for at in (slice(0, 5), slice(5, 40), slice(40, 64)):
+        mixed, share = made(*names).mix(batch[at], others[at], IDS[at], epoch=4)
+        assert torch.equal(mixed, whole[at]) and torch.equal(share, shares[at])
+    assert not torch.equal(made(*names).mix(batch, others, IDS, epoch=5)[0], whole)
+
+
+def test_mixup_is_a_weighted_sum_with_shares_from_the_beta_distribution() -> None:
+    batch, others = made().plain(IMAGES), made().plain(IMAGES.flip(0))
+    mixed, share = made("mixup").mix(batch, others, IDS, epoch=0)
+    weight = share.view(-1, 1, 1, 1)
+    torch.testing.assert_close(mixed, weight * batch + (1 - weight) * others)
+    for alpha in (0.2, 1.0, 3.0):
+        drawn = made("mixup", mixup_alpha=alpha)._share("mixup", torch.arange(20_000), epoch=0)
+        assert float(drawn.mean()) == pytest.approx(0.5, abs=0.01)
+        assert float(drawn.var()) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
+
+
+def test_cutmix_pastes_a_box_and_counts_its_pixels() -> None:
+    zeros, ones = torch.zeros(64, 3, 32, 32), torch.ones(64, 3, 32, 32)
+    mixed, share = made("cutmix").mix(zeros, ones, IDS, epoch=0)
+    torch.testing.assert_close(1 - mixed[:, 0].mean((1, 2)), share)
+    for image in mixed[:, 0]:
+        rows, columns = image.any(1).nonzero(), image.any(0).nonzero()
+        if len(rows):
+            assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()  # one whole box
+    assert 0.5 < float(share.mean()) < 0.85  # boxes that hang over an edge are cut off
+    assert 0 < share.min() < 0.3 and share.max() > 0.9
+
+
+def test_with_both_each_sample_gets_one() -> None:
+    zeros, ones = torch.zeros(64, 3, 32, 32), torch.ones(64, 3, 32, 32)
+    mixed, share = made("cutmix", "mixup").mix(zeros, ones, IDS, epoch=0)
+    flat = [len(image.unique()) == 1 and 0 < image[0, 0, 0] < 1 for image in mixed]
+    assert 16 < sum(flat) < 48
+    torch.testing.assert_close(1 - mixed.mean((1, 2, 3)), share)
 
 
 @pytest.mark.parametrize("names", [("flip",), ("crop",), ("cutout",), ("flip", "crop", "cutout")])

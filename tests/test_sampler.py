@@ -66,3 +66,12 @@ def test_the_count_of_samples_is_exact() -> None:
 def test_the_order_stays_what_it_is() -> None:
     # A run begun with one version must go on with the next: written down when the first version was finished.
     assert GlobalBatches(50_000, 8, seed=0).ids(0).tolist() == [40002, 29591, 31526, 7258, 14124, 29103, 3632, 35609]
+
+
+def test_partners_are_the_batch_in_another_order() -> None:
+    batches = GlobalBatches(103, 16, seed=2)
+    for step in range(14):
+        ids, partners = batches.ids(step), batches.partners(step)
+        assert partners.sort().values.tolist() == ids.sort().values.tolist()
+        assert torch.equal(partners, GlobalBatches(103, 16, seed=2).partners(step))
+    assert not torch.equal(batches.partners(0).argsort(), batches.partners(1).argsort())

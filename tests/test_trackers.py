@@ -46,6 +46,13 @@ def test_tensorboard_takes_back_what_a_killed_run_wrote_beyond_its_checkpoint(fo
     events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     assert [(row.step, row.value) for row in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    from_the_start = trackers.TensorBoard(folder.path / "tensorboard", first_step=0, say=print)
+    from_the_start.log("train", {"loss": 10.0}, 1)
+    from_the_start.flush()  # on the disk now, whatever becomes of this process
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    assert [(row.step, row.value) for row in events.Scalars("train/loss")] == [(1, 10.0)]
+    from_the_start.close()
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports

@@ -279,6 +279,8 @@ class Trainer:
             progress.settings = flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
+            for tracker in self.trackers:
+                tracker.flush()
             state = State(self.parts.module.state_dict(), self.parts.optimizer.state_dict(), scale, progress)
             self.saver.save(state, best_step)
 

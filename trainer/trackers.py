@@ -27,6 +27,9 @@ class Tracker(Protocol):
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         """One row: split is train, validation or test; step is the number of optimizer steps taken."""
 
+    def flush(self) -> None:
+        """Before a checkpoint: a run that goes on from there will not write these rows again."""
+
     def close(self, failed: bool = False) -> None: ...
 
 
@@ -34,6 +37,7 @@ class Silent:
     """What every rank but the first is given, so that the loop never asks for its rank."""
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None: ...
+    def flush(self) -> None: ...
     def close(self, failed: bool = False) -> None: ...
 
 
@@ -54,6 +58,8 @@ class JsonLines:
         except OSError as error:
             if not was_waiting:
                 self._say(f"{self._path} cannot be written ({reason(error)}); its lines are kept and tried again")
+
+    def flush(self) -> None: ...
 
     def close(self, failed: bool = False) -> None:
         with told(str(self._path)):
@@ -78,8 +84,9 @@ class TensorBoard:
 
     def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
-        # A continued run takes back what its killed forerunner wrote beyond the checkpoint.
-        self._writer = self._open(first_step + 1 if first_step else None)
+        # A run that begins again, be it from its first step, takes back what its killed forerunner wrote beyond that.
+        begun_before = folder.is_dir() and any(folder.iterdir())
+        self._writer = self._open(first_step + 1 if begun_before else None)
 
     def _open(self, purge_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # late: 1 s
@@ -95,10 +102,21 @@ class TensorBoard:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for name, value in scalars.items():
                 self._writer.add_scalar(f"{split}/{name}", value, step)
-        except OSError as error:  # its own thread is at its end then; at the next line a new one begins
+        except OSError as error:
+            self._lose_writer(error)
+
+    def flush(self) -> None:
+        try:
             if self._writer is not None:
-                self._say(f"{self._folder} cannot be written ({reason(error)}); points are missing until it can")
-            self._writer = None
+                self._writer.flush()
+        except OSError as error:
+            self._lose_writer(error)
+
+    def _lose_writer(self, error: OSError) -> None:
+        """Its own thread is at its end then; at the next row a new one begins."""
+        if self._writer is not None:
+            self._say(f"{self._folder} cannot be written ({reason(error)}); points are missing until it can")
+        self._writer = None
 
     def close(self, failed: bool = False) -> None:
         if self._writer is not None:
@@ -158,6 +176,8 @@ class WandB:
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         self._run.log({"step": step, **{f"{split}/{name}": value for name, value in scalars.items()}})
+
+    def flush(self) -> None: ...
 
     def close(self, failed: bool = False) -> None:
         """Waits for the upload, but not for ever."""

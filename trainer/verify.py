@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +25,7 @@ from rich.table import Table
 
 from trainer import checkpoint
 from trainer import config as configs
-from trainer.compare import compare, largest_loss_difference
+from trainer.compare import Difference, compare, largest_loss_difference
 from trainer.errors import ConfigError, UserError
 from trainer.folder import RunFolder
 
@@ -77,7 +77,7 @@ def verify_ranks(recipe: Recipe, arguments: argparse.Namespace) -> int:
     settings += [f"train.max_steps={arguments.steps or 30}"]
     if not arguments.plain:
         settings.append(f"train.virtual_ranks={max(ranks)}")
-    recipe = Recipe(recipe.config, recipe.overrides, recipe.root, recipe.timeout_seconds, settings)
+    recipe = replace(recipe, settings=settings)
     _check(recipe)
     table = Table("ranks", "seconds", "weights", "optimizer state", "metrics", "largest loss difference")
     first, differs = recipe.root / f"ranks-{ranks[0]}", False
@@ -88,43 +88,60 @@ def verify_ranks(recipe: Recipe, arguments: argparse.Namespace) -> int:
         differs = differs or (by > _PLAIN_TOLERANCE if arguments.plain else bool(found))
         words = [text or "same bits" for text in (found.weights, found.optimizer, found.metrics)]
         table.add_row(str(number), f"{RunFolder(folder).read_json('summary.json')['seconds']:.1f}", *words, f"{by:.1e}")
-    Console(highlight=False).print(table)
+    _print(table)
     wanted = f"losses within {_PLAIN_TOLERANCE:g}" if arguments.plain else "the same bits"
     print(f"{'DIFFERENT' if differs else 'SAME'}: wanted {wanted} on {', '.join(map(str, ranks))} ranks")
     return int(differs)
 
 
+@dataclass(frozen=True, slots=True)
+class Kill:
+    step: int
+    """the last one seen in metrics.jsonl"""
+    during_save: bool
+    """whether it cut one off"""
+    left: str
+    """the newest checkpoint that verifies"""
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    kills: list[Kill]
+    difference: Difference
+    """of the run that was killed from one that was not"""
+
+
 def verify_resume(recipe: Recipe, arguments: argparse.Namespace) -> int:
     """One run to its end, and one that is killed at random steps and goes on each time on the next number of ranks."""
-    ranks, steps = arguments.ranks or [1], arguments.steps or 300
+    draw = random.Random(arguments.seed)
+    found = survive(recipe, arguments.ranks or [1], arguments.steps or 300, arguments.kills, draw)
+    for number, kill in enumerate(found.kills, 1):
+        when = f"at step {kill.step}" + (", during a save" if kill.during_save else "")
+        print(f"kill {number} of {len(found.kills)}: {when}; {kill.left} is left")
+    table = Table("of the killed run", "against the unbroken one")
+    for what in ("weights", "optimizer", "metrics", "curves"):
+        table.add_row(what, getattr(found.difference, what) or "same bits")
+    _print(table)
+    print(f"{'DIFFERENT' if found.difference else 'SAME'}: wanted the same bits after {len(found.kills)} kills")
+    return int(bool(found.difference))
+
+
+def survive(recipe: Recipe, ranks: list[int], steps: int, kills: int, draw: random.Random) -> Survival:
+    """Runs both under the recipe's root. Raises UserError when one of them cannot go on."""
     settings = ["log.wandb=off", "log.every_steps=3", "train.threads_per_rank=1", "checkpoint.every_steps=10"]
     settings += [f"train.max_steps={steps}"]
     if len(ranks) > 1:
         settings.append(f"train.virtual_ranks={max(ranks)}")
-    recipe = Recipe(recipe.config, recipe.overrides, recipe.root, recipe.timeout_seconds, settings)
+    recipe = replace(recipe, settings=settings)
     _check(recipe)
     _to_the_end(recipe, "unbroken", ranks[0])
-    draw = random.Random(arguments.seed)
-    targets = sorted(draw.randrange(1, steps) for _ in range(arguments.kills))
-    during_saves = 0
-    for kill, target in enumerate(targets):
-        seen, in_save = kill_at(recipe, "killed", ranks[kill % len(ranks)], target, draw.random() * 0.02)
-        during_saves += in_save
+    seen = []
+    for number, step in enumerate(sorted(draw.randrange(1, steps) for _ in range(kills))):
+        last, during_save = kill_at(recipe, "killed", ranks[number % len(ranks)], step, draw.random() * 0.02)
         newest, _ = checkpoint.newest(recipe.root / "killed" / "checkpoints")
-        left = newest.name if newest else "no checkpoint"
-        print(
-            f"kill {kill + 1} of {len(targets)}: at step {seen}{', during a save' if in_save else ''}; {left} is left"
-        )
-    _to_the_end(recipe, "killed", ranks[len(targets) % len(ranks)])
-    found = compare(recipe.root / "unbroken", recipe.root / "killed")
-    table = Table("of the killed run", "against the unbroken one")
-    for what in ("weights", "optimizer", "metrics", "curves"):
-        table.add_row(what, getattr(found, what) or "same bits")
-    Console(highlight=False).print(table)
-    print(
-        f"{'DIFFERENT' if found else 'SAME'}: {len(targets)} kills, {during_saves} of them during a save, {steps} steps"
-    )
-    return int(bool(found))
+        seen.append(Kill(last, during_save, newest.name if newest else "no checkpoint"))
+    _to_the_end(recipe, "killed", ranks[kills % len(ranks)])
+    return Survival(seen, compare(recipe.root / "unbroken", recipe.root / "killed"))
 
 
 def kill_at(recipe: Recipe, name: str, ranks: int, step: int, delay_seconds: float) -> tuple[int, bool]:
@@ -213,6 +230,11 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+def _print(table: Table) -> None:
+    """As wide as the terminal; in a file wide enough for every word."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"samecurve: {message}; --help lists the options", file=sys.stderr)
@@ -221,7 +243,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m trainer.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m trainer.verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("what", choices=["ranks", "resume"])
     parser.add_argument("--config", action="append", metavar="NAME_OR_PATH", help="default: digits")

@@ -1,0 +1,128 @@
+"""Who asks to stop, when it is looked at, and what is agreed; whole runs are in test_kill.py."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer import config, stop
+from trainer.errors import ConfigError
+from trainer.stop import Pace, Signals, StopCheck
+
+
+@pytest.fixture
+def signals() -> Iterator[Signals]:
+    made = Signals(speaks=False)
+    with made.at_step_ends():
+        yield made
+    made.close()
+
+
+def never(steps: int) -> bool:
+    return False
+
+
+def alone(values: list[float]) -> list[float]:
+    return values
+
+
+def paced(*seconds: float) -> Pace:
+    pace = Pace()
+    for value in seconds:
+        pace.step(value)
+    return pace
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_is_noted(signals: Signals, number: signal.Signals) -> None:
+    check = StopCheck(signals, None, None, paced(10.0), alone)
+    assert check(1, 0.0, never) == ""
+    os.kill(os.getpid(), number)
+    until = time.monotonic() + 5
+    while not signals.received and time.monotonic() < until:
+        time.sleep(0.001)
+    assert check(2, 0.0, never) == number.name
+
+
+def test_what_was_there_before_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    made = Signals(speaks=False)
+    assert signal.getsignal(signal.SIGTERM) != before
+    made.close()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_largest_reason_of_any_rank_counts(signals: Signals) -> None:
+    check = StopCheck(signals, None, None, paced(1.0), lambda values: [3.0, values[1]])
+    assert check(1, 0.0, never) == stop.REASONS[3] == "SIGUSR1"
+
+
+def test_short_steps_are_not_all_asked(signals: Signals, tmp_path: Path) -> None:
+    exchanges = []
+
+    def counted(values: list[float]) -> list[float]:
+        exchanges.append(values)
+        return values
+
+    check = StopCheck(signals, tmp_path, None, paced(0.01), counted)
+    assert [check(step, 0.0, never) for step in range(1, 101)] == [""] * 100
+    assert len(exchanges) == 2  # every half second
+    slow = StopCheck(signals, tmp_path, None, paced(3.0), counted)
+    exchanges.clear()
+    assert [slow(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10
+
+
+def test_a_file_asks_and_goes(signals: Signals, tmp_path: Path) -> None:
+    check = StopCheck(signals, tmp_path, None, paced(3.0), alone)
+    assert check(1, 0.0, never) == ""
+    (tmp_path / "stop").touch()
+    assert check(2, 0.0, never) == "the file `stop` in the run folder"
+    check.done()
+    check.done()
+    assert not (tmp_path / "stop").exists()
+
+
+def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals: Signals) -> None:
+    pace = paced(100.0, 2.0, 3.0)  # the first one warms up and does not count
+    pace.evaluation(20.0)
+    now = time.time()
+
+    def reason(deadline: float, evaluates: bool = False) -> str:
+        return StopCheck(signals, None, deadline, pace, alone)(3, 4.0, lambda _: evaluates)
+
+    assert reason(now + 2 * 3 + 4 + 1) == "" and reason(now + 2 * 3 + 4 - 0.1) == "the time limit"
+    assert reason(now + 2 * 3 + 4 + 20 + 1, evaluates=True) == ""
+    assert reason(now + 2 * 3 + 4 + 20 - 0.1, evaluates=True) == "the time limit"
+
+
+def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == 1060.0
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")
+    assert stop.deadline(60.0, 1000.0) == 1030.0 and stop.deadline(None, 1000.0) == 1030.0
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "not yet known")
+    assert stop.deadline(60.0, 1000.0) == 1060.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5400", 5400), ("90s", 90), ("90m", 5400), ("1h30m", 5400), ("2d", 172800), ("1d2h3m4s", 93784),
+        ("1:30:00", 5400), ("45:00", 2700), ("2-12:00:00", 216000), ("1-01:00", 90000),
+    ],
+)  # fmt: skip
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert config.load([], [f"train.time_limit={text}"]).train.time_limit_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "-5", "1:2:3:4", "0", "", "1.5h", "h"])
+def test_what_is_no_time_is_told(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.time_limit=.*wanted a time such as 90m"):
+        config.load([], [f"train.time_limit={text}"])
+
+
+def test_a_time_in_a_file_may_stand_without_quotes(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("train: {time_limit: 1:30:00}")  # YAML 1.1 makes it the number 5400
+    assert config.load([tmp_path / "x.yaml"], []).train.time_limit_seconds == 5400
