@@ -25,7 +25,7 @@ LAYERS = [
     {"step"},
     {"data"},
     {"parts"},
-    {"result"},
+    {"result", "journal"},
     {"loop"},
     {"main", "compare"},
     {"verify"},

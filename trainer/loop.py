@@ -13,6 +13,7 @@ from trainer.config import flatten
 from trainer.console import Console, Quiet
 from trainer.errors import FolderError, PeerError, TrainingError
 from trainer.folder import RunFolder, told
+from trainer.journal import Journal
 from trainer.meter import Meter
 from trainer.saver import BackgroundSaver, NoSaver, Saver
 from trainer.settings import RunConfig
@@ -50,7 +51,6 @@ class Trainer:
     def __init__(self, config: RunConfig, world: World, folder: RunFolder, signals: Signals) -> None:
         self.config, self.world, self.folder = config, world, folder
         self.console = Console() if world.is_first else Quiet()
-        self.trackers: list[trackers.Tracker] = [trackers.Silent()]
         self.results: dict[str, evaluation.Evaluation] = {}
         set_seed(config.run.seed)
 
@@ -58,6 +58,7 @@ class Trainer:
         self.progress = saved.progress if saved is not None else Progress()
         self.watch = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
+        self.journal = Journal(config, self.parts, self.progress, self.console)
         sums = self.progress.window if world.is_first else [0.0, 0.0]
         self.meter = Meter(sums, self.progress.window_samples, world.sum, world.device)
         self.saver: Saver = NoSaver()
@@ -118,7 +119,7 @@ class Trainer:
             folder.status("running", step)
             # A run killed between its last checkpoint and its results makes these again.
             folder.rewind(step, evaluate_again=step == total_steps)
-            self.trackers = trackers.build(config, folder, step, self.console.say)
+            self.journal.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
         weights = sum(parameter.numel() for parameter in self.parts.module.parameters())
@@ -137,7 +138,7 @@ class Trainer:
         """From the step where the run is to its last, unless it is asked to stop: then returns why."""
         config, progress, durations = self.config, self.progress, self.parts.durations
         first_step, total_steps = progress.step, durations.total_steps
-        self._seconds_before, self._started = progress.seconds, perf_counter()
+        self.journal.start()
         self.meter.start()
         batches = data.train_loader(
             self.parts.splits.train, self.parts.batches, config, self.world, first_step, total_steps
@@ -149,7 +150,7 @@ class Trainer:
             self.pace.step(perf_counter() - began)
             last = step == total_steps
             if last or step % config.log.every_steps == 0:
-                self._log_training()
+                self.journal.training(self.meter)
             is_best = False
             if last or durations.due(step, config.eval.every_epochs):
                 is_best = self._evaluate()
@@ -220,30 +221,6 @@ class Trainer:
             f"the same command goes on from there: {self.folder.path}"
         )
 
-    def _position(self) -> dict[str, float]:
-        """Where the run is, as every row tells it."""
-        step = self.progress.step
-        self.progress.seconds = self._seconds_before + perf_counter() - self._started
-        return {
-            "epoch": step / self.parts.durations.steps_per_epoch,
-            "samples": self.parts.batches.samples_before(step),
-            "seconds": self.progress.seconds,
-        }
-
-    def _log(self, split: str, scalars: dict[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(split, scalars, self.progress.step)
-
-    def _log_training(self) -> None:
-        """A line on the steps since the last one. The only place where their values leave the device."""
-        step, batches = self.progress.step, self.parts.batches
-        values = self.meter.read()
-        lr = self.config.optim.lr * self.parts.schedule.lr_factor(step - 1)
-        line = self.progress.last_line = self._position() | values | {"lr": lr}
-        self._log("train", line)
-        left = batches.samples_before(self.parts.durations.total_steps) - batches.samples_before(step)
-        self.console.training(step, line, left / values["samples_per_second"])
-
     def _evaluate(self) -> bool:
         """Evaluates on the held-out part, if there is one, and on the test set; whether this is the best so far."""
         progress, splits = self.progress, self.parts.splits
@@ -253,9 +230,7 @@ class Trainer:
                 if part is not None:
                     found = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
                     self.results[split] = found
-                    scalars = self._position() | {"loss": found.loss, "accuracy": found.accuracy}
-                    self._log(split, scalars)
-                    self.console.evaluated(split, progress.step, scalars)
+                    self.journal.evaluated(split, found)
             self.pace.evaluation(perf_counter() - began)
         if "validation" not in self.results:  # nothing is ever picked by the test set: the latest counts
             progress.best = Best(progress.step, self.results["test"].accuracy, "test")
@@ -274,13 +249,12 @@ class Trainer:
         progress, scaler = self.progress, self.world.accelerator.scaler
         self.watch.at(progress.step, "checkpoint")
         with self.meter.paused():
-            self._position()
+            self.journal.position()
             progress.window, progress.window_samples = self.meter.total(), self.meter.samples
             progress.settings = flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
-            for tracker in self.trackers:
-                tracker.flush()
+            self.journal.flush()
             state = State(self.parts.module.state_dict(), self.parts.optimizer.state_dict(), scale, progress)
             self.saver.save(state, best_step)
 
@@ -318,7 +292,5 @@ class Trainer:
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""
         self.watch.close()
-        for tracker in self.trackers:
-            tracker.close(failed)
-        self.trackers = []
+        self.journal.close(failed)
         self.console.close()

@@ -42,7 +42,7 @@ class World:
         # Of a convolution over one channel, whose weights have two layouts that are the same.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
-            torch.backends.cudnn.benchmark = True
+            _choose_kernels(exact=train.virtual_ranks is not None)
         self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
         # Whatever OMP_NUM_THREADS a launcher left behind, and whatever accelerate set where none did.
         torch.set_num_threads(self.threads)
@@ -144,6 +144,14 @@ class World:
             "threads_per_rank": self.threads,
             "cores": rank_env.cores(),
         }
+
+
+def _choose_kernels(exact: bool) -> None:
+    """The fastest ones found by trying, another each time maybe; or those that give the same bits every time."""
+    torch.backends.cudnn.benchmark = not exact
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # wanted by cuBLAS for that
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _set_timeout(timeout: timedelta) -> None:

@@ -1,0 +1,65 @@
+"""What has happened in, a row for the trackers and a line for the person at the console out."""
+
+from time import perf_counter
+
+from trainer.checkpoint import Progress
+from trainer.console import Quiet
+from trainer.evaluation import Evaluation
+from trainer.meter import Meter
+from trainer.parts import Parts
+from trainer.settings import RunConfig
+from trainer.trackers import Silent, Tracker
+
+
+class Journal:
+    """Every rank has one; only the first one's trackers and console do anything."""
+
+    def __init__(self, config: RunConfig, parts: Parts, progress: Progress, console: Quiet) -> None:
+        self._config, self._parts, self._progress = config, parts, progress
+        self._console = console
+        self._seconds_before, self._started = progress.seconds, perf_counter()
+        self.trackers: list[Tracker] = [Silent()]
+
+    def start(self) -> None:
+        """Starts the clock: what came before is not training time."""
+        self._started = perf_counter()
+
+    def position(self) -> dict[str, float]:
+        """Where the run is, as every row tells it."""
+        step = self._progress.step
+        self._progress.seconds = self._seconds_before + perf_counter() - self._started
+        return {
+            "epoch": step / self._parts.durations.steps_per_epoch,
+            "samples": self._parts.batches.samples_before(step),
+            "seconds": self._progress.seconds,
+        }
+
+    def training(self, meter: Meter) -> None:
+        """A line on the steps since the last one. The only place where their values leave the device."""
+        step, batches = self._progress.step, self._parts.batches
+        values = meter.read()
+        lr = self._config.optim.lr * self._parts.schedule.lr_factor(step - 1)
+        line = self._progress.last_line = self.position() | values | {"lr": lr}
+        self._log("train", line)
+        left = batches.samples_before(self._parts.durations.total_steps) - batches.samples_before(step)
+        self._console.training(step, line, left / values["samples_per_second"])
+
+    def evaluated(self, split: str, found: Evaluation) -> None:
+        """A line on an evaluation of a split."""
+        scalars = self.position() | {"loss": found.loss, "accuracy": found.accuracy}
+        self._log(split, scalars)
+        self._console.evaluated(split, self._progress.step, scalars)
+
+    def flush(self) -> None:
+        """All rows so far are out of this process's hands."""
+        for tracker in self.trackers:
+            tracker.flush()
+
+    def close(self, failed: bool) -> None:
+        for tracker in self.trackers:
+            tracker.close(failed)
+        self.trackers = []
+
+    def _log(self, split: str, scalars: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(split, scalars, self._progress.step)
