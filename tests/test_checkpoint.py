@@ -42,24 +42,62 @@ def test_the_newest_is_the_highest_step_not_the_latest_written(tmp_path: Path) -
     assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
 
 
+def flipped(content: bytes, place: int) -> bytes:
+    place %= len(content)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGE = {
+    "missing": None,
+    "empty": lambda content: b"",
+    "half": lambda content: content[: len(content) // 2],
+    "one byte short": lambda content: content[:-1],
+    "one byte longer": lambda content: content + b"\0",
+    "first byte": lambda content: flipped(content, 0),
+    "ninth byte": lambda content: flipped(content, 8),  # the first after the length of safetensors' header
+    "middle byte": lambda content: flipped(content, len(content) // 2),
+    "last byte": lambda content: flipped(content, -1),
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"])
-@pytest.mark.parametrize("kind", ["truncated", "flipped", "missing", "empty"])
+@pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_named_and_passed_over(tmp_path: Path, name: str, kind: str) -> None:
     good, bad = save(tmp_path, 1), save(tmp_path, 2)
-    path = bad / name
-    content = path.read_bytes()
-    if kind == "missing":
+    path, change = bad / name, DAMAGE[kind]
+    if change is None:
         path.unlink()
     else:
-        middle = len(content) // 2
-        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-        path.write_bytes({"truncated": content[:-1], "flipped": flipped, "empty": b""}[kind])
+        path.write_bytes(change(path.read_bytes()))
     place, damaged = checkpoint.newest(tmp_path)
     assert place == good and bad.exists()
     (line,) = damaged
     assert "step-00000002" in line and name in line
     with pytest.raises(FolderError, match="step-00000002"):
         checkpoint.load(bad)
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    place = save(tmp_path, 2)
+    content = (place / "manifest.json").read_bytes()
+    spaces = {index for index, byte in enumerate(content) if byte in b" \n"}
+    for index in set(range(len(content))) - spaces:
+        (place / "manifest.json").write_bytes(flipped(content, index))
+        assert checkpoint.damage(place), index
+    (place / "manifest.json").write_bytes(content)
+    assert not checkpoint.damage(place)
+
+
+def test_folders_that_are_half_there(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+    save(tmp_path, 2).rename(tmp_path / ".step-00000002.partial")  # killed before the rename
+    (tmp_path / "step-00000003").mkdir()
+    save(tmp_path, 4).rename(tmp_path / "step-00000005")  # by somebody's hand: it is not what it says
+    (tmp_path / "step-00000006").write_text("a file")
+    place, damaged = checkpoint.newest(tmp_path)
+    assert place == good and len(damaged) == 3
+    assert all(f"step-0000000{step}" in line for step, line in zip((6, 5, 3), damaged, strict=True))
 
 
 def test_a_save_that_was_killed_leaves_nothing_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 MULTI_CPU = ["--config_file", str(REPOSITORY / "launch" / "accelerate" / "multi_cpu.yaml")]
 # An odd batch size that neither 2 nor 3 divide, and an epoch whose last batch has 2 samples: fewer than 3 ranks.
-CURVE = [*SMALL, "data.global_batch_size=53", "train.max_steps=30", "log.every_steps=1", "eval.batch_size=100"]
+CURVE = [*SMALL, "data.global_batch_size=53", "train.max_steps=100", "log.every_steps=1", "eval.batch_size=100"]
 CURVE += ["data.augment=[flip,crop,cutout]", "run.root=runs"]
 
 
@@ -42,7 +42,7 @@ def test_the_curve_is_the_same_on_any_number_of_ranks(launch: Callable[..., Done
         assert done.code == 0, done.err
         assert done.out.count("test set, by class") == 1  # rank 0 alone speaks
     rows, summary = result("alone")
-    assert [row["step"] for row in rows] == list(range(1, 31))
+    assert [row["step"] for row in rows] == list(range(1, 101))
     assert rows[27]["samples"] - rows[26]["samples"] == 1433 % 53 == 2
     weights = load_file("runs/alone/model.safetensors")
     for name, size in (("torchrun-2", 2), ("accelerate-3", 3)):

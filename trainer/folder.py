@@ -149,6 +149,12 @@ class RunFolder:
                     continue
             self.write(path.name, "".join(kept))
 
+    def flush_metrics(self) -> None:
+        """The lines of metrics so far are on the disk. Raises OSError."""
+        if self.metrics.is_file():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
     def add_bad_step(self, row: dict[str, Any]) -> None:
         """A line of bad_steps.jsonl."""
         with self.bad_steps.open("a") as file:

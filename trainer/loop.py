@@ -3,6 +3,7 @@
 import contextlib
 import json
 from time import perf_counter
+from typing import Any
 
 from accelerate.utils import set_seed
 from torch import Tensor
@@ -115,10 +116,11 @@ class Trainer:
         devices = world.describe()
 
         def open_folder() -> None:
-            folder.begin(config, devices)
-            folder.status("running", step)
-            # A run killed between its last checkpoint and its results makes these again.
-            folder.rewind(step, evaluate_again=step == total_steps)
+            with told(f"the run in {folder.path}"):
+                folder.begin(config, devices)
+                folder.status("running", step)
+                # A run killed between its last checkpoint and its results makes these again.
+                folder.rewind(step, evaluate_again=step == total_steps)
             self.journal.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
@@ -187,7 +189,8 @@ class Trainer:
         ids, allowed = self.parts.batches.ids(step).tolist(), self.config.train.max_bad_steps
         self.meter.skip(len(ids))
         row = {"step": step, "epoch": self.parts.batches.epoch(step), "loss_sum": loss_sum, "ids": ids}
-        self.world.from_first(lambda: self.folder.add_bad_step(row))
+        if self.world.is_first:
+            self._note_bad_step(row)
         what = f"step {step:,}: loss or gradient was not finite (its samples are in {self.folder.bad_steps})"
         if progress.bad_steps == allowed:
             self._save()
@@ -198,6 +201,12 @@ class Trainer:
             )
         progress.bad_steps += 1
         self.console.say(f"{what}; skipped, {progress.bad_steps} of at most {allowed}")
+
+    def _note_bad_step(self, row: dict[str, Any]) -> None:
+        try:
+            self.folder.add_bad_step(row)
+        except OSError as error:  # no reason to end: the step is told all the same
+            self.console.say(f"{self.folder.bad_steps} cannot be written ({error.strerror}): {row}")
 
     def _asked_to_stop(self) -> str:
         step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
@@ -210,8 +219,9 @@ class Trainer:
         self._wait_for_save()
 
         def write() -> None:
-            self.folder.status("stopped", self.progress.step, reason)
-            self.stop_check.done()
+            with told(f"status.json in {self.folder.path}"):
+                self.folder.status("stopped", self.progress.step, reason)
+                self.stop_check.done()
 
         self.world.from_first(write)
         self.close()

@@ -83,6 +83,7 @@ class BackgroundSaver:
         try:
             if folder.made_anew():
                 self._say(f"run folder {folder.path} had been removed while the run was on; it is made anew")
+            folder.flush_metrics()  # or a machine that loses power would lose lines that no one writes again
             checkpoint.save(folder.checkpoints, state)
             checkpoint.prune(folder.checkpoints, self._keep, best_step)
             folder.status("running", step)
@@ -91,6 +92,9 @@ class BackgroundSaver:
             what = f"checkpoint of step {step:,} in {folder.checkpoints}"
             self._problem = cannot_be_written(what, error)
             self._say(f"{what} was not written ({reason(error)}); training goes on, the next one due is tried as ever")
+        except FolderError as error:  # another run has begun in a folder that was removed
+            self._problem = error
+            self._say(f"checkpoint of step {step:,} was not written: {error}")
         except BaseException as error:  # a defect: raised in the main thread, by the next save or at the end
             self._problem = error
         seconds = time.perf_counter() - began

@@ -77,16 +77,22 @@ class Watch(Unwatched):
         """Which rank an exchange failed with, if that is what the error says; nothing for any other error."""
         if self._thread is None or not re.search(_LOST, str(error)):
             return ""
-        until = time.monotonic() + _GONE_SECONDS
-        while True:
-            gone = [
-                f"rank {rank} (process {who['pid']})"
-                for rank, who in self._everybody().items()
-                if who["host"] == socket.gethostname() and _state(who["pid"]) in ("gone", "Z")
-            ]
-            if gone or time.monotonic() > until:
-                return f"{' and '.join(gone) or 'another rank'} is gone ({_short(error)})"
-            time.sleep(0.1)
+        until, gone = time.monotonic() + _GONE_SECONDS, ""
+        try:
+            while not gone and time.monotonic() < until:
+                gone = self._gone()
+                time.sleep(0.1)
+        except DistError:  # the store went with rank 0
+            gone = "rank 0"
+        return f"{gone or 'another rank'} is gone ({_short(error)})"
+
+    def _gone(self) -> str:
+        """The ranks on this machine whose processes have ended."""
+        return " and ".join(
+            f"rank {rank} (process {who['pid']})"
+            for rank, who in self._everybody().items()
+            if who["host"] == socket.gethostname() and _state(who["pid"]) in ("gone", "Z")
+        )
 
     def close(self) -> None:
         self._closing.set()
