@@ -73,14 +73,14 @@ def poisoned_sample() -> None:
 
 
 def slow_steps() -> None:
-    """Each step takes three seconds from the sixth on."""
+    """Each step but the first takes six seconds."""
     tiny_network()
     augment = Augment.train
     calls: list[int] = []
 
     def waits(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
         calls.append(1)
-        time.sleep(3 if len(calls) > 5 else 0)
+        time.sleep(6 if len(calls) > 1 else 0)
         return augment(self, images, ids, epoch)
 
     Augment.train = waits  # type: ignore[method-assign]
@@ -88,7 +88,12 @@ def slow_steps() -> None:
 
 def slow_start() -> None:
     """Reading the data set takes for ever."""
-    data.load = lambda *_: time.sleep(600)  # type: ignore[assignment, return-value]
+
+    def waits(*_: object) -> None:
+        Path("started").touch()
+        time.sleep(600)
+
+    data.load = waits  # type: ignore[assignment]
 
 
 PLANTS = {

@@ -49,6 +49,9 @@ def test_one_too_many_ends_the_run_with_a_checkpoint_from_before(ranks: Ranks) -
     assert status["state"] == "failed" and "not finite" in status["reason"]
     place, _ = checkpoint.newest(Path("runs/x/checkpoints"))
     assert place is not None and place.name == f"step-{second:08}"
+    text = ranks.run(
+        1, *RUN, "run.name=x", "train.max_bad_steps=0", plant="poisoned", code=2
+    )  # lowered: still too many
     # It fails again at the same step, and goes on from there when more are allowed: as if it had never stopped.
     ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=1", plant="poisoned", code=2)
     ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=3", plant="poisoned")
@@ -61,25 +64,32 @@ def test_a_recipe_that_diverges_is_told(ranks: Ranks) -> None:
     assert "Lower optim.lr" in text and "NaN" not in Path("runs/x/metrics.jsonl").read_text()
 
 
-def test_an_overflow_of_fp16_is_not_that() -> None:
+def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> None:
     # fp16 is refused on a CPU; its loss scale works there all the same.
     from accelerate import Accelerator
 
+    from trainer.buffers import Buffers
     from trainer.step import Step
 
-    net = nn.Linear(2, 2)
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     accelerator = Accelerator(cpu=True)
     accelerator.scaler = torch.amp.GradScaler("cpu")
-    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    accelerator.scaler.scale(torch.zeros(1))  # its state is made at first use
     step = Step.__new__(Step)
-    step._accelerator, step._optimizer, step._clip_grad_norm = accelerator, optimizer, None
-    step._parameters = list(net.parameters())
-    for scale, expected in ((65536.0, True), (1.0, False)):
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        optimizer.scaler = accelerator.scaler
-        before = net.weight.detach().clone()
-        accelerator.backward(net(torch.tensor([[torch.inf, 1.0]])).sum())
-        assert step._update() is expected
-        assert torch.equal(net.weight, before)  # not updated, by whichever of the two
-        optimizer.zero_grad()
-    assert accelerator.scaler.get_scale() == 1.0
+    step._accelerator, step._clip_grad_norm, step._world_size = accelerator, None, 1
+    step._optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    step._parameters, step._buffers = list(net.parameters()), Buffers(net)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    images = torch.tensor([[torch.inf, 1.0], [2.0, 1.0]])
+    for scale, loss, expected, scale_after in (
+        (65536.0, 1.0, True, 32768.0),  # an overflow: skipped by the scaler, which lowers the scale
+        (65536.0, torch.nan, False, 65536.0),  # the loss itself
+        (1.0, 1.0, False, 1.0),  # no scale is left to lower
+    ):
+        accelerator.scaler.update(scale)
+        step._buffers.begin()
+        accelerator.backward(net(images).sum())
+        assert step._update(torch.tensor([loss, 0.0])) is expected
+        assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+        assert accelerator.scaler.get_scale() == scale_after
+        step._optimizer.zero_grad()

@@ -95,6 +95,7 @@ def test_folders_that_are_half_there(tmp_path: Path) -> None:
     (tmp_path / "step-00000003").mkdir()
     save(tmp_path, 4).rename(tmp_path / "step-00000005")  # by somebody's hand: it is not what it says
     (tmp_path / "step-00000006").write_text("a file")
+    save(tmp_path, 7).rename(tmp_path / ".step-00000007.replaced")
     place, damaged = checkpoint.newest(tmp_path)
     assert place == good and len(damaged) == 3
     assert all(f"step-0000000{step}" in line for step, line in zip((6, 5, 3), damaged, strict=True))
@@ -121,9 +122,8 @@ def test_a_damaged_one_gives_way_to_the_same_step_saved_again(tmp_path: Path) ->
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    for step in range(1, 7):
-        save(tmp_path, step)
-    checkpoint.prune(tmp_path, keep=2, best_step=3)
+    places = [save(tmp_path, step) for step in range(1, 7)]
+    checkpoint.prune(tmp_path, 2, places[-1], {3}, {})
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000006", "step-00000005", "step-00000003"]
 
 

@@ -53,6 +53,24 @@ def a_missing_line(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text(text.partition("\n")[2])
 
 
+def a_sign_of_zero(folder: Path) -> None:
+    for path in (folder, folder.with_name("one")):
+        weights = load_file(path / "model.safetensors")
+        name = sorted(weights)[0]
+        weights[name].view(-1)[0] = -0.0 if path == folder else 0.0
+        save_file(weights, path / "model.safetensors")
+
+
+def a_confusion(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["test"]["confusion"][0][0] += 1
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def a_bad_step(folder: Path) -> None:
+    (folder / "bad_steps.jsonl").write_text('{"step": 1}\n')
+
+
 def a_point(folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -76,6 +94,9 @@ def test_twins_do_not_differ(twins: tuple[Path, Path]) -> None:
     [
         (a_bit_of_the_weights, "weights", "1 of 10 tensors differ"),
         (a_momentum, "optimizer", "tensors differ, by up to 1.0e+00"),
+        (a_sign_of_zero, "weights", "1 of 10 tensors differ"),
+        (a_confusion, "results", "test differ"),
+        (a_bad_step, "metrics", "of bad_steps.jsonl: 0 and 1 lines"),
         (a_loss, "metrics", "1 of 3 lines differ, first at step 4"),
         (a_missing_line, "metrics", "3 and 2 lines"),
         (a_point, "curves", "train/loss differ"),

@@ -91,7 +91,7 @@ def test_metrics_are_rewound_to_a_step(begun: RunFolder) -> None:
     begun.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "tr')
     for step in (15, 20, 25):
         begun.add_bad_step({"step": step, "ids": [1]})
-    begun.rewind(20)
+    assert begun.rewind(20) == set()
     assert [json.loads(line)["step"] for line in begun.metrics.read_text().splitlines()] == [10, 20]
     # A row of metrics is written after its step, a bad step is named by the step that it would have been.
     assert [json.loads(line)["step"] for line in begun.bad_steps.read_text().splitlines()] == [15]

@@ -57,16 +57,18 @@ def test_other_ways_to_stop(ranks: Ranks) -> None:
     Path("runs/file/stop").touch()
     assert ranks.end(started) == [75]
     assert status("file")["reason"] == "the file `stop` in the run folder" and not Path("runs/file/stop").exists()
-    ranks.run(1, *RUN, "run.name=limit", "train.epochs=99999", "train.max_steps=99999", "train.time_limit=3s", code=75)
-    assert status("limit")["reason"] == "the time limit"
-    end = str(int(time.time()) + 4)
+    ranks.run(1, *RUN, "run.name=limit", "train.epochs=99999", "train.max_steps=99999", "train.time_limit=6s", code=75)
+    assert status("limit")["reason"] == "the time limit" and int(str(status("limit")["step"])) > 20
+    end = str(int(time.time()) + 7)
     ranks.run(1, *RUN, "run.name=job", "train.epochs=99999", "train.max_steps=99999", code=75, SLURM_JOB_END_TIME=end)
-    assert status("job")["reason"] == "the time limit" and time.time() < int(end)
+    assert status("job")["reason"] == "the time limit" and int(str(status("job")["step"])) > 20
+    assert time.time() < int(end)
 
 
 def test_a_second_ctrl_c_leaves_at_once(ranks: Ranks) -> None:
-    (rank,) = ranks.start(1, *RUN, "train.epochs=99999", "train.max_steps=99999", "run.name=x", plant="slow")
-    ranks.until_step(Path("runs/x"), 3)
+    settings = ["train.epochs=99999", "train.max_steps=99999", "run.name=x", "log.every_steps=1"]
+    (rank,) = ranks.start(1, *RUN, *settings, plant="slow")
+    ranks.until_step(Path("runs/x"), 1)
     for _ in range(2):  # a launcher passes on what the terminal has sent already: that is no second one
         os.kill(rank.pid, signal.SIGINT)
         time.sleep(0.1)
@@ -88,7 +90,9 @@ def test_workers_of_the_loader_ignore_signals(ranks: Ranks) -> None:
 
 def test_a_signal_before_training_ends_the_process(ranks: Ranks) -> None:
     (rank,) = ranks.start(1, *RUN, "run.name=x", plant="slow_start")
-    time.sleep(2.0)
+    until = time.monotonic() + 30
+    while not Path("started").exists() and time.monotonic() < until:
+        time.sleep(0.01)
     os.kill(rank.pid, signal.SIGTERM)
     assert ranks.end([rank], timeout_seconds=5) == [128 + signal.SIGTERM]
     assert not Path("runs/x/status.json").exists()

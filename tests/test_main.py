@@ -15,6 +15,7 @@ from workers.tiny import tiny
 
 from trainer import main as entry
 from trainer import models
+from trainer.compare import curves
 from trainer.settings import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate")
@@ -119,15 +120,30 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
     assert rows_of(whole) == rows_of(broken)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's reader
 def test_a_run_killed_before_its_results_makes_them_once(tmp_path: Path) -> None:
-    assert run() == 0
+    assert run("log.tensorboard=true") == 0
     folder = tmp_path / "runs" / "digits"
     summary, rows = json.loads((folder / "summary.json").read_text()), rows_of(folder)
     (folder / "summary.json").unlink()
-    assert run() == 0
+    assert run("log.tensorboard=true") == 0
     again = json.loads((folder / "summary.json").read_text())
     assert again["test"] == summary["test"] and again["train"]["loss"] == summary["train"]["loss"]
     assert again["train"]["samples_per_second"] > 0 and rows_of(folder) == rows
+    assert [step for step, _ in curves(folder)["test/loss"]] == [6]
+
+
+def test_a_run_made_as_short_as_it_is_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")  # long over: it stops after its first step
+    assert run("log.every_steps=500") == 75
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert run("log.every_steps=500", "train.max_steps=1") == 0
+    summary = json.loads((tmp_path / "runs" / "digits" / "summary.json").read_text())
+    assert summary["steps"] == 1 and summary["train"]["loss"] > 0
+    assert [row["split"] for row in rows_of(tmp_path / "runs" / "digits")] == ["test", "train"]
 
 
 def test_another_run_branches_off_from_a_checkpoint(tmp_path: Path) -> None:

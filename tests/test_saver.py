@@ -33,6 +33,14 @@ def state(step: int, elements: int = 4) -> State:
     return State(net.state_dict(), optimizer.state_dict(), {"scale": 2.0}, Progress(step))
 
 
+def made(folder: RunFolder, keep: int, say: Callable[[str], object] = print) -> BackgroundSaver:
+    return BackgroundSaver(folder, keep, Progress(), lambda: None, say)  # type: ignore[arg-type]
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [int(path.name[-8:]) for path in checkpoint.found(folder.checkpoints)]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     settings = config.load([], ["run.name=x", f"run.root={tmp_path}"])
@@ -109,7 +117,7 @@ def test_the_loop_goes_on_while_it_is_written(folder: RunFolder, monkeypatch: py
         return saves(place, what)
 
     monkeypatch.setattr(checkpoint, "save", slow)
-    saver = BackgroundSaver(folder, 2, print)
+    saver = made(folder, 2)
     saver.save(state(1), None)  # returns at once: nothing could have been written
     assert checkpoint.found(folder.checkpoints) == []
     may_write.set()
@@ -122,7 +130,7 @@ def test_the_loop_goes_on_while_it_is_written(folder: RunFolder, monkeypatch: py
 
 def test_an_older_one_goes_only_when_the_new_one_reads_well(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    saver = BackgroundSaver(folder, 1, said.append)
+    saver = made(folder, 1, said.append)
     saver.save(state(1), None)
     saver.finish()
     flushes = checkpoint._flush
@@ -141,7 +149,85 @@ def test_an_older_one_goes_only_when_the_new_one_reads_well(folder: RunFolder, m
     assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoints / "step-00000001"
     saver.save(state(3), None)
     saver.finish()
-    assert [path.name for path in checkpoint.found(folder.checkpoints)] == ["step-00000003"]
+    assert steps(folder) == [3, 2]  # the damaged one is left for a person to look at
+
+
+def spoil(folder: RunFolder, step: int) -> None:
+    (folder.checkpoints / checkpoint.name(step) / "model.safetensors").write_bytes(b"")
+
+
+def test_damaged_ones_are_neither_counted_nor_removed(folder: RunFolder) -> None:
+    first = made(folder, 9)
+    for step in (100, 200, 300):
+        first.save(state(step), None)
+    first.finish()
+    spoil(folder, 200)
+    spoil(folder, 300)
+    again = BackgroundSaver(folder, 2, Progress(100), lambda: None, print)  # goes on from 100
+    for step in (110, 120):
+        again.save(state(step), None)
+        again.finish()
+    assert steps(folder) == [300, 200, 120, 110]
+    assert checkpoint.newest(folder.checkpoints)[0] == folder.checkpoints / "step-00000120"
+
+
+def test_the_best_stays_when_a_better_one_could_not_be_written(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = made(folder, 1)
+    saver.save(state(100), 100)
+    saver.finish()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "save_file", full)
+        saver.save(state(200), 200)
+        with pytest.raises(FolderError):
+            saver.finish()
+    assert not list(folder.checkpoints.glob(".*"))  # what was half written does not keep the disk full
+    for step, best in ((300, 200), (400, 200), (500, 500)):
+        saver.save(state(step), best)
+        saver.finish()
+        assert steps(folder) == {300: [300, 100], 400: [400, 100], 500: [500]}[step]
+
+
+def test_one_that_is_there_is_left_as_it_is(folder: RunFolder) -> None:
+    saver = made(folder, 1)
+    saver.save(state(7), None)
+    saver.finish()
+    before = (folder.checkpoints / "step-00000007").stat().st_ino
+    again = made(folder, 1)
+    again.save(state(7), None)
+    again.finish()
+    assert (folder.checkpoints / "step-00000007").stat().st_ino == before
+
+
+def test_rows_that_cannot_be_written_keep_a_checkpoint_from_being_believed(folder: RunFolder) -> None:
+    # A run that went on from it would not write them again.
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    saver = BackgroundSaver(folder, 1, Progress(), full, print)
+    saver.save(state(1), None)
+    with pytest.raises(FolderError, match="No space left"):
+        saver.finish()
+    assert steps(folder) == []
+
+
+def test_a_folder_that_another_process_has_taken_is_told_each_time(folder: RunFolder) -> None:
+    said: list[str] = []
+    saver = made(folder, 1, said.append)
+    shutil.rmtree(folder.path)
+    other = RunFolder(folder.path)
+    other._take_hold()
+    for step in (1, 2):
+        saver.save(state(step), None)
+        with pytest.raises(FolderError, match="in use by another process"):
+            saver.finish()
+    assert len(said) == 2
+    other.release()
 
 
 def test_a_defect_in_the_thread_is_raised(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +235,7 @@ def test_a_defect_in_the_thread_is_raised(folder: RunFolder, monkeypatch: pytest
         raise ZeroDivisionError("a defect")
 
     monkeypatch.setattr(checkpoint, "save", broken)
-    saver = BackgroundSaver(folder, 1, print)
+    saver = made(folder, 1)
     saver.save(state(1), None)
     with pytest.raises(ZeroDivisionError):
         saver.save(state(2), None)

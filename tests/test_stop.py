@@ -38,7 +38,7 @@ def paced(*seconds: float) -> Pace:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_is_noted(signals: Signals, number: signal.Signals) -> None:
-    check = StopCheck(signals, None, None, paced(10.0), alone)
+    check = StopCheck(signals, None, None, paced(10.0), 1, alone)
     assert check(1, 0.0, never) == ""
     os.kill(os.getpid(), number)
     until = time.monotonic() + 5
@@ -56,7 +56,7 @@ def test_what_was_there_before_comes_back() -> None:
 
 
 def test_the_largest_reason_of_any_rank_counts(signals: Signals) -> None:
-    check = StopCheck(signals, None, None, paced(1.0), lambda values: [3.0, values[1]])
+    check = StopCheck(signals, None, None, paced(1.0), 2, lambda values: [3.0, values[1]])
     assert check(1, 0.0, never) == stop.REASONS[3] == "SIGUSR1"
 
 
@@ -67,16 +67,19 @@ def test_short_steps_are_not_all_asked(signals: Signals, tmp_path: Path) -> None
         exchanges.append(values)
         return values
 
-    check = StopCheck(signals, tmp_path, None, paced(0.01), counted)
+    check = StopCheck(signals, tmp_path, None, paced(0.01), 2, counted)
     assert [check(step, 0.0, never) for step in range(1, 101)] == [""] * 100
-    assert len(exchanges) == 2  # every half second
-    slow = StopCheck(signals, tmp_path, None, paced(3.0), counted)
+    assert len(exchanges) == 5  # every twenty steps, be they as short as they may
+    alone_check = StopCheck(signals, tmp_path, None, paced(0.01), 1, counted)
+    exchanges.clear()
+    assert [alone_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10
+    slow = StopCheck(signals, tmp_path, None, paced(3.0), 2, counted)
     exchanges.clear()
     assert [slow(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10
 
 
 def test_a_file_asks_and_goes(signals: Signals, tmp_path: Path) -> None:
-    check = StopCheck(signals, tmp_path, None, paced(3.0), alone)
+    check = StopCheck(signals, tmp_path, None, paced(3.0), 1, alone)
     assert check(1, 0.0, never) == ""
     (tmp_path / "stop").touch()
     assert check(2, 0.0, never) == "the file `stop` in the run folder"
@@ -91,7 +94,7 @@ def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals
     now = time.time()
 
     def reason(deadline: float, evaluates: bool = False) -> str:
-        return StopCheck(signals, None, deadline, pace, alone)(3, 4.0, lambda _: evaluates)
+        return StopCheck(signals, None, deadline, pace, 1, alone)(3, 4.0, lambda _: evaluates)
 
     assert reason(now + 2 * 3 + 4 + 1) == "" and reason(now + 2 * 3 + 4 - 0.1) == "the time limit"
     assert reason(now + 2 * 3 + 4 + 20 + 1, evaluates=True) == ""

@@ -41,7 +41,7 @@ class Buffers:
 def _flatten(module: nn.Module, dtype: torch.dtype) -> Tensor:
     found = [buffer for buffer in module.buffers() if buffer.dtype == dtype]
     if not found:
-        return torch.empty(0, dtype=dtype)
+        return next(module.parameters()).new_empty(0, dtype=dtype)
     flat = torch.cat([buffer.flatten() for buffer in found])
     for buffer, view in zip(found, torch.split(flat, [buffer.numel() for buffer in found]), strict=True):
         buffer.data = view.view_as(buffer)

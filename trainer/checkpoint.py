@@ -72,11 +72,30 @@ class State:
 
 def save(folder: Path, state: State) -> Path:
     """Writes checkpoints/step-N beside its place, flushes, renames, and reads it once more. Raises OSError or
-    SafetensorError when that fails; then nothing has changed."""
-    place = folder / f"step-{state.progress.step:08}"
-    partial = folder / f".{place.name}.partial"
+    SafetensorError when that fails; then nothing has changed. One that is there and verifies is left as it is."""
+    place = folder / name(state.progress.step)
+    if place.exists() and not damage(place):
+        return place
     for left_behind in folder.glob(".step-*"):  # by a save that was killed
         shutil.rmtree(left_behind)
+    partial = folder / f".{place.name}.partial"
+    try:
+        _write(partial, state)
+        if place.exists():  # a damaged one
+            place.rename(folder / f".{place.name}.replaced")
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # or it would keep a full disk full
+        raise
+    _flush(folder)
+    shutil.rmtree(folder / f".{place.name}.replaced", ignore_errors=True)
+    problem = damage(place)
+    if problem:
+        raise OSError(errno.EIO, f"what was written to {place} reads otherwise: {problem}")
+    return place
+
+
+def _write(partial: Path, state: State) -> None:
     partial.mkdir(parents=True)
     tensors, rest = _split(state.optimizer)
     save_file(state.model, partial / "model.safetensors")
@@ -93,15 +112,11 @@ def save(folder: Path, state: State) -> Path:
     (partial / _MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
     for path in [*partial.iterdir(), partial]:
         _flush(path)
-    if place.exists():  # a damaged one of the same step, passed over on resume
-        place.rename(folder / f".{place.name}.replaced")
-    partial.rename(place)
-    _flush(folder)
-    shutil.rmtree(folder / f".{place.name}.replaced", ignore_errors=True)
-    problem = damage(place)
-    if problem:
-        raise OSError(errno.EIO, f"what was written to {place} reads otherwise: {problem}")
-    return place
+
+
+def name(step: int) -> str:
+    """The folder of a step's checkpoint."""
+    return f"step-{step:08}"
 
 
 def load(place: Path) -> State:
@@ -178,10 +193,17 @@ def damage(place: Path) -> str:
     return ""
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Removes all but the newest `keep` and the best. Called after the newest was written."""
-    for place in found(folder)[keep:]:
-        if _step(place) != best_step:
+def prune(folder: Path, keep: int, newest: Path, keep_steps: set[int], sound: dict[str, bool]) -> None:
+    """Removes all but the newest `keep` and those of keep_steps, counted from the one that was just written.
+
+    Damaged ones, and those of later steps, are neither counted nor removed: a person may want to look at them. sound:
+    what is known of each by its name; completed here, so that each is read once.
+    """
+    sound[newest.name] = True
+    earlier = [place for place in found(folder) if _step(place) <= _step(newest)]
+    whole = [place for place in earlier if sound.setdefault(place.name, not damage(place))]
+    for place in whole[keep:]:
+        if _step(place) not in keep_steps:
             shutil.rmtree(place)
 
 

@@ -139,8 +139,10 @@ class _Shards(Dataset[list[Shard]]):
         if idle:
             ids = ids.new_zeros(1)
             partners = ids if partners is not None else None
-        mixed = self._samples(partners) if partners is not None else None
-        return Shard(self._samples(ids), mixed, number, 0.0 if idle else 1.0)
+        own, mixed = self._samples(ids), self._samples(partners) if partners is not None else None
+        if idle:
+            own.images.zero_()
+        return Shard(own, mixed, number, 0.0 if idle else 1.0)
 
     def _samples(self, ids: Tensor) -> Samples:
         place = ids.to(self._part.images.device, non_blocking=True)

@@ -43,6 +43,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.bad_steps = path / "bad_steps.jsonl"
         self._lock: IO[str] | None = None
+        self._about: tuple[str, dict[str, object]] = ("", {})
+        os.register_at_fork(after_in_child=self.release)  # DataLoader's workers outlive a killed process by seconds
 
     def check(self, config: RunConfig) -> None:
         """Raises FolderError when it cannot be written, or holds a run that this one would write over."""
@@ -83,9 +85,12 @@ class RunFolder:
         """Lets go of the folder."""
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def begin(self, config: RunConfig, devices: dict[str, object]) -> None:
         """Writes what the run is: config.yaml and environment.json."""
+        for left_behind in self.path.glob(".*.partial"):  # by a process that was killed
+            left_behind.unlink()
         self._about = (configs.to_yaml(config), environment() | devices)
         self._write_about()
 
@@ -129,11 +134,12 @@ class RunFolder:
         path = self.path / name
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def rewind(self, step: int, evaluate_again: bool = False) -> None:
+    def rewind(self, step: int) -> set[str]:
         """Leaves only the lines that were written before a run had got to a step, so that it writes none twice.
 
-        evaluate_again: those of evaluations at that very step go too.
+        Returns the splits that have been evaluated at that very step.
         """
+        evaluated = set()
         for path in (self.metrics, self.bad_steps):
             if not path.is_file():
                 continue
@@ -142,18 +148,14 @@ class RunFolder:
                 try:
                     row = json.loads(line)
                     # A line of metrics has the number of steps taken, a bad step its own, from 0.
-                    at_step = path == self.metrics and (row["split"] == "train" or not evaluate_again)
-                    if row["step"] < step or (row["step"] == step and at_step):
+                    if row["step"] < step or (row["step"] == step and path == self.metrics):
                         kept.append(line + "\n")
+                    if row["step"] == step and row.get("split", "train") != "train":
+                        evaluated.add(row["split"])
                 except (ValueError, KeyError):  # the last line of a killed run may be cut off
                     continue
             self.write(path.name, "".join(kept))
-
-    def flush_metrics(self) -> None:
-        """The lines of metrics so far are on the disk. Raises OSError."""
-        if self.metrics.is_file():
-            with self.metrics.open("rb") as file:
-                os.fsync(file.fileno())
+        return evaluated
 
     def add_bad_step(self, row: dict[str, Any]) -> None:
         """A line of bad_steps.jsonl."""

@@ -19,6 +19,9 @@ class Journal:
         self._console = console
         self._seconds_before, self._started = progress.seconds, perf_counter()
         self.trackers: list[Tracker] = [Silent()]
+        self.evaluated_before: set[str] = set()
+        """The splits whose evaluation at the step where this session begins has been logged."""
+        self._first_step = progress.step
 
     def start(self) -> None:
         """Starts the clock: what came before is not training time."""
@@ -42,23 +45,24 @@ class Journal:
         line = self._progress.last_line = self.position() | values | {"lr": lr}
         self._log("train", line)
         left = batches.samples_before(self._parts.durations.total_steps) - batches.samples_before(step)
-        self._console.training(step, line, left / values["samples_per_second"])
+        self._console.training(step, line, left / values["samples_per_second"] if left else 0.0)
 
     def evaluated(self, split: str, found: Evaluation) -> None:
         """A line on an evaluation of a split."""
         scalars = self.position() | {"loss": found.loss, "accuracy": found.accuracy}
-        self._log(split, scalars)
+        if self._progress.step != self._first_step or split not in self.evaluated_before:
+            self._log(split, scalars)
         self._console.evaluated(split, self._progress.step, scalars)
 
     def flush(self) -> None:
-        """All rows so far are out of this process's hands."""
+        """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
         for tracker in self.trackers:
             tracker.flush()
 
     def close(self, failed: bool) -> None:
-        for tracker in self.trackers:
+        trackers, self.trackers = self.trackers, []
+        for tracker in trackers:
             tracker.close(failed)
-        self.trackers = []
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         for tracker in self.trackers:

@@ -34,22 +34,31 @@ def train(config: RunConfig, world: World, signals: Signals) -> str:
     settings = {name: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE}
     world.agree("settings", json.dumps(settings))
     folder = RunFolder(config.folder)
+    watcher = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
+    watcher.start()
     try:
         world.from_first(lambda: folder.check(config))
-        trainer = Trainer(config, world, folder, signals)
+        trainer = Trainer(config, world, folder, signals, watcher)
         if trainer.is_finished():
             trainer.show_finished()
             return ""
         with signals.at_step_ends():
             return trainer.run_or_record_failure()
+    except RuntimeError as error:  # before the run has begun
+        if lost := watcher.lost(error):
+            raise PeerError(lost) from error
+        raise
     finally:
+        watcher.close()
         folder.release()
 
 
 class Trainer:
     """One run. Every rank makes the same calls; only what is handed to it differs."""
 
-    def __init__(self, config: RunConfig, world: World, folder: RunFolder, signals: Signals) -> None:
+    def __init__(
+        self, config: RunConfig, world: World, folder: RunFolder, signals: Signals, watcher: watch.Unwatched
+    ) -> None:
         self.config, self.world, self.folder = config, world, folder
         self.console = Console() if world.is_first else Quiet()
         self.results: dict[str, evaluation.Evaluation] = {}
@@ -57,20 +66,22 @@ class Trainer:
 
         saved = resume.find_checkpoint(config, folder, world, self.console.say)
         self.progress = saved.progress if saved is not None else Progress()
-        self.watch = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
+        self.watch = watcher
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         self.journal = Journal(config, self.parts, self.progress, self.console)
         sums = self.progress.window if world.is_first else [0.0, 0.0]
         self.meter = Meter(sums, self.progress.window_samples, world.sum, world.device)
         self.saver: Saver = NoSaver()
         if world.is_first:
-            self.saver = BackgroundSaver(folder, config.checkpoint.keep, self.console.say)
+            keep = config.checkpoint.keep
+            self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
         self.pace = stop.Pace()
         self.stop_check = stop.StopCheck(
             signals,
             folder.path if world.is_first else None,
             stop.deadline(config.train.time_limit_seconds, signals.since) if world.is_first else None,
             self.pace,
+            world.size,
             world.largest,
         )
 
@@ -94,20 +105,18 @@ class Trainer:
 
         Returns why it was asked to stop, or nothing.
         """
-        failed = True
         try:
             self.begin()
-            reason = self.run()
-            failed = False
-            return reason
+            return self.run()
         except BaseException as error:
             lost = self.watch.lost(error)
-            self._record_failure(lost or f"{type(error).__name__}: {error}")
+            if self.world.is_first or lost.startswith("rank 0"):  # then any other one says it
+                self._record_failure(lost or f"{type(error).__name__}: {error}", error)
+            with contextlib.suppress(FolderError):  # told when it happened
+                self.close(failed=True)
             if lost:
                 raise PeerError(f"{lost}; the same command goes on from the last checkpoint") from error
             raise
-        finally:
-            self.close(failed)
 
     def begin(self) -> None:
         """Opens the run folder and the trackers; from here on the folder is this run's."""
@@ -120,7 +129,7 @@ class Trainer:
                 folder.begin(config, devices)
                 folder.status("running", step)
                 # A run killed between its last checkpoint and its results makes these again.
-                folder.rewind(step, evaluate_again=step == total_steps)
+                self.journal.evaluated_before = folder.rewind(step)
             self.journal.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
@@ -134,7 +143,7 @@ class Trainer:
             f"step {step:,} of {total_steps:,}, {self.parts.durations.steps_per_epoch:,} an epoch"
         )
         self.console.start(step, total_steps)
-        self.watch.start()
+        self.watch.at(step, "waiting for data")
 
     def run(self) -> str:
         """From the step where the run is to its last, unless it is asked to stop: then returns why."""
@@ -166,6 +175,8 @@ class Trainer:
             began = perf_counter()
         if not self.results:  # killed between its last checkpoint and its results
             self._evaluate()
+        if not progress.last_line:  # stopped before its first line, then made as short as that
+            self.journal.training(self.meter)
         self._finish()
         return ""
 
@@ -192,7 +203,7 @@ class Trainer:
         if self.world.is_first:
             self._note_bad_step(row)
         what = f"step {step:,}: loss or gradient was not finite (its samples are in {self.folder.bad_steps})"
-        if progress.bad_steps == allowed:
+        if progress.bad_steps >= allowed:
             self._save()
             self._wait_for_save()
             raise TrainingError(
@@ -224,8 +235,7 @@ class Trainer:
                 self.stop_check.done()
 
         self.world.from_first(write)
-        self.close()
-        self.world.together(lambda: None)  # a launcher ends all as soon as one has left
+        self.world.together(self.close)  # together: a launcher ends all as soon as one has left
         self.console.say(
             f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint; "
             f"the same command goes on from there: {self.folder.path}"
@@ -264,7 +274,6 @@ class Trainer:
             progress.settings = flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
-            self.journal.flush()
             state = State(self.parts.module.state_dict(), self.parts.optimizer.state_dict(), scale, progress)
             self.saver.save(state, best_step)
 
@@ -284,23 +293,28 @@ class Trainer:
                 folder.write_file("model.safetensors", lambda path: result.write_weights(path, self.config, self.parts))
                 folder.write_json("summary.json", summary)
                 folder.status("finished", progress.step)
+                self.stop_check.done()
 
         self.world.from_first(write)
-        self.close()
+        self.world.together(self.close)
         self.console.finished(summary, self.folder.path)
 
-    def _record_failure(self, reason: str) -> None:
+    def _record_failure(self, reason: str, error: BaseException) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""
-        if self.world.is_first:
-            with contextlib.suppress(FolderError):  # told when it happened
-                self.saver.finish()  # what is being written still counts
-            try:
-                self.folder.status("failed", self.progress.step, reason)
-            except OSError as second:
-                self.console.say(f"status.json could not be written ({second.strerror})")
+        try:
+            self.saver.finish()  # what is being written still counts
+        except Exception as second:
+            if second is not error and not isinstance(second, FolderError):  # those are told when they happen
+                self.console.say(f"the last save failed too: {second!r}")
+        try:
+            self.folder.status("failed", self.progress.step, reason)
+        except OSError as second:
+            self.console.say(f"status.json could not be written ({second.strerror})")
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""
         self.watch.close()
-        self.journal.close(failed)
-        self.console.close()
+        try:
+            self.journal.close(failed)
+        finally:
+            self.console.close()

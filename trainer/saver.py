@@ -7,6 +7,7 @@ checkpoints before it stay, and the next one that is due is tried as ever.
 import copy
 import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Thread
 from typing import Protocol
 
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.checkpoint import State
+from trainer.checkpoint import Progress, State
 from trainer.errors import FolderError
 from trainer.folder import DISK_ERRORS, RunFolder, cannot_be_written, reason
 
-_FIRST_GUESS_SECONDS = 5.0  # until a save has been timed
+_FIRST_GUESS_SECONDS = 1.0  # until a save has been timed
 
 
 class Saver(Protocol):
@@ -42,20 +43,24 @@ class NoSaver:
 
 
 class BackgroundSaver:
-    def __init__(self, folder: RunFolder, keep: int, say: Callable[[str], None]) -> None:
-        self._folder, self._keep, self._say = folder, keep, say
+    def __init__(
+        self, folder: RunFolder, keep: int, begun: Progress, flush: Callable[[], None], say: Callable[[str], None]
+    ) -> None:
+        """begun: where the run begins or goes on; flush: puts all rows so far on the disk, or raises OSError."""
+        self._folder, self._keep, self._flush, self._say = folder, keep, flush, say
         self._snapshot = Snapshot()
         self._writing: Thread | None = None
         self._problem: BaseException | None = None
-        self.seconds = _FIRST_GUESS_SECONDS
+        self._written_step = begun.step if begun.step else -1
+        self._best_step = begun.best.step if begun.best else -1
+        self._sound: dict[str, bool] = {}
         self._timed = False
-        self._written_step = -1
+        self.seconds = _FIRST_GUESS_SECONDS
 
     def save(self, state: State, best_step: int | None) -> None:
         self._wait()
-        if isinstance(self._problem, FolderError):  # told already
-            self._problem = None
-        self._raise_problem()
+        if self._problem is not None and not isinstance(self._problem, FolderError):  # that one is told already
+            raise self._problem
         if state.progress.step == self._written_step:
             return
         began = time.perf_counter()
@@ -65,41 +70,46 @@ class BackgroundSaver:
 
     def finish(self) -> None:
         self._wait()
-        self._raise_problem()
+        if self._problem is not None:
+            raise self._problem
 
     def _wait(self) -> None:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
 
-    def _raise_problem(self) -> None:
-        if self._problem is not None:
-            raise self._problem
-
     def _write(self, state: State, best_step: int | None, began: float) -> None:
         """In the thread. A failure is told here; the last one of a run is also raised, by finish()."""
         step, folder = state.progress.step, self._folder
+        what = f"checkpoint of step {step:,} in {folder.checkpoints}"
         self._problem = None
         try:
             if folder.made_anew():
                 self._say(f"run folder {folder.path} had been removed while the run was on; it is made anew")
-            folder.flush_metrics()  # or a machine that loses power would lose lines that no one writes again
-            checkpoint.save(folder.checkpoints, state)
-            checkpoint.prune(folder.checkpoints, self._keep, best_step)
-            folder.status("running", step)
+            # A run that goes on from here writes no row again: a machine that loses power must not lose one.
+            self._flush()
+            place = checkpoint.save(folder.checkpoints, state)
             self._written_step = step
-        except DISK_ERRORS as error:
-            what = f"checkpoint of step {step:,} in {folder.checkpoints}"
-            self._problem = cannot_be_written(what, error)
+        except (*DISK_ERRORS, FolderError) as error:
+            self._problem = error if isinstance(error, FolderError) else cannot_be_written(what, error)
             self._say(f"{what} was not written ({reason(error)}); training goes on, the next one due is tried as ever")
-        except FolderError as error:  # another run has begun in a folder that was removed
-            self._problem = error
-            self._say(f"checkpoint of step {step:,} was not written: {error}")
         except BaseException as error:  # a defect: raised in the main thread, by the next save or at the end
             self._problem = error
+        else:
+            self._tidy(place, best_step)
         seconds = time.perf_counter() - began
         self.seconds = max(self.seconds, seconds) if self._timed else seconds
         self._timed = True
+
+    def _tidy(self, place: Path, best_step: int | None) -> None:
+        """Older ones go; the last best one that was written stays until there is a better one."""
+        if best_step is not None and (self._folder.checkpoints / checkpoint.name(best_step)).is_dir():
+            self._best_step = best_step
+        try:
+            checkpoint.prune(self._folder.checkpoints, self._keep, place, {self._best_step}, self._sound)
+            self._folder.status("running", self._written_step)
+        except OSError as error:
+            self._say(f"after {place.name} was written, {self._folder.path} cannot be tidied ({reason(error)})")
 
 
 class Snapshot:

@@ -98,11 +98,11 @@ class Step:
             self._average_moves(shard.weight, num_shards)
         else:
             sums = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
-        if num_shards < self._world_size:  # the ranks without any have not counted this step
+        if (
+            num_shards < self._world_size and self._buffers.counters.numel()
+        ):  # the ranks without any have not counted this step
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
-        is_finite = self._update()
-        if not is_finite:
-            self._buffers.rewind()
+        is_finite = self._update(sums)
         self._optimizer.zero_grad()
         return Outcome(sums, is_finite)
 
@@ -166,21 +166,33 @@ class Step:
         torch.distributed.all_reduce(moves)
         self._buffers.move(moves, active)
 
-    def _update(self) -> bool:
-        """Whether the gradient was finite, and with it the update made."""
+    def _update(self, sums: Tensor) -> bool:
+        """Makes the update if the gradient is finite; returns whether the loss was, and the gradient for all we know.
+
+        With fp16 a gradient that overflows is an everyday matter of the loss scale, which is lowered for it.
+        """
         scaler = self._accelerator.scaler
         if self._clip_grad_norm is not None:
             norm = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
         else:
             gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
-        # With fp16 an overflow is an everyday matter of the loss scale, which skips the update by itself.
-        is_finite = bool(norm.isfinite()) or (scaler is not None and scaler.get_scale() > 1)
-        if is_finite:
+        if norm.isfinite():  # the same on all ranks, as the gradient is
             self._optimizer.step()
-        elif scaler is not None:
+            return True
+        self._buffers.rewind()
+        if scaler is not None:
+            if scaler.get_scale() > 1 and self._is_finite_everywhere(sums):
+                self._optimizer.step()  # skipped, by the scaler
+                return True
             scaler.update(scaler.get_scale())  # forgets this step
-        return is_finite
+        return False
+
+    def _is_finite_everywhere(self, sums: Tensor) -> bool:
+        finite = sums.isfinite().all().int()
+        if self._world_size > 1:
+            torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+        return bool(finite)
 
     def _set_norms(self, training: bool) -> None:
         for module in self._norms:

@@ -22,6 +22,7 @@ REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _DEADLINE)
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+_MOST_STEPS = 20
 
 
 class Signals:
@@ -123,6 +124,7 @@ class StopCheck:
         folder: Path | None,
         deadline: float | None,
         pace: Pace,
+        world_size: int,
         largest: Callable[[list[float]], list[float]],
     ) -> None:
         """folder: the run's, for the one rank that looks for the file; deadline: time.time() of it, for that rank."""
@@ -131,6 +133,8 @@ class StopCheck:
         self._deadline = deadline
         self._pace = pace
         self._largest = largest
+        # Steps may become slower all of a sudden; and a process alone has nothing to exchange.
+        self._most_steps = 1 if world_size == 1 else _MOST_STEPS
         self._next_step = 0
         self._stride = 1
 
@@ -145,7 +149,7 @@ class StopCheck:
         margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
         margin += self._pace.evaluation_seconds if evaluates(self._stride) else 0.0
         asked, slowest = self._largest([float(self._asked(margin)), slowest])
-        self._stride = max(1, int(_LOOK_SECONDS / max(slowest, 1e-6)))
+        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(slowest, 1e-6))))
         self._next_step = step + self._stride
         return REASONS[int(asked)]
 

@@ -10,6 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from trainer import config as configs
@@ -48,18 +49,22 @@ class JsonLines:
         self._path, self._say = path, say
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
+        self._lock = Lock()  # the thread that saves flushes
 
     def log(self, split: str, scalars: dict[str, float], step: int) -> None:
         row = finite({"split": split, "step": step, **scalars})
-        was_waiting = bool(self._waiting)
-        self._waiting += (json.dumps(row, allow_nan=False) + "\n").encode()
+        with self._lock:
+            was_waiting = bool(self._waiting)
+            self._waiting += (json.dumps(row, allow_nan=False) + "\n").encode()
         try:
             self._write()
         except OSError as error:
             if not was_waiting:
                 self._say(f"{self._path} cannot be written ({reason(error)}); its lines are kept and tried again")
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        self._write()
+        os.fsync(self._file.fileno())
 
     def close(self, failed: bool = False) -> None:
         with told(str(self._path)):
@@ -67,7 +72,11 @@ class JsonLines:
         self._file.close()
 
     def _write(self) -> None:
-        """All that waits, in whole lines."""
+        """All that waits, in whole lines. Raises OSError."""
+        with self._lock:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
         if os.fstat(self._file.fileno()).st_nlink == 0:  # removed by somebody
             self._path.parent.mkdir(parents=True, exist_ok=True)
             before, self._file = self._file, self._path.open("ab", buffering=0)

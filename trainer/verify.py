@@ -32,6 +32,7 @@ from trainer.folder import RunFolder
 _MAIN = str(Path(__file__).resolve().parent / "main.py")
 _PLAIN_TOLERANCE = 1e-4
 _POLL_SECONDS = 0.002
+_START_SECONDS = 8.0  # more or less what a start takes
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,12 @@ def verify_resume(recipe: Recipe, arguments: argparse.Namespace) -> int:
     draw = random.Random(arguments.seed)
     found = survive(recipe, arguments.ranks or [1], arguments.steps or 300, arguments.kills, draw)
     for number, kill in enumerate(found.kills, 1):
-        when = f"at step {kill.step}" + (", during a save" if kill.during_save else "")
+        when = (f"after step {kill.step}" if kill.step else "before its first line") + (
+            ", during a save" if kill.during_save else ""
+        )
         print(f"kill {number} of {len(found.kills)}: {when}; {kill.left} is left")
     table = Table("of the killed run", "against the unbroken one")
-    for what in ("weights", "optimizer", "metrics", "curves"):
+    for what in ("weights", "optimizer", "metrics", "curves", "results"):
         table.add_row(what, getattr(found.difference, what) or "same bits")
     _print(table)
     print(f"{'DIFFERENT' if found.difference else 'SAME'}: wanted the same bits after {len(found.kills)} kills")
@@ -137,29 +140,44 @@ def survive(recipe: Recipe, ranks: list[int], steps: int, kills: int, draw: rand
     _to_the_end(recipe, "unbroken", ranks[0])
     seen = []
     for number, step in enumerate(sorted(draw.randrange(1, steps) for _ in range(kills))):
-        last, during_save = kill_at(recipe, "killed", ranks[number % len(ranks)], step, draw.random() * 0.02)
-        newest, _ = checkpoint.newest(recipe.root / "killed" / "checkpoints")
-        seen.append(Kill(last, during_save, newest.name if newest else "no checkpoint"))
+        # One in five while it starts, reads and rewinds; the others a little after a step.
+        at = (None, draw.random() * _START_SECONDS) if draw.random() < 0.2 else (step, draw.random() * 0.02)
+        kill = kill_at(recipe, "killed", ranks[number % len(ranks)], *at)
+        if kill is not None:
+            seen.append(kill)
     _to_the_end(recipe, "killed", ranks[kills % len(ranks)])
     return Survival(seen, compare(recipe.root / "unbroken", recipe.root / "killed"))
 
 
-def kill_at(recipe: Recipe, name: str, ranks: int, step: int, delay_seconds: float) -> tuple[int, bool]:
-    """Starts or continues a run and kills all its processes a little after it has got to a step.
+def kill_at(recipe: Recipe, name: str, ranks: int, step: int | None, delay_seconds: float) -> Kill | None:
+    """Starts or continues a run and kills all its processes a little after it has got to a step, or has been started.
 
-    Returns the last step seen, and whether a save was cut off. A run that ends before is left as it is.
+    Returns None for a run that had finished before. Raises UserError for one that failed, or did not get there in time.
     """
     folder = recipe.root / name
     metrics = folder / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    cut_off_before = _cut_off(folder)
     until, seen = time.monotonic() + recipe.timeout_seconds, 0
     with _started(recipe, name, ranks) as process:
-        while process.poll() is None and seen < step and time.monotonic() < until:
+        while step is not None and process.poll() is None and seen < step:
             if metrics.exists() and metrics.stat().st_mtime_ns != before:  # this session's
                 seen = _last_step(metrics)
+            if time.monotonic() > until:
+                raise UserError(f"a run on {ranks} ranks did not get to step {step} in {recipe.timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
         time.sleep(delay_seconds)
-    return seen, any((folder / "checkpoints").glob(".step-*"))
+        code = process.poll()
+    if code:
+        raise UserError(f"a run on {ranks} ranks ended by itself, with exit code {code}{_last_words(recipe, name)}")
+    newest, _ = checkpoint.newest(folder / "checkpoints")
+    left = newest.name if newest else "no checkpoint"
+    return None if code == 0 else Kill(seen, bool(_cut_off(folder) - cut_off_before), left)
+
+
+def _cut_off(folder: Path) -> set[tuple[str, int]]:
+    """The saves that were cut off: their folders, each with the number that tells it from another of that name."""
+    return {(path.name, path.stat().st_ino) for path in (folder / "checkpoints").glob(".step-*")}
 
 
 def _to_the_end(recipe: Recipe, name: str, ranks: int) -> None:
@@ -168,12 +186,14 @@ def _to_the_end(recipe: Recipe, name: str, ranks: int) -> None:
         process.wait(recipe.timeout_seconds)
     status = RunFolder(recipe.root / name).read_json("status.json")
     if status is None or status["state"] != "finished":
-        last = (recipe.root / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        told = [line for line in last if line.startswith("samecurve: ")] or last[-1:]
-        raise UserError(
-            f"a run on {ranks} ranks did not finish ({' '.join(told[:1]) or 'it said nothing'}); "
-            f"look at {recipe.root / name}.log, with --keep DIR if it is gone"
-        )
+        raise UserError(f"a run on {ranks} ranks did not finish{_last_words(recipe, name)}")
+
+
+def _last_words(recipe: Recipe, name: str) -> str:
+    """What a run said at its end, and where the rest is."""
+    last = (recipe.root / f"{name}.log").read_text(errors="replace").strip().splitlines()
+    told = [line for line in last if line.startswith("samecurve: ")][-1:] or last[-1:]
+    return f" ({' '.join(told) or 'it said nothing'}); look at {recipe.root / name}.log, with --keep DIR if it is gone"
 
 
 @contextlib.contextmanager

@@ -25,7 +25,18 @@ from trainer.folder import RunFolder
 
 REPORT = "hang-report.txt"
 # The order of a step: of two ranks in the same step the one at an earlier place is the late one.
-PLACES = ("waiting for data", "forward pass", "backward pass", "evaluation", "checkpoint", "agreement on stopping")
+PLACES = (
+    "start",
+    "waiting for data",
+    "forward pass",
+    "backward pass",
+    "evaluation",
+    "checkpoint",
+    "agreement on stopping",
+)
+# How many times the limit a place may take: data sets are decoded, networks compiled in a first step, disks are slow.
+_PATIENCE = {"start": 6.0, "checkpoint": 4.0}
+_FIRST_STEP_PATIENCE = 4.0
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 30.0  # a rank whose thread says nothing for so long is gone, or its machine is
 _ANSWER_SECONDS = 10.0
@@ -53,29 +64,35 @@ class Watch(Unwatched):
         self._beat_seconds = min(_BEAT_SECONDS, timeout_seconds / 4)
         self._main_thread = get_ident()
         self._at, self._since = (0, PLACES[0]), time.monotonic()
+        self._first_step: int | None = None
         self._beats = 0
+        self._heard: dict[int, tuple[int, float]] = {}
+        self._answered = time.monotonic()
         self._closing = Event()
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """To be called by all ranks when training begins."""
+        """To be called by all ranks when they have met."""
         host, port = rank_env.store_address()
         timeout = timedelta(seconds=_SILENT_SECONDS)
         store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self._store = PrefixStore(f"samecurve/watch/{self._meeting}", store)
         self._heard = {other: (-1, time.monotonic()) for other in self._listens_to()}
         self._store.set(f"who/{self._rank}", json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-        self._since = time.monotonic()
+        self._since = self._answered = time.monotonic()
         self._thread = Thread(target=self._watch, name="watch", daemon=True)
         self._thread.start()
+        Thread(target=self._watch_store, name="watch store", daemon=True).start()
 
     def at(self, step: int, place: str) -> None:
         """Where the main thread is now; costs next to nothing."""
+        if self._first_step is None and place != PLACES[0]:
+            self._first_step = step
         self._at, self._since = (step, place), time.monotonic()
 
     def lost(self, error: BaseException) -> str:
         """Which rank an exchange failed with, if that is what the error says; nothing for any other error."""
-        if self._thread is None or not re.search(_LOST, str(error)):
+        if self._thread is None or not isinstance(error, RuntimeError) or not re.search(_LOST, str(error)):
             return ""
         until, gone = time.monotonic() + _GONE_SECONDS, ""
         try:
@@ -112,10 +129,24 @@ class Watch(Unwatched):
                 problem = self._problem()
                 if problem:
                     self._call(problem)
+                self._answered = time.monotonic()
             except DistError as error:  # the store is gone, and rank 0's machine with it; or the run is at its end
                 if not self._closing.wait(_ANSWER_SECONDS):
                     self._end(f"rank {self._rank} cannot reach the others' meeting point any more ({_short(error)})")
                 return
+
+    def _watch_store(self) -> None:
+        """A store whose machine is frozen, or cut off, answers nothing and refuses nothing: the other thread waits."""
+        while not self._closing.wait(self._beat_seconds):
+            if time.monotonic() - self._answered > self._beat_seconds + _SILENT_SECONDS:
+                self._end(
+                    f"rank {self._rank}: the ranks' meeting point, with rank 0, has been silent for 30 s and more"
+                )
+
+    def _limit_seconds(self) -> float:
+        step, place = self._at
+        patience = _FIRST_STEP_PATIENCE if step == self._first_step else 1.0
+        return self._timeout_seconds * max(patience, _PATIENCE.get(place, 1.0))
 
     def _beat(self) -> None:
         self._beats += 1
@@ -131,7 +162,7 @@ class Watch(Unwatched):
                 self._heard[other] = (beat, now)
             elif now - when > max(_SILENT_SECONDS, 3 * self._beat_seconds):
                 return f"nothing heard of rank {other} for {now - when:.0f} s"
-        if now - self._since > self._timeout_seconds:
+        if now - self._since > self._limit_seconds():
             return f"rank {self._rank} has been in step {self._at[0]}, {self._at[1]}, for {now - self._since:.0f} s"
         return ""
 
