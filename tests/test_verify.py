@@ -35,7 +35,7 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     keep = str(tmp_path / "kept")
     code, out, err = run("resume", "--kills", "2", "--ranks", "1,2", "--seed", "5", "--steps", "120", "--keep", keep)
     assert code == 0 and "SAME: wanted the same bits after 2 kills" in out, out + err
-    assert "kill 2 of 2: at step" in out and "step-000000" in out
+    assert "kill 2 of 2: after step" in out and "step-000000" in out
     left = [process for process in psutil.process_iter(["cmdline"]) if f"run.root={keep}" in process.info["cmdline"]]
     assert not left  # of what was killed
 
