@@ -201,7 +201,10 @@ def prune(folder: Path, keep: int, newest: Path, keep_steps: set[int], sound: di
     """
     sound[newest.name] = True
     earlier = [place for place in found(folder) if _step(place) <= _step(newest)]
-    whole = [place for place in earlier if sound.setdefault(place.name, not damage(place))]
+    for place in earlier:
+        if place.name not in sound:
+            sound[place.name] = not damage(place)
+    whole = [place for place in earlier if sound[place.name]]
     for place in whole[keep:]:
         if _step(place) not in keep_steps:
             shutil.rmtree(place)
