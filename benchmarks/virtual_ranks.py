@@ -22,7 +22,7 @@ MAIN = str(Path(__file__).resolve().parent.parent / "trainer" / "main.py")
 # Ranks, virtual ranks (0: plain), threads of each rank: on two cores, all share the same two.
 WAYS = [(1, 0, 2), (1, 4, 2), (2, 0, 1), (2, 2, 1), (2, 4, 1), (4, 0, 1), (4, 4, 1)]
 # Batch and steps such that a run takes some seconds; images are scikit-learn's digits as 3 x 32 x 32.
-SIZES = {"tudui": (256, 60), "resnet18": (64, 6)}
+SIZES = {"tudui": (256, 24), "resnet18": (64, 7)}
 
 
 def main() -> int:
@@ -57,7 +57,8 @@ def images_per_second(model: str, ranks: int, virtual_ranks: int, threads: int) 
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
         settings: dict[str, Any] = {
-            "model.name": model, "data.channels": 3, "data.global_batch_size": batch, "train.max_steps": steps,
+            "model.name": model, "data.channels": 3, "optim.lr": 0.001, "data.global_batch_size": batch,
+            "train.max_steps": steps,
             "train.threads_per_rank": threads, "train.virtual_ranks": virtual_ranks or "null", "log.every_steps": 1,
             "data.augment": "[crop]", "log.wandb": "off", "log.tensorboard": "false", "eval.every_epochs": 0,
             "checkpoint.every_epochs": 0, "run.root": root, "run.name": "run",
@@ -65,7 +66,7 @@ def images_per_second(model: str, ranks: int, virtual_ranks: int, threads: int) 
         command = [sys.executable, *launcher, MAIN, "--config", "digits"]
         command += [f"{name}={value}" for name, value in settings.items()]
         # The end, where it evaluates, is not waited for: its steps are all there is to see.
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             return statistics.median(wait_for_speeds(Path(root) / "run" / "metrics.jsonl", steps, process)[3:])
         finally:

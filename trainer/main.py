@@ -5,6 +5,8 @@ says what; 130 interrupted before training; 1 a defect, with a traceback, or ano
 """
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -114,5 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _leave(code: int) -> NoReturn:
+    """All files are closed by now. Python's own end would wait for nothing more, and gloo's threads may abort in it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # whoever read it has gone
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
