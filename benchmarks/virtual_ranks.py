@@ -66,7 +66,7 @@ def images_per_second(model: str, ranks: int, virtual_ranks: int, threads: int) 
         command = [sys.executable, *launcher, MAIN, "--config", "digits"]
         command += [f"{name}={value}" for name, value in settings.items()]
         # The end, where it evaluates, is not waited for: its steps are all there is to see.
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             return statistics.median(wait_for_speeds(Path(root) / "run" / "metrics.jsonl", steps, process)[3:])
         finally:
