@@ -22,7 +22,7 @@ LAYERS = [
     },
     {"models", "datasets", "folder", "world", "optim"},
     {"watch", "saver", "trackers", "resume"},
-    {"step"},
+    {"step", "bad_steps"},
     {"data"},
     {"parts"},
     {"result", "journal"},

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_json_lines_are_written_through(folder: RunFolder) -> None:
-    tracker = trackers.JsonLines(folder.metrics, print)
+    tracker = trackers.Metrics(folder.metrics, print)
     tracker.log("train", ROW, 7)
     assert json.loads(folder.metrics.read_text()) == {"split": "train", "step": 7, **ROW}
     tracker.close()
@@ -120,6 +120,28 @@ class TestWandBMode:
 
 def test_trackers_are_those_that_were_asked_for(folder: RunFolder) -> None:
     built = trackers.build(config("log.wandb=off", "log.tensorboard=false"), folder, 0, print)
-    assert [type(tracker) for tracker in built] == [trackers.JsonLines]
+    assert [type(tracker) for tracker in built] == [trackers.Metrics]
     for tracker in built:
         tracker.close()
+
+
+def test_a_checkpoint_is_not_to_be_had_while_lines_wait(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    lines = trackers.JsonLines(folder.metrics, said.append)
+    lines.write({"step": 1})
+
+    class Full(trackers.FileIO):
+        def write(self, content: object) -> int:
+            return super().write(b'{"st')  # a disk takes what fits
+
+    with monkeypatch.context() as disk, Full(folder.metrics, "ab") as full:
+        disk.setattr(lines, "_file", full)
+        for step in (2, 3):
+            lines.write({"step": step})
+        assert len(said) == 1 and "No space left" in said[0]
+        with pytest.raises(OSError, match="No space left"):
+            lines.flush()
+        assert folder.metrics.read_text() == '{"step": 1}\n'  # no half of a line
+    lines.flush()
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
+    lines.close()

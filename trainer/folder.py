@@ -157,11 +157,6 @@ class RunFolder:
             self.write(path.name, "".join(kept))
         return evaluated
 
-    def add_bad_step(self, row: dict[str, Any]) -> None:
-        """A line of bad_steps.jsonl."""
-        with self.bad_steps.open("a") as file:
-            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
-
     def _settings(self) -> dict[str, Any] | None:
         """The settings of the run that lies here; one that it did not know yet has its default."""
         path = self.path / "config.yaml"

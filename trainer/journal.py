@@ -8,7 +8,8 @@ from trainer.evaluation import Evaluation
 from trainer.meter import Meter
 from trainer.parts import Parts
 from trainer.settings import RunConfig
-from trainer.trackers import Silent, Tracker
+from trainer.trackers import Lines, Silent, Tracker
+from trainer.world import World
 
 
 class Journal:
@@ -19,6 +20,7 @@ class Journal:
         self._console = console
         self._seconds_before, self._started = progress.seconds, perf_counter()
         self.trackers: list[Tracker] = [Silent()]
+        self.bad_steps = Lines()
         self.evaluated_before: set[str] = set()
         """The splits whose evaluation at the step where this session begins has been logged."""
         self._first_step = progress.step
@@ -26,6 +28,21 @@ class Journal:
     def start(self) -> None:
         """Starts the clock: what came before is not training time."""
         self._started = perf_counter()
+
+    def begins(self, world: World) -> None:
+        """One line for the person on what is trained, and on what."""
+        config, parts, step = self._config, self._parts, self._progress.step
+        total_steps, virtual_ranks = parts.durations.total_steps, config.train.virtual_ranks
+        weights = sum(parameter.numel() for parameter in parts.module.parameters())
+        processes = f"{world.size} x {world.device.type}"
+        processes += f" for {virtual_ranks} virtual ranks" if virtual_ranks else ""
+        self._console.say(
+            f"{'going on with' if step else 'training'} {config.run.name}: {config.model.name}, {weights:,} weights; "
+            f"{config.data.name}, {len(parts.splits.train):,} images; {processes}, {world.threads} threads each, "
+            f"{world.precision}; global batch {config.data.global_batch_size:,}; "
+            f"step {step:,} of {total_steps:,}, {parts.durations.steps_per_epoch:,} an epoch"
+        )
+        self._console.start(step, total_steps)
 
     def position(self) -> dict[str, float]:
         """Where the run is, as every row tells it."""
@@ -58,11 +75,13 @@ class Journal:
         """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
         for tracker in self.trackers:
             tracker.flush()
+        self.bad_steps.flush()
 
     def close(self, failed: bool) -> None:
         trackers, self.trackers = self.trackers, []
         for tracker in trackers:
             tracker.close(failed)
+        self.bad_steps.close(failed)
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         for tracker in self.trackers:

@@ -3,12 +3,12 @@
 import contextlib
 import json
 from time import perf_counter
-from typing import Any
 
 from accelerate.utils import set_seed
 from torch import Tensor
 
 from trainer import data, evaluation, optim, parts, result, resume, stop, trackers, watch
+from trainer.bad_steps import BadSteps
 from trainer.checkpoint import Best, Progress, State
 from trainer.config import flatten
 from trainer.console import Console, Quiet
@@ -75,6 +75,7 @@ class Trainer:
         if world.is_first:
             keep = config.checkpoint.keep
             self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
+        self.bad_steps = BadSteps(self.progress, config.train.max_bad_steps, self.console.say)
         self.pace = stop.Pace()
         self.stop_check = stop.StopCheck(
             signals,
@@ -111,7 +112,7 @@ class Trainer:
         except BaseException as error:
             lost = self.watch.lost(error)
             if self.world.is_first or lost.startswith("rank 0"):  # then any other one says it
-                self._record_failure(lost or f"{type(error).__name__}: {error}", error)
+                self._record_failure(lost or f"{type(error).__name__}: {error}")
             with contextlib.suppress(FolderError):  # told when it happened
                 self.close(failed=True)
             if lost:
@@ -121,7 +122,6 @@ class Trainer:
     def begin(self) -> None:
         """Opens the run folder and the trackers; from here on the folder is this run's."""
         folder, config, world, step = self.folder, self.config, self.world, self.progress.step
-        total_steps = self.parts.durations.total_steps
         devices = world.describe()
 
         def open_folder() -> None:
@@ -130,19 +130,11 @@ class Trainer:
                 folder.status("running", step)
                 # A run killed between its last checkpoint and its results makes these again.
                 self.journal.evaluated_before = folder.rewind(step)
+            self.journal.bad_steps = trackers.JsonLines(folder.bad_steps, self.console.say)
             self.journal.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
-        weights = sum(parameter.numel() for parameter in self.parts.module.parameters())
-        images, virtual = len(self.parts.splits.train), config.train.virtual_ranks
-        processes = f"{world.size} x {world.device.type}" + (f" for {virtual} virtual ranks" if virtual else "")
-        self.console.say(
-            f"{'going on with' if step else 'training'} {config.run.name}: {config.model.name}, {weights:,} weights; "
-            f"{config.data.name}, {images:,} images; {processes}, {world.threads} threads each, {world.precision}; "
-            f"global batch {config.data.global_batch_size:,}; "
-            f"step {step:,} of {total_steps:,}, {self.parts.durations.steps_per_epoch:,} an epoch"
-        )
-        self.console.start(step, total_steps)
+        self.journal.begins(world)
         self.watch.at(step, "waiting for data")
 
     def run(self) -> str:
@@ -190,34 +182,19 @@ class Trainer:
         if outcome.is_finite:
             self.meter.add(outcome.sums, global_size)
         else:
-            self._skip_step(outcome.sums)
+            self._skip_step(outcome.sums, global_size)
         progress.step = step + 1
 
-    def _skip_step(self, sums: Tensor) -> None:
-        """Notes the batch. Raises TrainingError, with a checkpoint from before it, when there were too many."""
-        progress, step = self.progress, self.progress.step
+    def _skip_step(self, sums: Tensor, global_size: int) -> None:
+        """Raises TrainingError, with a checkpoint from before the step, when there were too many such."""
+        step, batches = self.progress.step, self.parts.batches
+        self.meter.skip(global_size)
         loss_sum = float(self.world.sum(sums.clone())[0])
-        ids, allowed = self.parts.batches.ids(step).tolist(), self.config.train.max_bad_steps
-        self.meter.skip(len(ids))
-        row = {"step": step, "epoch": self.parts.batches.epoch(step), "loss_sum": loss_sum, "ids": ids}
-        if self.world.is_first:
-            self._note_bad_step(row)
-        what = f"step {step:,}: loss or gradient was not finite (its samples are in {self.folder.bad_steps})"
-        if progress.bad_steps >= allowed:
+        ids = batches.ids(step).tolist()
+        if too_many := self.bad_steps.skip(self.journal.bad_steps, batches.epoch(step), loss_sum, ids):
             self._save()
             self._wait_for_save()
-            raise TrainingError(
-                f"{what}, after {allowed} steps skipped for that; the checkpoint before it is kept. Lower optim.lr, "
-                "set train.clip_grad_norm, look at those samples, or raise train.max_bad_steps to go on without them"
-            )
-        progress.bad_steps += 1
-        self.console.say(f"{what}; skipped, {progress.bad_steps} of at most {allowed}")
-
-    def _note_bad_step(self, row: dict[str, Any]) -> None:
-        try:
-            self.folder.add_bad_step(row)
-        except OSError as error:  # no reason to end: the step is told all the same
-            self.console.say(f"{self.folder.bad_steps} cannot be written ({error.strerror}): {row}")
+            raise TrainingError(too_many)
 
     def _asked_to_stop(self) -> str:
         step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
@@ -299,17 +276,13 @@ class Trainer:
         self.world.together(self.close)
         self.console.finished(summary, self.folder.path)
 
-    def _record_failure(self, reason: str, error: BaseException) -> None:
+    def _record_failure(self, reason: str) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""
-        try:
-            self.saver.finish()  # what is being written still counts
-        except Exception as second:
-            if second is not error and not isinstance(second, FolderError):  # those are told when they happen
-                self.console.say(f"the last save failed too: {second!r}")
+        self.saver.wait()  # what is being written still counts
         try:
             self.folder.status("failed", self.progress.step, reason)
-        except OSError as second:
-            self.console.say(f"status.json could not be written ({second.strerror})")
+        except OSError as error:
+            self.console.say(f"status.json could not be written ({error.strerror})")
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""

@@ -29,8 +29,11 @@ class Saver(Protocol):
     def save(self, state: State, best_step: int | None) -> None:
         """Takes a copy and returns; best_step: a checkpoint to be kept besides the newest ones."""
 
+    def wait(self) -> None:
+        """Waits for the save in flight; whether it went well is told by then."""
+
     def finish(self) -> None:
-        """Waits for the save in flight. Raises FolderError when the last one failed."""
+        """The same. Raises FolderError when the last one failed, for want of room or the like."""
 
 
 class NoSaver:
@@ -39,6 +42,7 @@ class NoSaver:
     seconds = 0.0
 
     def save(self, state: State, best_step: int | None) -> None: ...
+    def wait(self) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -58,7 +62,7 @@ class BackgroundSaver:
         self.seconds = _FIRST_GUESS_SECONDS
 
     def save(self, state: State, best_step: int | None) -> None:
-        self._wait()
+        self.wait()
         if self._problem is not None and not isinstance(self._problem, FolderError):  # that one is told already
             raise self._problem
         if state.progress.step == self._written_step:
@@ -69,11 +73,11 @@ class BackgroundSaver:
         self._writing.start()
 
     def finish(self) -> None:
-        self._wait()
+        self.wait()
         if self._problem is not None:
             raise self._problem
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
@@ -95,6 +99,7 @@ class BackgroundSaver:
             self._say(f"{what} was not written ({reason(error)}); training goes on, the next one due is tried as ever")
         except BaseException as error:  # a defect: raised in the main thread, by the next save or at the end
             self._problem = error
+            self._say(f"{what} was not written, by a defect: {error!r}")
         else:
             self._tidy(place, best_step)
         seconds = time.perf_counter() - began

@@ -98,9 +98,8 @@ class Step:
             self._average_moves(shard.weight, num_shards)
         else:
             sums = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
-        if (
-            num_shards < self._world_size and self._buffers.counters.numel()
-        ):  # the ranks without any have not counted this step
+        if num_shards < self._world_size and self._buffers.counters.numel():
+            # Ranks without a sample have not counted this step.
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
         is_finite = self._update(sums)
         self._optimizer.zero_grad()
