@@ -1,1 +1,1 @@
-"""samecurve's launch files: how the same script is started on one process, one machine or many."""
+"""The samecurve command: plans a launch, shows it, starts it. Imports no torch."""

@@ -61,7 +61,7 @@ def test_other_ways_to_stop(ranks: Ranks) -> None:
     assert status("limit")["reason"] == "the time limit" and int(str(status("limit")["step"])) > 20
     end = str(int(time.time()) + 7)
     ranks.run(1, *RUN, "run.name=job", "train.epochs=99999", "train.max_steps=99999", code=75, SLURM_JOB_END_TIME=end)
-    assert status("job")["reason"] == "the time limit" and int(str(status("job")["step"])) > 20
+    assert status("job")["reason"] == "the end of the SLURM job" and int(str(status("job")["step"])) > 20
     assert time.time() < int(end)
 
 

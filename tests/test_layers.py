@@ -9,8 +9,8 @@ from conftest import REPOSITORY
 
 # A file may import files of lower layers only.
 LAYERS = [
-    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting"},
-    {"config", "datasets.dataset"},
+    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting", "outcome"},
+    {"config", "datasets.dataset", "schedule"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
     {
         "datasets.cifar10",
@@ -20,7 +20,7 @@ LAYERS = [
         "models.resnet",
         "models.imagenet",
     },
-    {"models", "datasets", "folder", "world", "optim"},
+    {"models", "datasets", "datasets.sizes", "folder", "world", "optim"},
     {"watch", "saver", "trackers", "resume"},
     {"step", "bad_steps"},
     {"data"},

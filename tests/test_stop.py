@@ -94,7 +94,7 @@ def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals
     now = time.time()
 
     def reason(deadline: float, evaluates: bool = False) -> str:
-        return StopCheck(signals, None, deadline, pace, 1, alone)(3, 4.0, lambda _: evaluates)
+        return StopCheck(signals, None, (deadline, "the time limit"), pace, 1, alone)(3, 4.0, lambda _: evaluates)
 
     assert reason(now + 2 * 3 + 4 + 1) == "" and reason(now + 2 * 3 + 4 - 0.1) == "the time limit"
     assert reason(now + 2 * 3 + 4 + 20 + 1, evaluates=True) == ""
@@ -102,11 +102,11 @@ def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals
 
 
 def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == 1060.0
+    assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")
-    assert stop.deadline(60.0, 1000.0) == 1030.0 and stop.deadline(None, 1000.0) == 1030.0
+    assert stop.deadline(60.0, 1000.0) == stop.deadline(None, 1000.0) == (1030.0, stop.JOB_END)
     monkeypatch.setenv("SLURM_JOB_END_TIME", "not yet known")
-    assert stop.deadline(60.0, 1000.0) == 1060.0
+    assert stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from trainer.errors import ConfigError, one_of
+from trainer.errors import ConfigError, WorldError, one_of
 from trainer.settings import AUGMENTATIONS, RunConfig, SettingInfo, schema
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -57,6 +57,21 @@ def load(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
         plain = dataclasses.replace(plain, run=dataclasses.replace(plain.run, name=name))
     _check_values(plain)
     return plain
+
+
+def check_ranks(config: RunConfig, world_size: int) -> None:
+    """Raises WorldError when so many ranks cannot share a global batch."""
+    size, virtual_ranks = config.data.global_batch_size, config.train.virtual_ranks
+    if size < world_size:
+        raise WorldError(
+            f"data.global_batch_size={size} gives {world_size} ranks less than one sample each; "
+            f"raise it to {world_size} or more, or start fewer ranks"
+        )
+    if virtual_ranks is not None and virtual_ranks < world_size:
+        raise WorldError(
+            f"train.virtual_ranks={virtual_ranks} leaves some of {world_size} ranks without a shard; "
+            f"start {virtual_ranks} processes at most, or begin a new run with more virtual ranks"
+        )
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -66,7 +66,7 @@ def load(data: Data, seed: int, world: World) -> Splits:
         validation = Images(train.images[held_out], train.labels[held_out])
         train = Images(train.images[~held_out], train.labels[~held_out])
     splits = Splits(train, validation, test, source.classes, source.notes)
-    _check(data, splits, world)
+    _check(data, splits)
     return splits
 
 
@@ -85,17 +85,12 @@ def _tensors(split: sets.Split) -> Images:
     return Images(torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels))
 
 
-def _check(data: Data, splits: Splits, world: World) -> None:
+def _check(data: Data, splits: Splits) -> None:
     samples = len(splits.train)
     if data.global_batch_size > samples:
         raise DataError(
             f"data.global_batch_size={data.global_batch_size} is larger than the training set "
             f"of {samples} images; lower it"
-        )
-    if data.global_batch_size < world.size:
-        raise DataError(
-            f"data.global_batch_size={data.global_batch_size} gives {world.size} ranks less than one sample each; "
-            f"raise it to {world.size} or more, or start fewer ranks"
         )
 
 

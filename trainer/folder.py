@@ -49,6 +49,10 @@ class RunFolder:
     def check(self, config: RunConfig) -> None:
         """Raises FolderError when it cannot be written, or holds a run that this one would write over."""
         self._take_hold()
+        self.fits(config)
+
+    def fits(self, config: RunConfig) -> None:
+        """Raises FolderError when it holds a run that this one would write over. Only looks."""
         before = self._settings()
         if before is None:
             return
@@ -80,6 +84,17 @@ class RunFolder:
             raise FolderError(
                 f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a folder that can"
             ) from None
+
+    def in_use(self) -> bool:
+        """Whether a run is on in it, as far as this machine can tell."""
+        try:
+            with (self.path / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def release(self) -> None:
         """Lets go of the folder."""

@@ -7,10 +7,10 @@ from time import perf_counter
 from accelerate.utils import set_seed
 from torch import Tensor
 
+from trainer import config as configs
 from trainer import data, evaluation, optim, parts, result, resume, stop, trackers, watch
 from trainer.bad_steps import BadSteps
 from trainer.checkpoint import Best, Progress, State
-from trainer.config import flatten
 from trainer.console import Console, Quiet
 from trainer.errors import FolderError, PeerError, TrainingError
 from trainer.folder import RunFolder, told
@@ -31,8 +31,9 @@ def train(config: RunConfig, world: World, signals: Signals) -> str:
 
     Returns why the run was asked to stop before its end, or nothing.
     """
-    settings = {name: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE}
+    settings = {name: value for name, value in configs.flatten(config).items() if name not in _OF_A_MACHINE}
     world.agree("settings", json.dumps(settings))
+    configs.check_ranks(config, world.size)
     folder = RunFolder(config.folder)
     watcher = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
     watcher.start()
@@ -248,7 +249,7 @@ class Trainer:
         with self.meter.paused():
             self.journal.position()
             progress.window, progress.window_samples = self.meter.total(), self.meter.samples
-            progress.settings = flatten(self.config)
+            progress.settings = configs.flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
             state = State(self.parts.module.state_dict(), self.parts.optimizer.state_dict(), scale, progress)

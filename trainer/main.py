@@ -18,7 +18,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
     sys.path[0] = str(_HERE.parent)
 
 from trainer import config as configs  # noqa: E402
-from trainer import rank_env  # noqa: E402
+from trainer import outcome, rank_env  # noqa: E402
 from trainer.errors import ConfigError, PeerError, UserError  # noqa: E402
 from trainer.settings import RunConfig  # noqa: E402
 from trainer.stop import Signals  # noqa: E402
@@ -31,6 +31,8 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the settings before it imports anything heavy, then trains; returns the exit code."""
     env = rank_env.read()
+    if outcome.would_repeat(env.rank):
+        return 2
     try:
         arguments, overrides = _parser().parse_known_args(argv)
         config = configs.load([configs.find(name) for name in arguments.config or ["cifar10"]], overrides)
@@ -73,10 +75,12 @@ def _train(config: RunConfig, signals: Signals) -> int:
         except PeerError as error:
             print(f"samecurve: rank {world.rank}: {error}", file=sys.stderr, flush=True)
             return 1
+        if world.is_first:
+            outcome.write(_STOPPED if stopped else 0, stopped)
         if stopped and not world.is_first:
             time.sleep(_FIRST_LEAVES_SECONDS)
         # A launcher with restarts left would start the run again for any other code.
-        return _STOPPED if stopped and not env.restarts_left else 0
+        return _STOPPED if stopped and not env.restarts_left and not outcome.is_asked_for() else 0
 
     return run() or 0
 
@@ -89,6 +93,7 @@ def _refuse(error: UserError, speaks: bool) -> int:
     if not speaks:
         time.sleep(_OTHERS_WAIT_SECONDS)
     print(f"samecurve: {error}", file=sys.stderr, flush=True)
+    outcome.write(2, str(error))
     return 2
 
 

@@ -15,9 +15,9 @@ from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation
-from trainer.optim import Durations, Schedule
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
+from trainer.schedule import Durations, Schedule
 from trainer.settings import RunConfig
 from trainer.step import Step
 from trainer.watch import Unwatched
@@ -77,7 +77,7 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     splits = data.on_device(splits, config.data, world)
     shuffle, drop_last = config.data.shuffle, config.data.drop_last
     batches = GlobalBatches(len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last)
-    durations = optim.durations(config, batches.steps_per_epoch)
+    durations = Durations.of(config, batches.steps_per_epoch)
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
     module = _network(config, world, splits, batches)
     optimizer = optim.OPTIMIZERS[config.optim.name](module.parameters(), config.optim)

@@ -8,7 +8,7 @@ anything: a Feistel network over the next power of four, with cycle walking back
 import torch
 from torch import Tensor
 
-from trainer import randomness
+from trainer import randomness, schedule
 
 _ROUNDS = 8
 _BLOCK_POSITIONS = 1 << 16  # ids made at once: a small batch must not pay a hash's fixed cost at every step
@@ -45,9 +45,8 @@ class GlobalBatches:
         self.global_batch_size = global_batch_size
         self.seed = seed
         self.shuffle = shuffle
-        full, rest = divmod(num_samples, global_batch_size)
-        self.steps_per_epoch = full if drop_last or not rest else full + 1
-        self.samples_per_epoch = full * global_batch_size if drop_last else num_samples
+        self.steps_per_epoch = schedule.steps_per_epoch(num_samples, global_batch_size, drop_last)
+        self.samples_per_epoch = self.steps_per_epoch * global_batch_size if drop_last else num_samples
         self._block_steps = max(1, _BLOCK_POSITIONS // global_batch_size)
         self._block_key = (-1, -1)
         self._block = torch.empty(0, dtype=torch.int64)

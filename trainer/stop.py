@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_FILE, _DEADLINE = "the file `stop` in the run folder", "the time limit"
-REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _DEADLINE)
+_FILE, _TIME_LIMIT = "the file `stop` in the run folder", "the time limit"
+JOB_END = "the end of the SLURM job"
+REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_END)
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
@@ -122,12 +123,12 @@ class StopCheck:
         self,
         signals: Signals,
         folder: Path | None,
-        deadline: float | None,
+        deadline: "Deadline | None",
         pace: Pace,
         world_size: int,
         largest: Callable[[list[float]], list[float]],
     ) -> None:
-        """folder: the run's, for the one rank that looks for the file; deadline: time.time() of it, for that rank."""
+        """folder: the run's, for the one rank that looks for the file; deadline: for that rank."""
         self._signals = signals
         self._file = folder / "stop" if folder is not None else None
         self._deadline = deadline
@@ -158,8 +159,8 @@ class StopCheck:
             return REASONS.index(self._signals.received)
         if self._file is not None and self._file.exists():
             return REASONS.index(_FILE)
-        if self._deadline is not None and time.time() + margin_seconds >= self._deadline:
-            return REASONS.index(_DEADLINE)
+        if self._deadline is not None and time.time() + margin_seconds >= self._deadline[0]:
+            return REASONS.index(self._deadline[1])
         return 0
 
     def done(self) -> None:
@@ -168,10 +169,14 @@ class StopCheck:
             self._file.unlink(missing_ok=True)
 
 
-def deadline(time_limit_seconds: float | None, started: float) -> float | None:
-    """When the run must have ended, in time.time(): the earlier of its own limit and that of its SLURM job."""
-    ends = [] if time_limit_seconds is None else [started + time_limit_seconds]
+Deadline = tuple[float, str]
+"""When the run must have ended, in time.time(), and why."""
+
+
+def deadline(time_limit_seconds: float | None, started: float) -> Deadline | None:
+    """The earlier of the run's own limit and that of its SLURM job."""
+    ends = [] if time_limit_seconds is None else [(started + time_limit_seconds, _TIME_LIMIT)]
     job_end = os.environ.get("SLURM_JOB_END_TIME", "")
     if job_end.isdigit():
-        ends.append(float(job_end))
+        ends.append((float(job_end), JOB_END))
     return min(ends, default=None)

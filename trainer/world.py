@@ -52,11 +52,6 @@ class World:
         self.device = self.accelerator.device
         self.is_first = self.rank == 0
         _check_group(env, self.size)
-        if train.virtual_ranks is not None and train.virtual_ranks < self.size:
-            raise WorldError(
-                f"train.virtual_ranks={train.virtual_ranks} leaves some of {self.size} ranks without a shard; "
-                f"start {train.virtual_ranks} processes at most, or begin a new run with more virtual ranks"
-            )
         self._control: Any = None
         if self.size > 1:
             _set_timeout(_EXCHANGE_TIMEOUT)

@@ -65,6 +65,12 @@ def load(data: Data) -> Dataset:
     return Dataset(Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), classes, notes)
 
 
+def training_labels(data: Data) -> list[int]:
+    """The class of each training image, without decoding one. Raises DataError as load does."""
+    root = Path(data.root).expanduser()
+    return [file.label for file in _scan(root, "train", _classes(root))]
+
+
 def _classes(root: Path) -> tuple[str, ...]:
     """The class folders of train/, by name; test/ must have the same."""
     found = {}

@@ -1,0 +1,81 @@
+"""The samecurve command: `samecurve COMMAND ...`. Each command's work is in a room of its own, imported when called.
+
+Exit codes: 0 done; 2 the user must change something, one line on stderr says what; 75 the run was stopped with a
+checkpoint; 1 it failed.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+_HERE = Path(__file__).resolve().parent
+if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script: Python put launch/ itself there
+    sys.path[0] = str(_HERE.parent)
+
+# name: (room, help, whether settings follow)
+COMMANDS = {
+    "train": ("launch.train", "train on this machine: all its GPUs, or CPU ranks", True),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(words[0] if words else "")
+    if not words:
+        parser.print_help()
+        return 2
+    from trainer.errors import ConfigError, UserError
+
+    arguments, rest = parser.parse_known_args(words)
+    room, _, takes_settings = COMMANDS[arguments.command]
+    try:
+        if rest and not takes_settings:
+            raise ConfigError(f"'{rest[0]}' is not known here; samecurve {arguments.command} --help lists the options")
+        for word in rest:
+            if word.startswith("-") or "=" not in word:
+                hint = f"samecurve {arguments.command} --help lists the options"
+                raise ConfigError(f"'{word}' is neither an option nor a setting (section.key=value); {hint}")
+        return int(importlib.import_module(room).main(arguments, rest))
+    except UserError as error:
+        print(f"samecurve: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"samecurve: {message}; samecurve --help lists all", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser(called: str) -> argparse.ArgumentParser:
+    """Only the command that is called has its options filled in: `--help` must not wait for the others' imports."""
+    parser = _Parser(
+        prog="samecurve",
+        description="Trains image classifiers with the same curve on all hardware.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (room, text, takes_settings) in COMMANDS.items():
+        usage = f"samecurve {name} [options]" + (" [section.key=value]..." if takes_settings else "")
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name != called:
+            continue
+        if takes_settings:
+            command.usage = usage
+            command.add_argument(
+                "--config",
+                action="append",
+                default=[],
+                metavar="NAME_OR_PATH",
+                help="a YAML file or a NAME of configs/",
+            )
+        importlib.import_module(room).add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
