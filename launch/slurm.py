@@ -1,0 +1,122 @@
+"""SLURM's commands and variables in, plain values out. The only file that calls sbatch, squeue, scontrol or scancel."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.errors import UserError, WorldError
+
+_ANSWER_SECONDS = 60.0  # a busy controller; a client gives up by itself after about as long
+
+
+class SlurmError(UserError):
+    """SLURM is not there, or does not do what it was asked."""
+
+
+def is_here() -> bool:
+    """Whether this machine has SLURM's commands."""
+    return shutil.which("squeue") is not None
+
+
+def call(*argv: str, env: Mapping[str, str] | None = None) -> str:
+    """Runs one of SLURM's commands and returns what it printed. Raises SlurmError with its own words."""
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=_ANSWER_SECONDS, check=False, env=env
+        )
+    except FileNotFoundError:
+        raise SlurmError(f"{argv[0]} is not on this machine; run this on a SLURM cluster's login node") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{argv[0]} gave no answer within {_ANSWER_SECONDS:.0f} s; is SLURM's controller up?"
+        ) from None
+    if done.returncode:
+        raise SlurmError(f"{argv[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What a job has been given. Every node has the same."""
+
+    job_id: int
+    nodes: tuple[str, ...]
+    gpus_per_node: int
+    cpus_per_node: int
+    tasks_per_node: int
+    """as asked for with --ntasks-per-node: ranks a node where there are no GPUs"""
+    end_time: int | None
+    """when the job will be ended, in seconds since 1970; None: it has no limit, or SLURM does not say"""
+    restarts: int
+    """how often SLURM has started this job again"""
+    array_task: int | None = None
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.gpus_per_node or self.tasks_per_node
+
+
+def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
+    """That of the job this process runs in. Raises SlurmError outside a job, WorldError when its nodes differ."""
+    if "SLURM_JOB_ID" not in env:
+        raise SlurmError("this is not a SLURM job (no SLURM_JOB_ID); start it with sbatch slurm/train.sh")
+    if int(env.get("SLURM_HET_SIZE", "0") or 0) > 1:
+        raise WorldError("this is a heterogeneous job (--het-group, or ':' in sbatch's line); ask for one kind of node")
+    text = call("scontrol", "show", "job", "--details", env["SLURM_JOB_ID"])
+    nodes = tuple(call("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
+    gpus = _gpus_of_nodes(text, len(nodes), env)
+    cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE", "1"))
+    _refuse_unequal("GPUs", gpus, nodes, "--gpus-per-node")
+    _refuse_unequal("CPU cores", cpus, nodes, "--cpus-per-task")
+    array_task = env.get("SLURM_ARRAY_TASK_ID", "")
+    return Allocation(
+        job_id=int(env["SLURM_JOB_ID"]),
+        nodes=nodes,
+        gpus_per_node=gpus[0],
+        cpus_per_node=cpus[0],
+        tasks_per_node=counts(env.get("SLURM_NTASKS_PER_NODE") or "1")[0],
+        end_time=_end_time(text),
+        restarts=int(env.get("SLURM_RESTART_COUNT", "0") or 0),
+        array_task=int(array_task) if array_task.isdigit() else None,
+    )
+
+
+def counts(text: str) -> list[int]:
+    """`16(x2),8` as SLURM writes a number for each node: [16, 16, 8]."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            raise SlurmError(f"'{text}' is not a list of counts as SLURM writes them, such as 16(x2),8")
+        found += [int(match[1])] * int(match[2] or 1)
+    return found
+
+
+def _gpus_of_nodes(text: str, num_nodes: int, env: Mapping[str, str]) -> list[int]:
+    """GPUs of each node: the details have them for all nodes, the variables for this one alone."""
+    found: list[int] = []
+    for line in re.findall(r"^\s+Nodes=(.*)$", text, re.MULTILINE):
+        names, _, rest = line.partition(" ")
+        gres = re.search(r"GRES=(\S*)", rest)
+        gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,()]+)?:(\d+)\(", gres[1] if gres else ""))
+        found += [gpus] * (len(call("scontrol", "show", "hostnames", names).split()) if "[" in names else 1)
+    return found if len(found) == num_nodes else [int(env.get("SLURM_GPUS_ON_NODE", "0") or 0)] * num_nodes
+
+
+def _refuse_unequal(what: str, numbers: Sequence[int], nodes: Sequence[str], option: str) -> None:
+    if len(set(numbers)) > 1:
+        shown = ", ".join(f"{node}: {number}" for node, number in zip(nodes, numbers, strict=False))
+        raise WorldError(f"the nodes have different numbers of {what} ({shown}): wanted the same on each; use {option}")
+
+
+def _end_time(text: str) -> int | None:
+    import datetime
+
+    match = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
+    limited = re.search(r"\bTimeLimit=(\S+)", text)
+    if match is None or limited is None or limited[1] == "UNLIMITED":
+        return None
+    return int(datetime.datetime.fromisoformat(match[1]).timestamp())
