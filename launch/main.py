@@ -18,6 +18,9 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 # name: (room, help, whether settings follow)
 COMMANDS = {
     "train": ("launch.train", "train on this machine: all its GPUs, or CPU ranks", True),
+    "submit": ("launch.submit", "check the settings, then queue a SLURM job", True),
+    "batch": ("launch.batch", "", True),
+    "node": ("launch.node", "", True),
 }
 
 
@@ -61,7 +64,10 @@ def _parser(called: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (room, text, takes_settings) in COMMANDS.items():
         usage = f"samecurve {name} [options]" + (" [section.key=value]..." if takes_settings else "")
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if text:
+            command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        else:  # called by our own scripts
+            command = commands.add_parser(name, allow_abbrev=False)
         if name != called:
             continue
         if takes_settings:

@@ -1,5 +1,6 @@
 """SLURM's commands and variables in, plain values out. The only file that calls sbatch, squeue, scontrol or scancel."""
 
+import datetime
 import os
 import re
 import shutil
@@ -42,7 +43,10 @@ def call(*argv: str, env: Mapping[str, str] | None = None) -> str:
 class Allocation:
     """What a job has been given. Every node has the same."""
 
-    job_id: int
+    job_id: str
+    """as scontrol and scancel want it: 12, or 12_3 for a task of an array"""
+    number: int
+    """of the job, another one for each task of an array"""
     nodes: tuple[str, ...]
     gpus_per_node: int
     cpus_per_node: int
@@ -53,6 +57,8 @@ class Allocation:
     restarts: int
     """how often SLURM has started this job again"""
     array_task: int | None = None
+    log: str = ""
+    """where the job's output goes"""
 
     @property
     def ranks_per_node(self) -> int:
@@ -65,22 +71,26 @@ def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
         raise SlurmError("this is not a SLURM job (no SLURM_JOB_ID); start it with sbatch slurm/train.sh")
     if int(env.get("SLURM_HET_SIZE", "0") or 0) > 1:
         raise WorldError("this is a heterogeneous job (--het-group, or ':' in sbatch's line); ask for one kind of node")
-    text = call("scontrol", "show", "job", "--details", env["SLURM_JOB_ID"])
+    # An array's last task has the array's own number, by which SLURM would mean all of them.
+    task, array = env.get("SLURM_ARRAY_TASK_ID", ""), env.get("SLURM_ARRAY_JOB_ID", "")
+    job_id = f"{array}_{task}" if task.isdigit() else env["SLURM_JOB_ID"]
+    text = call("scontrol", "show", "job", "--details", job_id)
     nodes = tuple(call("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
     gpus = _gpus_of_nodes(text, len(nodes), env)
     cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE", "1"))
     _refuse_unequal("GPUs", gpus, nodes, "--gpus-per-node")
     _refuse_unequal("CPU cores", cpus, nodes, "--cpus-per-task")
-    array_task = env.get("SLURM_ARRAY_TASK_ID", "")
     return Allocation(
-        job_id=int(env["SLURM_JOB_ID"]),
+        job_id=job_id,
+        number=int(env["SLURM_JOB_ID"]),
         nodes=nodes,
         gpus_per_node=gpus[0],
         cpus_per_node=cpus[0],
         tasks_per_node=counts(env.get("SLURM_NTASKS_PER_NODE") or "1")[0],
         end_time=_end_time(text),
         restarts=int(env.get("SLURM_RESTART_COUNT", "0") or 0),
-        array_task=int(array_task) if array_task.isdigit() else None,
+        array_task=int(task) if task.isdigit() else None,
+        log=_field(text, "StdOut"),
     )
 
 
@@ -112,9 +122,13 @@ def _refuse_unequal(what: str, numbers: Sequence[int], nodes: Sequence[str], opt
         raise WorldError(f"the nodes have different numbers of {what} ({shown}): wanted the same on each; use {option}")
 
 
-def _end_time(text: str) -> int | None:
-    import datetime
+def _field(text: str, name: str) -> str:
+    """A field that has a line of its own in what scontrol shows."""
+    match = re.search(rf"^ +{name}=(.*)$", text, re.MULTILINE)
+    return match[1] if match else ""
 
+
+def _end_time(text: str) -> int | None:
     match = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
     limited = re.search(r"\bTimeLimit=(\S+)", text)
     if match is None or limited is None or limited[1] == "UNLIMITED":

@@ -86,7 +86,7 @@ def threads(config: RunConfig, cores: int, ranks: int) -> Variable:
     asked = config.train.threads_per_rank
     if isinstance(asked, int):
         return Variable("OMP_NUM_THREADS", str(asked), "train.threads_per_rank; torchrun would set 1")
-    why = f"{cores} cores for {ranks} rank{'s' if ranks > 1 else ''}; torchrun would set 1"
+    why = f"{cores} core{'s' if cores > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''}; torchrun would set 1"
     return Variable("OMP_NUM_THREADS", str(max(1, cores // ranks)), why)
 
 

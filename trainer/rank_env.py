@@ -45,8 +45,9 @@ def store_address() -> tuple[str, int]:
 
 
 def cores() -> int:
-    """Cores this process may use, not those the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, not those the machine has; in a SLURM job its share, enforced or not."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(mine, _number("SLURM_CPUS_ON_NODE", mine) or mine)
 
 
 def _number(name: str, default: int) -> int:

@@ -1,0 +1,83 @@
+"""How an attempt of a job ended in, what to do next out: end, start the ranks again, or queue the job again.
+
+A run may be started any number of times as long as it comes further; so many attempts without a new checkpoint end it.
+"""
+
+import signal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from trainer import stop
+from trainer.folder import RunFolder
+
+STOPPED = 75
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a job remembers from attempt to attempt, in job.json of the run folder."""
+
+    job_id: str
+    array_task: int | None
+    log: str
+    """path of the job's output"""
+    attempts: int = 0
+    without_progress: int = 0
+    """attempts in a row, so far, that ended early and left no newer checkpoint"""
+    step: int = 0
+    """of the newest checkpoint when the last attempt ended"""
+
+    def write(self, folder: RunFolder) -> None:
+        """Raises FolderError when the folder cannot be made or written."""
+        from trainer.folder import cannot_be_written
+
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.write_json("job.json", {name: getattr(self, name) for name in self.__slots__})
+        except OSError as error:
+            raise cannot_be_written(f"job.json in {folder.path}", error) from None
+
+    @classmethod
+    def of(cls, folder: RunFolder, job_id: str, array_task: int | None, log: str) -> "Record":
+        """That of this job, or a new one when the folder has another's."""
+        found: Any = folder.read_json("job.json")
+        if found is None or found.get("job_id") != job_id:
+            return cls(job_id, array_task, log, step=step_of(folder))
+        return cls(**{name: found[name] for name in cls.__slots__ if name in found})
+
+
+def step_of(folder: RunFolder) -> int:
+    """The step of the newest checkpoint, as status.json has it."""
+    status: Any = folder.read_json("status.json")
+    return int(status["step"]) if status else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    action: Literal["end", "again", "requeue"]
+    code: int
+    why: str
+    record: Record
+
+
+def decide(
+    found: tuple[int, str] | None, code: int, received: signal.Signals | None, record: Record, step: int, limit: int
+) -> Next:
+    """found: what the ranks left (trainer/outcome.py); code: of the command that ran them; received: the signal that
+    the job got, if any; step: of the newest checkpoint now; limit: attempts without progress that are too many."""
+    stuck = 0 if step > record.step else record.without_progress + 1
+    record = replace(record, attempts=record.attempts + 1, without_progress=stuck, step=max(step, record.step))
+    if found is not None and found[0] in (0, 2):
+        done = "finished" if found[0] == 0 else f"not to be repeated: {found[1]}"
+        return Next("end", found[0], done, record)
+    if received == signal.SIGTERM:
+        why = "SLURM ends this job (scancel, a preempting job or scontrol requeue), with a checkpoint"
+        return Next("end", STOPPED, why if found else "SLURM ended this job before the ranks could save", record)
+    time_is_over = received is not None or (found is not None and found[1] == stop.JOB_END)
+    if found is not None and not time_is_over:
+        return Next("end", found[0], f"stopped by {found[1]}, with a checkpoint", record)
+    what = "the time of this job is over" if time_is_over else f"the ranks ended before their time (code {code})"
+    if stuck >= limit:
+        why = f"{what}, {stuck} times in a row without a newer checkpoint than step {step:,}: given up"
+        return Next("end", code or 1, why, record)
+    return Next("requeue" if time_is_over else "again", code or STOPPED, f"{what}, at step {step:,}", record)

@@ -1,0 +1,170 @@
+"""What `sbatch slurm/train.sh` runs on the job's first node: one srun task a node, torchrun inside, until it is over.
+
+SLURM's warning before the time limit (SIGUSR1) is passed on; the ranks save, and the job is queued again.
+"""
+
+import argparse
+import os
+import shlex
+import socket
+import sys
+import time
+from signal import SIGUSR1
+
+from launch import attempts, forecast, points, slurm
+from launch.attempts import Next, Record
+from launch.forecast import Layout
+from launch.hardware import Machine, look
+from launch.plan import LaunchPlan, Variable
+from launch.slurm import Allocation
+from launch.train import named, threads, torchrun_variables
+from trainer import outcome
+from trainer.errors import WorldError
+from trainer.folder import RunFolder
+from trainer.settings import RunConfig
+
+_PORTS = range(20000, 30000)  # below those that Linux gives to clients
+_REQUEUE_SECONDS = 60.0
+# Of the job's tasks, where the step has one a node.
+_OF_TASKS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-restarts", type=int, default=3, metavar="N",
+        help="starts without a newer checkpoint before the job gives up; default: 3",
+    )  # fmt: skip
+    parser.add_argument("--doctor", action="store_true", help="look for what would go wrong first")
+    parser.add_argument("--points", metavar="FILE", help="the plan of a sweep: this array task's settings are in it")
+
+
+def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """The job, to its end or until it is queued again; the exit code of trainer/main.py."""
+    given = slurm.allocation()
+    overrides = points.of_task(arguments.points, given.array_task, arguments.config, overrides)
+    config = forecast.load(arguments.config, overrides)
+    machine = look()
+    layout = Layout(len(given.nodes), given.ranks_per_node, "gpu" if given.gpus_per_node else "cpu")
+    forecast.check(config, layout.world_size)
+    folder = RunFolder(config.folder)
+    record = Record.of(folder, given.job_id.partition("_")[0], given.array_task, given.log)
+    record.write(folder)
+    trained = [*named(arguments.config), *overrides]
+    if arguments.doctor and (code := _doctor(machine, trained)):
+        return code
+    return _attempts(config, machine, given, layout, trained, record, arguments.max_restarts)
+
+
+def _attempts(
+    config: RunConfig,
+    machine: Machine,
+    given: Allocation,
+    layout: Layout,
+    trained: list[str],
+    record: Record,
+    limit: int,
+) -> int:
+    from launch.relay import Relay  # late: psutil
+
+    folder = RunFolder(config.folder)
+    relay = Relay(lambda number: SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
+    path = folder.path / f".outcome-{given.job_id}.json"
+    head = node_address(given.nodes[0])
+    while True:
+        plan = make(config, machine, given, layout, trained, head, free_port(given.number), limit)
+        print(plan, flush=True)
+        path.unlink(missing_ok=True)
+        code = relay.run(plan.argv, _for_srun(plan.environment | {outcome.VARIABLE: str(path.resolve())}))
+        found = outcome.read(path)
+        path.unlink(missing_ok=True)
+        then = attempts.decide(found, code, relay.received, record, attempts.step_of(folder), limit)
+        record = then.record
+        record.write(folder)
+        print(f"samecurve: job {given.job_id}: {then.why}", file=sys.stderr, flush=True)
+        if then.action != "again":
+            return _requeue(given, then) if then.action == "requeue" else then.code
+
+
+def make(
+    config: RunConfig,
+    machine: Machine,
+    given: Allocation,
+    layout: Layout,
+    trained: list[str],
+    head: str,
+    port: int,
+    max_restarts: int,
+) -> LaunchPlan:
+    """The srun that starts one task a node. head: the first node's address; trained: arguments of trainer/main.py."""
+    nodes = layout.nodes
+    argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    argv += [f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=1"]
+    argv += [f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []
+    argv += shlex.split(os.environ.get("SAMECURVE_SRUN_ARGS", ""))
+    argv += [machine.python, str(machine.repository / "launch" / "main.py"), "node"]
+    argv += [f"--nodes={nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={head}:{port}"]
+    argv += [f"--id={given.job_id}", f"--max-restarts={max_restarts}", *trained]
+    variables = [threads(config, given.cpus_per_node, layout.ranks_per_node), *torchrun_variables()]
+    if given.end_time is not None:
+        why = "when SLURM ends this job: the run saves and stops before"
+        variables.append(Variable("SLURM_JOB_END_TIME", str(given.end_time), why))
+    notes = []
+    if not given.gpus_per_node and _gpus_of_partition():
+        notes.append("this job asked for no GPU and trains on the CPU; --gpus-per-node=1 asks for one")
+    title = f"job {given.job_id}: {config.run.name} on {', '.join(given.nodes)}"
+    return LaunchPlan(title, tuple(argv), tuple(variables), forecast.facts(config, layout), tuple(notes))
+
+
+def free_port(job_number: int) -> int:
+    """A port for the ranks to meet at: derived from the job, so that two jobs on a node differ; the next that is free.
+
+    Asked on the first node, where the ranks meet.
+    """
+    for attempt in range(100):
+        port = _PORTS[(job_number * 7 + attempt) % len(_PORTS)]
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise WorldError(f"no free port near {port} on {socket.gethostname()}; is something wrong with this node?")
+
+
+def node_address(node: str) -> str:
+    """How SLURM itself reaches a node; its name where SLURM has nothing better."""
+    for word in slurm.call("scontrol", "show", "node", node).split():
+        if word.startswith("NodeAddr="):
+            return word.partition("=")[2]
+    return node
+
+
+def _for_srun(environment: dict[str, str]) -> dict[str, str]:
+    """What the job's own tasks were to be is not what the step's are."""
+    return {name: value for name, value in environment.items() if name not in _OF_TASKS}
+
+
+def _gpus_of_partition() -> bool:
+    try:
+        return "gpu" in slurm.call("sinfo", "-h", "-o", "%G", "-p", os.environ.get("SLURM_JOB_PARTITION", ""))
+    except slurm.SlurmError:  # it is only for a note
+        return False
+
+
+def _doctor(machine: Machine, trained: list[str]) -> int:
+    """The short form, in this job; its exit code."""
+    import subprocess
+
+    command = [machine.python, str(machine.repository / "launch" / "main.py"), "doctor", "--short", *trained]
+    return subprocess.run(command, check=False).returncode
+
+
+def _requeue(given: Allocation, then: Next) -> int:
+    """SLURM ends this script as soon as it has queued the job again."""
+    try:
+        slurm.call("scontrol", "requeue", given.job_id)
+    except slurm.SlurmError as error:
+        print(f"samecurve: job {given.job_id} is not queued again ({error})", file=sys.stderr, flush=True)
+        return then.code
+    time.sleep(_REQUEUE_SECONDS)
+    return then.code
