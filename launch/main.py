@@ -19,6 +19,9 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 COMMANDS = {
     "train": ("launch.train", "train on this machine: all its GPUs, or CPU ranks", True),
     "submit": ("launch.submit", "check the settings, then queue a SLURM job", True),
+    "status": ("launch.status", "all runs in a table, or one run in detail", False),
+    "logs": ("launch.logs", "what a rank of a run has to say", False),
+    "stop": ("launch.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
     "batch": ("launch.batch", "", True),
     "node": ("launch.node", "", True),
 }
@@ -27,6 +30,20 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("launch", "trainer"):
+            raise
+        print(
+            f"samecurve: {sys.executable} has no package {error.name}; activate the virtual environment that samecurve "
+            "is installed in (in a job: before sbatch, or by SAMECURVE_PYTHON in slurm/site.sh)",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _run(words: list[str]) -> int:
     parser = _parser(words[0] if words else "")
     if not words:
         parser.print_help()
