@@ -49,6 +49,8 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     folder = RunFolder(config.folder)
     record = Record.of(folder, given.job_id.partition("_")[0], given.array_task, given.log)
     record.write(folder)
+    if not given.gpus_per_node and _gpus_of_partition():
+        print("note: this job asked for no GPU and trains on the CPU; --gpus-per-node=1 asks for one", flush=True)
     trained = [*named(arguments.config), *overrides]
     if arguments.doctor and (code := _doctor(machine, trained)):
         return code
@@ -108,11 +110,8 @@ def make(
     if given.end_time is not None:
         why = "when SLURM ends this job: the run saves and stops before"
         variables.append(Variable("SLURM_JOB_END_TIME", str(given.end_time), why))
-    notes = []
-    if not given.gpus_per_node and _gpus_of_partition():
-        notes.append("this job asked for no GPU and trains on the CPU; --gpus-per-node=1 asks for one")
     title = f"job {given.job_id}: {config.run.name} on {', '.join(given.nodes)}"
-    return LaunchPlan(title, tuple(argv), tuple(variables), forecast.facts(config, layout), tuple(notes))
+    return LaunchPlan(title, tuple(argv), tuple(variables), forecast.facts(config, layout))
 
 
 def free_port(job_number: int) -> int:
@@ -121,7 +120,7 @@ def free_port(job_number: int) -> int:
     Asked on the first node, where the ranks meet.
     """
     for attempt in range(100):
-        port = _PORTS[(job_number * 7 + attempt) % len(_PORTS)]
+        port = port_of(job_number, attempt)
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
@@ -129,6 +128,11 @@ def free_port(job_number: int) -> int:
                 continue
             return port
     raise WorldError(f"no free port near {port} on {socket.gethostname()}; is something wrong with this node?")
+
+
+def port_of(job_number: int, attempt: int = 0) -> int:
+    """The port that is tried first, and the next ones. Neighbouring jobs are seven apart."""
+    return _PORTS[(job_number * 7 + attempt) % len(_PORTS)]
 
 
 def node_address(node: str) -> str:

@@ -93,7 +93,7 @@ def threads(config: RunConfig, cores: int, ranks: int) -> Variable:
 def torchrun_variables() -> list[Variable]:
     """What torchrun has wrong for a run that saves when it is stopped."""
     return [
-        Variable("TORCHELASTIC_SIGNALS_TO_HANDLE", SIGNALS, "passed on to the ranks; SIGUSR1 would kill torchrun"),
+        Variable("PET_SIGNALS_TO_HANDLE", SIGNALS, "passed on to the ranks; SIGUSR1 would kill torchrun"),
         Variable(
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
             str(SHUTDOWN_TIMEOUT_SECONDS),

@@ -58,8 +58,8 @@ class Cluster:
         return done.stdout + done.stderr
 
     def train(self, *options: str, settings: tuple[str, ...]) -> str:
-        """Submits slurm/train.sh; its job id."""
-        output = f"--output={Path.cwd()}/%j.log"
+        """Submits slurm/train.sh, as one would in the folder where the test is; its job id."""
+        output = f"--output={self.place}/out-%j.log"
         return self.call("sbatch", "--parsable", output, *options, TRAIN, *settings).strip()
 
     def state(self, job: str) -> str:
@@ -80,8 +80,13 @@ class Cluster:
         self.until(f"the end of job {job}", lambda: self.state(job) in over, timeout_seconds)
         return self.state(job)
 
+    def log(self, job: str) -> str:
+        """What a job has said."""
+        return (self.place / f"out-{job}.log").read_text()
+
     def logs(self) -> str:
-        return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(Path.cwd().glob("*.log")))
+        """The same of all jobs, for an assertion that fails."""
+        return "\n".join(f"== {path}\n{path.read_text()[-6000:]}" for path in sorted(self.place.glob("out-*.log")))
 
 
 @contextlib.contextmanager

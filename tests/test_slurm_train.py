@@ -49,12 +49,12 @@ def test_hostile_words_arrive_as_they_were_typed(cluster: Cluster) -> None:
 def test_what_would_fail_again_is_not_queued_again(cluster: Cluster) -> None:
     job = cluster.train(settings=("--config", "digits", "optim.lrr=3"))
     assert cluster.until_over(job) == "FAILED"
-    assert "no setting 'optim.lrr'; did you mean 'optim.lr'?" in Path(f"{job}.log").read_text()
+    assert "no setting 'optim.lrr'; did you mean 'optim.lr'?" in cluster.log(job)
     # A loss that is no number: found by the ranks, after a minute of training or a day.
     settings = ("--config", "digits", *QUICK, "optim.lr=1e30", "run.name=nan")
     job = cluster.train("--ntasks-per-node=2", settings=settings)
     assert cluster.until_over(job) == "FAILED", cluster.logs()
-    log = Path(f"{job}.log").read_text()
+    log = cluster.log(job)
     assert log.count("training nan:") == 1 and f"job {job}: not to be repeated:" in log
     assert "Restarts=0" in cluster.call("scontrol", "show", "job", job)
 
@@ -62,5 +62,5 @@ def test_what_would_fail_again_is_not_queued_again(cluster: Cluster) -> None:
 def test_nodes_that_differ_are_refused(cluster: Cluster) -> None:
     job = cluster.train("--nodes=2", "--gpus=3", settings=("--config", "digits"))
     assert cluster.until_over(job) == "FAILED"
-    log = Path(f"{job}.log").read_text()
+    log = cluster.log(job)
     assert "the nodes have different numbers of GPUs" in log and "--gpus-per-node" in log

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The runs of a sweep as one array. `samecurve sweep --slurm` writes the plan and calls it; a task is one run.
+#SBATCH --job-name=sweep
+#SBATCH --output=slurm/logs/%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+set -euo pipefail
+
+script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
+export SAMECURVE_HOME=${SAMECURVE_HOME:-${script%%/slurm/sweep.sh*}}
+exec bash "$SAMECURVE_HOME/slurm/train.sh" "$@"

@@ -1,0 +1,56 @@
+"""What a job does after an attempt: ends, starts the ranks again, or is queued again - and not for ever."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.attempts import Record, decide
+from trainer import stop
+from trainer.folder import RunFolder
+
+NEW = Record("12", None, "12.log")
+USR1, TERM = signal.SIGUSR1, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "received", "action", "exit_code"),
+    [
+        ((0, ""), 0, None, "end", 0),
+        ((0, ""), 1, USR1, "end", 0),  # finished while the warning was on its way
+        ((2, "optim.lr=-1: wanted more than 0"), 1, None, "end", 2),
+        ((2, "4 steps in a row were not finite"), 1, USR1, "end", 2),
+        ((75, "SIGUSR1"), 1, USR1, "requeue", 1),
+        ((75, stop.JOB_END), 0, None, "requeue", 75),
+        ((75, "the time limit"), 0, None, "end", 75),  # the run's own, which its user has set
+        ((75, "the file `stop` in the run folder"), 0, None, "end", 75),
+        ((75, "SIGTERM"), 1, TERM, "end", 75),  # SLURM queues it again by itself, or was told not to
+        (None, 143, TERM, "end", 75),
+        (None, 1, None, "again", 1),
+        (None, 1, USR1, "requeue", 1),  # before the ranks could listen
+    ],
+)
+def test_what_is_next(
+    found: tuple[int, str] | None, code: int, received: signal.Signals | None, action: str, exit_code: int
+) -> None:
+    then = decide(found, code, received, NEW, step=50, limit=3)
+    assert (then.action, then.code) == (action, exit_code)
+
+
+def test_attempts_without_progress_come_to_an_end() -> None:
+    record, actions = NEW, []
+    for step in (0, 0, 50, 50, 60, 60, 60, 60):
+        then = decide(None, 1, None, record, step, limit=3)
+        record = then.record
+        actions.append(then.action)
+    assert actions == ["again"] * 7 + ["end"]
+    assert record.attempts == 8 and record.without_progress == 3 and "3 times in a row" in then.why
+
+
+def test_a_job_remembers_its_own_attempts_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    replace(NEW, attempts=2, without_progress=1, step=7).write(folder)
+    assert Record.of(folder, "12", None, "12.log").without_progress == 1
+    folder.write_json("status.json", {"state": "stopped", "step": 90, "reason": ""})
+    assert Record.of(folder, "13", None, "13.log") == Record("13", None, "13.log", step=90)

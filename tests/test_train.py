@@ -1,0 +1,177 @@
+"""samecurve train: real ranks through torchrun, signals, restarts; what would fail is told before anything starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import REPOSITORY, SMALL, Done
+
+from launch import forecast, hardware, train
+from launch.hardware import Machine
+from trainer.datasets import digits, sizes
+from trainer.errors import DataError, WorldError
+from trainer.settings import Data
+
+SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
+LONG = [*SMALL, "train.epochs=1000", "log.every_steps=1", "train.threads_per_rank=1"]
+
+
+def test_help_is_there_at_once_and_without_torch(launch: Callable[..., Done]) -> None:
+    code = "import sys; from launch.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'omegaconf', 'rich'} & set(sys.modules)))"
+    done = launch([sys.executable, "-c", code], PYTHONPATH=str(REPOSITORY))
+    assert done.code == 0 and done.out.endswith("[]\n") and "submit" in done.out
+
+
+def test_no_room_of_the_launcher_imports_torch(launch: Callable[..., Done]) -> None:
+    rooms = [f"launch.{path.stem}" for path in (REPOSITORY / "launch").glob("*.py") if path.stem != "__init__"]
+    code = f"import importlib, sys\nfor room in {rooms}: importlib.import_module(room)\nprint('torch' in sys.modules)"
+    done = launch([sys.executable, "-c", code], PYTHONPATH=str(REPOSITORY))
+    assert done.out == "False\n", done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["optim.lrr=1"], "no setting 'optim.lrr'"),
+        (["--rank", "2"], "'--rank' is neither an option nor a setting"),
+        (["--ranks", "0"], "--ranks 0: wanted 1 or more"),
+        (["--ranks", "65"], "gives 65 ranks less than one sample each"),
+        (["--ranks", "3", "train.virtual_ranks=2"], "leaves some of 3 ranks without a shard"),
+        (["train.device=cuda"], "this machine has no usable GPU"),
+        (["data.name=image_folder", "data.root=nowhere"], "no folder nowhere/train"),
+        (["data.global_batch_size=2000"], "is larger than the training set of 1433 images"),
+    ],
+)
+def test_what_would_fail_is_told_in_one_line(words: list[str], told: str, launch: Callable[..., Done]) -> None:
+    done = launch([*SAMECURVE, "train", "--config", "digits", *words], CUDA_VISIBLE_DEVICES="")
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert done.err.startswith("samecurve: ") and told in done.err
+
+
+def test_ranks_are_one_a_gpu_or_one_on_the_cpu() -> None:
+    config = forecast.load(["digits"], [])
+    assert str(train.choose(config, Machine(8, 4), None)) == "4 gpu ranks"
+    assert str(train.choose(config, Machine(8, 4), 1)) == "1 gpu rank"
+    assert str(train.choose(config, Machine(8, 0), None)) == "1 cpu rank"
+    on_cpu = forecast.load(["digits"], ["train.device=cpu"])
+    assert str(train.choose(on_cpu, Machine(8, 4), 6)) == "6 cpu ranks"
+    with pytest.raises(WorldError, match="--ranks 5 but 4 GPUs"):
+        train.choose(config, Machine(8, 4), 5)
+
+
+def test_visible_gpus_are_counted_as_cuda_does() -> None:
+    assert [hardware.visible_gpus(asked, 8) for asked in (None, "", "0,1", "2,-1,3", "7,8,0", "GPU-a,GPU-b")] == [
+        8, 0, 2, 1, 1, 2,
+    ]  # fmt: skip
+
+
+def test_the_sizes_are_those_of_the_data(image_folder: Path) -> None:
+    data = Data(name="digits", image_size=8)
+    assert sizes.training_images(data) == len(digits.load(data).train)
+    folder = Data(name="image_folder", root=str(image_folder), validation_fraction=0.25)
+    assert sizes.training_images(folder) == 12 - 2 * 2
+    with pytest.raises(DataError, match="no folder"):
+        sizes.training_images(Data(name="image_folder", root="nowhere"))
+
+
+def test_the_forecast_is_what_the_trainer_does(launch: Callable[..., Done]) -> None:
+    words = [*SMALL, "data.validation_fraction=0.1", "train.epochs=2", "schedule.warmup_epochs=0.5"]
+    done = launch([*SAMECURVE, "train", *words, "--ranks", "3", "--dry-run"])
+    assert "global batch   64 samples = 1 x 22 + 2 x 21" in done.out and not Path("runs").exists()
+    done = launch([*SAMECURVE, "train", *words, "log.every_steps=1"])
+    assert done.code == 0, done.err
+    summary = json.loads(Path("runs/digits/summary.json").read_text())
+    config = forecast.load(["digits"], words[2:])
+    facts = dict(forecast.facts(config, train.choose(config, Machine(2, 0), None)))
+    assert facts["steps"].endswith(f"{summary['steps']} in all (2 epochs)")
+    first = json.loads(Path("runs/digits/metrics.jsonl").read_text().splitlines()[0])
+    assert f"{first['lr']:.4g} at step 1," in facts["learning rate"]
+    assert "finished at step" in facts["run folder"]
+
+
+class Running:
+    """A `samecurve train` under way."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [*SAMECURVE, "train", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.family: list[psutil.Process] = []
+
+    def until_step(self, step: int) -> None:
+        until, metrics = time.monotonic() + 60, Path("runs/digits/metrics.jsonl")
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < step:
+            assert self.process.poll() is None and time.monotonic() < until, self.process.communicate(timeout=10)[0]
+            time.sleep(0.02)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> tuple[int, str]:
+        text, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, text
+
+
+@pytest.fixture
+def running() -> Iterator[Callable[..., Running]]:
+    started: list[Running] = []
+
+    def start(*words: str) -> Running:
+        started.append(Running(*words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        for process in [*each.family, psutil.Process(each.process.pid)] if each.process.poll() is None else each.family:
+            if process.is_running():
+                process.kill()
+        each.process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_stops_all_ranks_with_a_checkpoint(running: Callable[..., Running], number: int) -> None:
+    run = running(*LONG, "--ranks", "2")
+    run.until_step(20)
+    # A terminal sends Ctrl-C to the whole group; here the group is the launcher alone, for torchrun has its own.
+    os.killpg(run.process.pid, number)
+    code, text = run.end()
+    assert code == 75, text
+    status = json.loads(Path("runs/digits/status.json").read_text())
+    assert status["state"] == "stopped" and status["reason"] == signal.Signals(number).name
+    assert not any(process.is_running() for process in run.family)
+
+
+@pytest.mark.slow
+def test_a_killed_launcher_leaves_nobody_behind(running: Callable[..., Running]) -> None:
+    run = running(*LONG, "--ranks", "2")
+    run.until_step(20)
+    run.process.kill()
+    _, alive = psutil.wait_procs(run.family, timeout=30)
+    assert not alive
+    assert json.loads(Path("runs/digits/status.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_started_again_and_a_mistake_is_not(
+    running: Callable[..., Running], launch: Callable[..., Done]
+) -> None:
+    run = running(*SMALL, "log.every_steps=1", "checkpoint.every_steps=5", "--ranks", "2", "--max-restarts", "1")
+    run.until_step(20)
+    ranks = [process for process in run.family if "torch.distributed.run" not in process.cmdline()]
+    ranks[1].kill()
+    code, text = run.end()
+    assert code == 0 and "going on with digits" in text, text
+
+    # The loss is no number at once: known to the ranks alone, and no restart will change it.
+    done = launch([*SAMECURVE, "train", *SMALL, "run.name=nan", "optim.lr=1e30", "--ranks", "2", "--max-restarts", "3"])
+    assert done.code == 2 and done.err.count("not finite") >= 1, done.err
+    assert done.out.count("training nan:") == 1
+    assert done.err.strip().splitlines()[-1].startswith("samecurve: ")
