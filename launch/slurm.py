@@ -22,17 +22,17 @@ def is_here() -> bool:
     return shutil.which("squeue") is not None
 
 
-def call(*argv: str, env: Mapping[str, str] | None = None) -> str:
+def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: float = _ANSWER_SECONDS) -> str:
     """Runs one of SLURM's commands and returns what it printed. Raises SlurmError with its own words."""
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", timeout=_ANSWER_SECONDS, check=False, env=env
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout_seconds, check=False, env=env
         )
     except FileNotFoundError:
         raise SlurmError(f"{argv[0]} is not on this machine; run this on a SLURM cluster's login node") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{argv[0]} gave no answer within {_ANSWER_SECONDS:.0f} s; is SLURM's controller up?"
+            f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; is SLURM's controller up?"
         ) from None
     if done.returncode:
         raise SlurmError(f"{argv[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")

@@ -9,8 +9,8 @@ from conftest import REPOSITORY
 
 # A file may import files of lower layers only.
 LAYERS = [
-    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting", "outcome"},
-    {"config", "datasets.dataset", "schedule"},
+    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting", "outcome", "pairs", "lock"},
+    {"config", "datasets.dataset", "schedule", "probe"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
     {
         "datasets.cifar10",
@@ -21,7 +21,7 @@ LAYERS = [
         "models.imagenet",
     },
     {"models", "datasets", "datasets.sizes", "folder", "world", "optim"},
-    {"watch", "saver", "trackers", "resume"},
+    {"watch", "saver", "trackers", "resume", "starts", "rank_log"},
     {"step", "bad_steps"},
     {"data"},
     {"parts"},

@@ -1,6 +1,8 @@
 """What happens, for a person: a progress bar on a terminal, plain lines otherwise, a table at the end."""
 
+import io
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 _REDRAW_SECONDS = 0.1
+_LOG_WIDTH = 100
 
 
 class Quiet:
@@ -24,8 +27,10 @@ class Quiet:
 
 
 class Console(Quiet):
-    def __init__(self) -> None:
+    def __init__(self, keep: Callable[[str], None]) -> None:
+        """keep: takes what is said here as text too, line by line, those that a bar hides among them."""
         self._terminal = Terminal(highlight=False, soft_wrap=True)
+        self._keep = keep
         self._progress: Progress | None = None
         self._drawn = 0.0
         self._total_steps = 0
@@ -49,6 +54,7 @@ class Console(Quiet):
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""
         self._terminal.print(text, markup=False)
+        self._keep(text)
 
     def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:
         """A line of training metrics: the bar's text, or a line of its own."""
@@ -56,10 +62,12 @@ class Console(Quiet):
             f"epoch {scalars['epoch']:.2f}  loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.1%}  "
             f"{scalars['samples_per_second']:,.0f} images/s  {_duration(seconds_left)} left"
         )
+        line = f"step {step:,}/{self._total_steps:,}  {text}"
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+            self._keep(line)
         else:
-            self.say(f"step {step:,}/{self._total_steps:,}  {text}")
+            self.say(line)
 
     def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None:
         self.say(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}")
@@ -75,6 +83,9 @@ class Console(Quiet):
             shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
             table.add_row(row["name"], *shares, f"{row['support']:,}")
         self._terminal.print(table)
+        plain = io.StringIO()
+        Terminal(file=plain, width=_LOG_WIDTH).print(table)
+        self._keep(plain.getvalue().rstrip())
         train, processes = summary["train"], summary["world_size"]
         self.say(
             f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "

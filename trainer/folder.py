@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import math
@@ -20,6 +19,7 @@ import yaml
 from safetensors import SafetensorError
 
 from trainer import config as configs
+from trainer import lock
 from trainer.errors import FolderError
 from trainer.settings import RunConfig, schema
 
@@ -73,10 +73,8 @@ class RunFolder:
         self.release()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock.take(self.path)
         except BlockingIOError:
-            self.release()
             raise FolderError(
                 f"run folder {self.path} is in use by another process; wait for it, or choose another run.name"
             ) from None
@@ -87,14 +85,7 @@ class RunFolder:
 
     def in_use(self) -> bool:
         """Whether a run is on in it, as far as this machine can tell."""
-        try:
-            with (self.path / ".lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        return lock.is_held(self.path)
 
     def release(self) -> None:
         """Lets go of the folder."""
@@ -117,7 +108,7 @@ class RunFolder:
     def made_anew(self) -> bool:
         """Whether somebody removed the folder while the run was on; if so it is made anew. Raises OSError."""
         try:
-            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == (self.path / ".lock").stat().st_ino:
+            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == (self.path / lock.NAME).stat().st_ino:
                 return False
         except FileNotFoundError:
             pass

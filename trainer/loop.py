@@ -8,7 +8,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from trainer import config as configs
-from trainer import data, evaluation, optim, parts, result, resume, stop, trackers, watch
+from trainer import data, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
 from trainer.bad_steps import BadSteps
 from trainer.checkpoint import Best, Progress, State
 from trainer.console import Console, Quiet
@@ -16,6 +16,7 @@ from trainer.errors import FolderError, PeerError, TrainingError
 from trainer.folder import RunFolder, told
 from trainer.journal import Journal
 from trainer.meter import Meter
+from trainer.rank_log import RankLog
 from trainer.saver import BackgroundSaver, NoSaver, Saver
 from trainer.settings import RunConfig
 from trainer.step import Shard
@@ -35,15 +36,16 @@ def train(config: RunConfig, world: World, signals: Signals) -> str:
     world.agree("settings", json.dumps(settings))
     configs.check_ranks(config, world.size)
     folder = RunFolder(config.folder)
-    watcher = watch.build(world.rank, world.size, world.meeting, config.train.hang_timeout_seconds, folder)
+    log, hang_timeout = RankLog(folder.path, world.rank), config.train.hang_timeout_seconds
+    watcher = watch.build(world.rank, world.size, world.meeting, hang_timeout, folder, log.write)
     watcher.start()
     try:
         world.from_first(lambda: folder.check(config))
-        trainer = Trainer(config, world, folder, signals, watcher)
+        trainer = Trainer(config, world, folder, signals, watcher, log)
         if trainer.is_finished():
             trainer.show_finished()
             return ""
-        with signals.at_step_ends():
+        with signals.at_step_ends(), log:
             return trainer.run_or_record_failure()
     except RuntimeError as error:  # before the run has begun
         if lost := watcher.lost(error):
@@ -58,16 +60,16 @@ class Trainer:
     """One run. Every rank makes the same calls; only what is handed to it differs."""
 
     def __init__(
-        self, config: RunConfig, world: World, folder: RunFolder, signals: Signals, watcher: watch.Unwatched
+        self, config: RunConfig, world: World, folder: RunFolder, signals: Signals, guard: watch.Unwatched, log: RankLog
     ) -> None:
-        self.config, self.world, self.folder = config, world, folder
-        self.console = Console() if world.is_first else Quiet()
+        self.config, self.world, self.folder, self.log = config, world, folder, log
+        self.console = Console(log.write) if world.is_first else Quiet()
         self.results: dict[str, evaluation.Evaluation] = {}
         set_seed(config.run.seed)
 
         saved = resume.find_checkpoint(config, folder, world, self.console.say)
         self.progress = saved.progress if saved is not None else Progress()
-        self.watch = watcher
+        self.watch = guard
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         self.journal = Journal(config, self.parts, self.progress, self.console)
         sums = self.progress.window if world.is_first else [0.0, 0.0]
@@ -128,6 +130,7 @@ class Trainer:
         def open_folder() -> None:
             with told(f"the run in {folder.path}"):
                 folder.begin(config, devices)
+                starts.add(folder, step, self.parts.durations.total_steps, world.size)
                 folder.status("running", step)
                 # A run killed between its last checkpoint and its results makes these again.
                 self.journal.evaluated_before = folder.rewind(step)
@@ -135,6 +138,7 @@ class Trainer:
             self.journal.trackers = trackers.build(config, folder, step, self.console.say)
 
         world.from_first(open_folder)
+        self.log.begins(step, world.size, f"{devices['device']} ({world.device})")
         self.journal.begins(world)
         self.watch.at(step, "waiting for data")
 

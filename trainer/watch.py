@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread, get_ident
@@ -56,9 +57,17 @@ class Unwatched:
 
 
 class Watch(Unwatched):
-    def __init__(self, rank: int, world_size: int, meeting: str, timeout_seconds: float, folder: RunFolder) -> None:
-        """meeting: a word that all ranks have, and none of an earlier attempt (meeting.py)."""
-        self._meeting = meeting
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        meeting: str,
+        timeout_seconds: float,
+        folder: RunFolder,
+        keep: Callable[[str], None],
+    ) -> None:
+        """meeting: a word that all ranks have, and none of an earlier attempt (meeting.py); keep: this rank's log."""
+        self._meeting, self._keep = meeting, keep
         self._rank, self._world_size = rank, world_size
         self._timeout_seconds, self._folder = timeout_seconds, folder
         self._beat_seconds = min(_BEAT_SECONDS, timeout_seconds / 4)
@@ -201,6 +210,7 @@ class Watch(Unwatched):
             until = time.monotonic() + 2 * _ANSWER_SECONDS
             while time.monotonic() < until and not self._store.check(["reported"]):
                 time.sleep(0.1)
+        self._keep(f"samecurve: ended: a rank is late; {REPORT} says which, and where all were")
         os._exit(1)
 
     def _end(self, line: str) -> None:
@@ -209,6 +219,7 @@ class Watch(Unwatched):
             return
         with contextlib.suppress(OSError):  # the line below says it too
             self._folder.status("failed", self._at[0], line)
+        self._keep(f"samecurve: {line}")
         print(f"samecurve: {line}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -250,11 +261,13 @@ class Watch(Unwatched):
         return "\n".join(parts)
 
 
-def build(rank: int, world_size: int, meeting: str, timeout_seconds: float, folder: RunFolder) -> Unwatched:
+def build(
+    rank: int, world_size: int, meeting: str, timeout_seconds: float, folder: RunFolder, keep: Callable[[str], None]
+) -> Unwatched:
     """The watch for one of several ranks, unless the settings say to wait for ever."""
     if world_size == 1 or not timeout_seconds:
         return Unwatched()
-    return Watch(rank, world_size, meeting, timeout_seconds, folder)
+    return Watch(rank, world_size, meeting, timeout_seconds, folder, keep)
 
 
 def _state(pid: int) -> str:

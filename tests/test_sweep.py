@@ -1,0 +1,93 @@
+"""A grid with seeds: every run once, means and deviations, and what failed is told."""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, SMALL, Done
+
+from launch import forecast, main, sweep
+from launch.results import Result, summary_of
+from trainer.errors import ConfigError, FolderError
+
+SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
+
+
+def points(*words: str) -> list[sweep.Point]:
+    parsed, overrides = main._parser("sweep").parse_known_args(["sweep", "--config", "digits", *words])
+    return sweep.points_of(forecast.load(parsed.config, overrides), parsed, overrides)
+
+
+def test_every_combination_with_every_seed() -> None:
+    found = points("--grid", "optim.lr=0.05,0.1", "--grid", "model.name=lenet,tudui", "--seeds", "2", "run.seed=5")
+    assert len(found) == 8 and len({point.name for point in found}) == 8
+    assert found[1].name == "optim.lr=0.05_model.name=lenet-seed-6" and found[1].config.run.seed == 6
+    assert found[1].config.folder == Path("runs/digits/optim.lr=0.05_model.name=lenet-seed-6")
+    assert {(point.config.optim.lr, point.config.model.name) for point in found} == {
+        (0.05, "lenet"), (0.05, "tudui"), (0.1, "lenet"), (0.1, "tudui"),
+    }  # fmt: skip
+
+
+def test_a_comma_inside_of_brackets_is_no_end() -> None:
+    assert sweep.values_of("data.augment=[flip,crop],[flip],[]") == [
+        "data.augment=[flip,crop]", "data.augment=[flip]", "data.augment=[]",
+    ]  # fmt: skip
+    assert sweep.values_of("log.project='a,b',c") == ["log.project='a,b'", "log.project=c"]
+
+
+def test_names_of_folders_are_safe_and_differ() -> None:
+    hostile = ["log.project=../../x", "log.project=.. ..x", "log.project=$(id)\n", "log.project=" + "long" * 100]
+    names = [sweep.folder_name(text) for text in hostile]
+    assert len(set(names)) == 4 and all("/" not in name and "\n" not in name and len(name) < 120 for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--grid", "optim.lr"], "wanted SETTING=A,B"),
+        (["--grid", "optim.lrr=1,2"], "no setting 'optim.lrr'"),
+        (["--grid", "optim.lr=1,fast"], "optim.lr=fast"),
+        (["--grid", "run.seed=1,2"], "use --seeds for seeds"),
+        (["--seeds", "0"], "--seeds 0: wanted 1 or more"),
+    ],
+)
+def test_a_mistake_is_told_before_the_first_run(words: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        points(*words)
+
+
+def test_a_folder_of_a_run_is_no_place_for_a_sweep() -> None:
+    folder = Path("runs/digits")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    with pytest.raises(FolderError, match="already holds a run"):
+        sweep.keep_plan(folder, points("--seeds", "2"))
+
+
+def test_the_numbers_of_a_group() -> None:
+    results = [Result("a", f"{number}", value, "finished", "") for number, value in enumerate((0.9, 0.94, 0.92))]
+    results.append(Result("a", "3", None, "failed", "NaN"))
+    numbers = summary_of(results)
+    assert (numbers["runs"], numbers["finished"]) == (4, 3)
+    assert numbers["mean_accuracy"] == pytest.approx(0.92) and numbers["standard_deviation"] == pytest.approx(0.02)
+    assert summary_of(results[3:])["mean_accuracy"] is None and summary_of(results[:1])["standard_deviation"] is None
+
+
+@pytest.mark.slow
+def test_a_sweep_here_goes_on_where_it_was(launch: Callable[..., Done]) -> None:
+    words = [*SAMECURVE, "sweep", *SMALL, "--grid", "optim.lr=0.05,1e30", "--seeds", "2", "train.max_steps=30"]
+    done = launch(words, timeout_seconds=200)
+    assert done.code == 1, done.err
+    results = json.loads(Path("runs/digits/results.json").read_text())["groups"]
+    assert [(group["settings"], group["finished"], group["runs"]) for group in results] == [
+        ("optim.lr=0.05", 2, 2), ("optim.lr=1e30", 0, 2),
+    ]  # fmt: skip
+    accuracies = list(results[0]["accuracy"].values())
+    assert results[0]["mean_accuracy"] == statistics.mean(accuracies) > 0.1
+    assert f"{statistics.stdev(accuracies):.2%}" in done.out
+    assert "optim.lr=1e30-seed-0: failed: " in done.out and "optim.lr=1e30-seed-1: failed: " in done.out
+    again = launch(words, timeout_seconds=200)
+    assert again.code == 1 and again.out.count(" is finished\n") == 2
