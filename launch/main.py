@@ -18,7 +18,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 # name: (room, help, whether settings follow)
 COMMANDS = {
     "train": ("launch.train", "train on this machine: all its GPUs, or CPU ranks", True),
-    "doctor": ("launch.doctor", "tell what would go wrong here, in a job, or among ranks", True),
+    "doctor": ("launch.doctor.command", "tell what would go wrong here, in a job, or among ranks", True),
     "submit": ("launch.submit", "check the settings, then queue a SLURM job", True),
     "status": ("launch.status", "all runs in a table, or one run in detail", False),
     "logs": ("launch.logs", "what a rank of a run has to say", False),

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Done, free_port, torchrun
 
-from launch import diagnosis, node_facts, reach
-from launch.examination import Examination
-from launch.findings import Finding, failed, to_json, to_text
-from launch.messages import Message, Unpacker, pack
-from launch.node_facts import read_topology
+from launch.doctor import diagnosis, reach
+from launch.doctor import facts as node_facts
+from launch.doctor.examination import Examination
+from launch.doctor.facts import read_topology
+from launch.doctor.findings import Finding, failed, to_json, to_text
+from launch.doctor.messages import Message, Unpacker, pack
 from trainer import pairs
 
 DOCTOR = [str(REPOSITORY / "launch" / "main.py"), "doctor"]

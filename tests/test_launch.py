@@ -27,7 +27,13 @@ def test_accelerate_launch_trains_in_one_process(launch: Callable[..., Done]) ->
 
 def test_the_gpu_files_are_what_accelerate_reads() -> None:
     folder = REPOSITORY / "launch" / "accelerate"
-    assert {path.stem for path in folder.glob("*.yaml")} == {"single_cpu", "multi_cpu", "single_gpu", "multi_gpu", "multi_node"}
+    assert {path.stem for path in folder.glob("*.yaml")} == {
+        "single_cpu",
+        "multi_cpu",
+        "single_gpu",
+        "multi_gpu",
+        "multi_node",
+    }
     from accelerate.commands.config.config_args import ClusterConfig
 
     for path in folder.glob("*.yaml"):

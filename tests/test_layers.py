@@ -9,7 +9,19 @@ from conftest import REPOSITORY
 
 # A file may import files of lower layers only.
 LAYERS = [
-    {"errors", "settings", "rank_env", "randomness", "shards", "buffers", "stop", "meeting", "outcome", "pairs", "lock"},
+    {
+        "errors",
+        "settings",
+        "rank_env",
+        "randomness",
+        "shards",
+        "buffers",
+        "stop",
+        "meeting",
+        "outcome",
+        "pairs",
+        "lock",
+    },
     {"config", "datasets.dataset", "schedule", "probe"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
     {

@@ -105,11 +105,17 @@ def test_a_rank_a_torchrun_and_a_node_that_die(cluster: Cluster, place: Path, un
     cluster.script("kill-node", "n2")
     cluster.until("a requeue", lambda: cluster.state(job) == "PENDING")
     cluster.script("start-node", "n2")
-    cluster.until("more steps", lambda: steps(folder) > max(step, 60))
+    cluster.until("another start", lambda: starts(folder) == 4)
+    cluster.until("more steps", lambda: steps(folder) > step)
     lost["a node"] = time.monotonic() - began
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     assert (folder / "model.safetensors").read_bytes() == unbroken
     print({what: f"{seconds:.0f} s" for what, seconds in lost.items()})
+
+
+def starts(folder: Path) -> int:
+    """How often training was begun."""
+    return len((folder / "starts.jsonl").read_text().splitlines())
 
 
 def kill(cluster: Cluster, node: str, words: str, folder: Path) -> float:
@@ -118,7 +124,9 @@ def kill(cluster: Cluster, node: str, words: str, folder: Path) -> float:
     others = {"launch/main.py", "torch.distributed.run"} - {words}
     pids = [line.split()[0] for line in listed if words in line and not any(other in line for other in others)]
     assert pids, "\n".join(listed)
-    step, began = steps(folder), time.monotonic()
+    begun, began = starts(folder), time.monotonic()
     cluster.script("exec", node, "kill", "-9", pids[0])
+    step = steps(folder)
+    cluster.until("another start", lambda: starts(folder) > begun)
     cluster.until("more steps", lambda: steps(folder) > step)
     return time.monotonic() - began

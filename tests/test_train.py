@@ -31,7 +31,8 @@ def test_help_is_there_at_once_and_without_torch(launch: Callable[..., Done]) ->
 
 
 def test_no_room_of_the_launcher_imports_torch(launch: Callable[..., Done]) -> None:
-    rooms = [f"launch.{path.stem}" for path in (REPOSITORY / "launch").glob("*.py") if path.stem != "__init__"]
+    paths = [path.relative_to(REPOSITORY).with_suffix("") for path in (REPOSITORY / "launch").rglob("*.py")]
+    rooms = [".".join(path.parts) for path in paths if path.name != "__init__"]
     code = f"import importlib, sys\nfor room in {rooms}: importlib.import_module(room)\nprint('torch' in sys.modules)"
     done = launch([sys.executable, "-c", code], PYTHONPATH=str(REPOSITORY))
     assert done.out == "False\n", done.err

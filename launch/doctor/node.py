@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from launch import node_facts, reach
+from launch.doctor import facts, reach
+from launch.doctor.messages import Message, Unpacker, pack
 from launch.hardware import REPOSITORY
-from launch.messages import Message, Unpacker, pack
 
 SHARED_SECONDS = 5.0  # a network file system shows another node's file that much later
 _WORDS_KEPT = 300
@@ -41,7 +41,7 @@ def serve(reader: IO[str], writer: IO[str], node: int) -> int:
             address, unknown = reach.own_address(asked.value["head"])
             listener = _listen(node, address)
             place = {"address": address, "port": listener.port if listener else 0, "probe_port": _free_port(address)}
-            say("facts", place | {"head_problem": unknown} | _link(address) | node_facts.collect(asked.value))
+            say("facts", place | {"head_problem": unknown} | _link(address) | facts.collect(asked.value))
         elif asked.kind == "reach":
             others = {
                 int(key): (where[0], where[1]) for key, where in asked.value["places"].items() if int(key) != node

@@ -6,7 +6,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from launch import doctor_node, doctor_nodes
+from launch.doctor import node as node_side
+from launch.doctor import nodes as coordinator
 from trainer import rank_env
 
 _PORTS_AFTER = 32  # a few above the port where the ranks meet: both sides can work them out
@@ -23,10 +24,10 @@ class Meeting:
     word: str
     """by which the machines of one start know each other"""
 
-    def gather(self, nodes: doctor_nodes.Nodes, until: float) -> None:
+    def gather(self, nodes: coordinator.Nodes, until: float) -> None:
         """The other machines' processes, as many as call in time (monotonic seconds)."""
         if self.nodes > 1:
-            for connection in doctor_nodes.callers(self.address, self.ports, self.word, self.nodes - 1, until):
+            for connection in coordinator.callers(self.address, self.ports, self.word, self.nodes - 1, until):
                 nodes.connect(connection)
 
 
@@ -50,7 +51,7 @@ def serve(seconds: float) -> int:
     if rank_env.read().local_rank:
         return 0
     own = meeting()
-    connection = doctor_nodes.call(own.address, own.ports, own.word, time.monotonic() + seconds / 2)
+    connection = coordinator.call(own.address, own.ports, own.word, time.monotonic() + seconds / 2)
     if isinstance(connection, str):
         name = os.uname().nodename
         print(
@@ -60,4 +61,4 @@ def serve(seconds: float) -> int:
         )
         return 1
     with connection:
-        return doctor_node.serve(connection.makefile("r"), connection.makefile("w"), own.place)
+        return node_side.serve(connection.makefile("r"), connection.makefile("w"), own.place)

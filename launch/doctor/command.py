@@ -1,6 +1,6 @@
 """`samecurve doctor`: what will go wrong on this machine, in this job, or among torchrun's ranks; in under a minute.
 
-Measures (launch/doctor_node.py on each node, trainer/probe.py as each rank), then judges (launch/diagnosis.py).
+Measures (launch/doctor/node.py on each node, trainer/probe.py as each rank), then judges (launch/doctor/diagnosis.py).
 """
 
 import argparse
@@ -53,23 +53,23 @@ class Scene:
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """0: nothing would fail; 1: something would, named with its node; raises UserError for a wrong use."""
     if arguments.as_node is not None:
-        from launch import doctor_node
+        from launch.doctor import node
 
-        return doctor_node.serve(sys.stdin, sys.stdout, _place(arguments.as_node))
+        return node.serve(sys.stdin, sys.stdout, _place(arguments.as_node))
     if arguments.timeout_seconds < _LEAST_SECONDS:
         raise ConfigError(f"--timeout-seconds {arguments.timeout_seconds:g}: wanted {_LEAST_SECONDS:g} or more")
     for option, value in (("--ranks", arguments.ranks), ("--nodes", arguments.nodes)):
         if value is not None and value < 1:
             raise WorldError(f"{option} {value}: wanted 1 or more")
     if "RANK" in os.environ:
-        from launch import doctor_torchrun
+        from launch.doctor import torchrun
 
-        if not doctor_torchrun.is_first():
-            return doctor_torchrun.serve(arguments.timeout_seconds)
+        if not torchrun.is_first():
+            return torchrun.serve(arguments.timeout_seconds)
     elif "SLURM_JOB_ID" not in os.environ and (arguments.nodes or arguments.partition):
-        from launch import doctor_job
+        from launch.doctor import job
 
-        return doctor_job.submit(arguments, overrides)
+        return job.submit(arguments, overrides)
     from launch import forecast  # late: 0.1 s
 
     return _look_and_tell(arguments, forecast.load(arguments.config, overrides))
@@ -81,7 +81,7 @@ def _place(given: int) -> int:
 
 
 def _look_and_tell(arguments: argparse.Namespace, config: Any) -> int:
-    from launch import diagnosis, findings
+    from launch.doctor import diagnosis, findings
 
     begin = time.monotonic()
     scene = _scene(arguments, config, look())
@@ -104,22 +104,23 @@ def _scene(arguments: argparse.Namespace, config: Any, machine: Machine) -> Scen
     device = config.train.device
     gpus = arguments.gpus_per_node
     if "RANK" in os.environ:
-        from launch import doctor_torchrun
+        from launch.doctor import torchrun
 
-        meeting = doctor_torchrun.meeting()
+        meeting = torchrun.meeting()
         ranks = meeting.ranks_per_node
         names = tuple(f"node {place}" for place in range(meeting.nodes))
         on_gpu = device == "cuda" or (device == "auto" and machine.gpus > 0)
         gpus = (ranks if on_gpu else 0) if gpus is None else gpus
         return Scene(names, meeting.address, ranks, gpus, (_server(machine, 0),), meeting)
     if "SLURM_JOB_ID" in os.environ:
-        from launch import batch, doctor_job, slurm
+        from launch import batch, slurm
+        from launch.doctor import job
 
         given = slurm.allocation()
         if arguments.nodes and arguments.nodes != len(given.nodes):
             raise WorldError(f"--nodes {arguments.nodes}, but this job has {len(given.nodes)}; leave the option away")
         gpus = given.gpus_per_node if gpus is None else gpus
-        srun = doctor_job.srun(given, _server(machine, -1))
+        srun = job.srun(given, _server(machine, -1))
         ranks = arguments.ranks or given.ranks_per_node
         return Scene(given.nodes, batch.node_address(given.nodes[0]), ranks, gpus, (srun,))
     on_gpu = machine.gpus > 0 and device != "cpu"
@@ -162,15 +163,15 @@ def _asked(arguments: argparse.Namespace, config: Any, scene: Scene) -> dict[str
 
 def _examine(scene: Scene, asked: dict[str, Any], arguments: argparse.Namespace, until: float) -> Any:
     """Asks all nodes, in a limited time. Nothing of it is left on any node, nor in the run folder."""
-    from launch import doctor_job
-    from launch.doctor_nodes import Nodes
-    from launch.examination import Examination
+    from launch.doctor import job
+    from launch.doctor.examination import Examination
+    from launch.doctor.nodes import Nodes
 
     nodes = Nodes(range(len(scene.names)))
     token = Token(Path(asked["run_root"]))
     try:
         for command in scene.commands:
-            nodes.start(command, doctor_job.environment())
+            nodes.start(command, job.environment())
         if scene.meeting is not None:
             scene.meeting.gather(nodes, time.monotonic() + _FACTS_PART * arguments.timeout_seconds / 2)
         facts = nodes.ask("facts", asked, until - (1 - _FACTS_PART) * arguments.timeout_seconds)
@@ -226,7 +227,7 @@ class Token:
 
     def answers(self, reach: dict[int, Any]) -> frozenset[int]:
         """The nodes whose answer is seen here; one that says it left one has the time a network file system takes."""
-        from launch.doctor_node import SHARED_SECONDS
+        from launch.doctor.node import SHARED_SECONDS
 
         until = time.monotonic() + SHARED_SECONDS
         left = {node for node, found in reach.items() if not found["shared"]}

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.doctor.reach import can_connect
 from launch.hardware import installed_gpus, visible_gpus
-from launch.reach import can_connect
 from trainer import rank_env
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "safetensors", "pillow", "scikit-learn")
@@ -30,7 +30,7 @@ _TOOL_SECONDS = 10.0
 
 
 def collect(request: Mapping[str, Any]) -> dict[str, Any]:
-    """request: what launch/doctor.py asks; paths are absolute. Sizes in bytes, clock in seconds since 1970."""
+    """request: what launch/doctor/command.py asks; paths are absolute. Sizes in bytes, clock in seconds since 1970."""
     facts: dict[str, Any] = {
         "name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "versions": versions(),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from launch.messages import Message, Unpacker, pack
+from launch.doctor.messages import Message, Unpacker, pack
 
 _END_SECONDS = 5.0
 _CALL_AGAIN_SECONDS = 0.2

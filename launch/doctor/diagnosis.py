@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch import speeds
-from launch.examination import Examination
-from launch.findings import Finding
+from launch.doctor import speeds
+from launch.doctor.examination import Examination
+from launch.doctor.findings import Finding
 
 _MUST_BE_SAME = ("torch", "torchvision", "accelerate")  # of others a difference is a warning
 _SKEW_WARNING_SECONDS, _SKEW_FAIL_SECONDS = 2.0, 60.0

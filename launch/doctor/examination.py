@@ -1,4 +1,4 @@
-"""All that was measured of all nodes, as one value. Who looked is launch/doctor.py, who judges launch/diagnosis.py."""
+"""All that was measured of all nodes, as one value. Who looked is command.py, who judges diagnosis.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ class Examination:
     asked: Mapping[str, Any]
     """what the run needs: gpus_per_node, ranks_per_node, device, run_root, data, wandb, workers, seconds, settings"""
     facts: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """of launch/node_facts.py, with `heard_at` by this machine's clock"""
+    """of launch/doctor/facts.py, with `heard_at` by this machine's clock"""
     reach: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """`unreachable`: other node, reason; `shared`: why it could not answer in the run folder"""
     answered: frozenset[int] = frozenset()
@@ -24,7 +24,7 @@ class Examination:
     probed: tuple[int, ...] | None = None
     """nodes whose ranks were measured, in the order of the ranks; None: not asked for"""
     ranks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """of launch/doctor_node.py's probe, by rank among the probed"""
+    """of launch/doctor/node.py's probe, by rank among the probed"""
 
     def name(self, node: int) -> str:
         """A node's name for people; two of the same name have their place besides."""

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launch.examination import Examination
-from launch.findings import Finding
+from launch.doctor.examination import Examination
+from launch.doctor.findings import Finding
 from trainer import pairs
 
 _SLOW = 0.5  # of the median: all ranks would wait for this one half of their time
@@ -82,7 +82,7 @@ def _ended(
 def _products(
     exam: Examination, said: Mapping[int, list[dict[str, Any]]], node_of: Mapping[int, int]
 ) -> Iterator[Finding]:
-    products = {rank: entry for rank, lines in said.items() if (entry := _first(lines, "product"))}
+    products = {rank: entry for rank, lines in sorted(said.items()) if (entry := _first(lines, "product"))}
     if not products:
         return
     middle = statistics.median_high([entry["flops"] for entry in products.values()])
