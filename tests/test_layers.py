@@ -42,12 +42,23 @@ LAYERS = [
     {"main", "compare"},
     {"verify"},
 ]
+LAUNCH_LAYERS = [
+    {"hardware", "plan", "slurm", "relay", "table", "doctor.reach", "doctor.messages", "doctor.findings"},
+    {"forecast", "jobs", "attempts", "results", "doctor.facts", "doctor.examination", "doctor.nodes"},
+    {"train", "points", "records", "doctor.node", "doctor.speeds", "doctor.job"},
+    {"runs", "node", "submit", "batch", "doctor.diagnosis", "doctor.torchrun"},
+    {"status", "sweep", "doctor.command"},
+    {"logs", "stop"},
+    {"main"},
+]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
+LAUNCH_LAYER_OF = {name: height for height, names in enumerate(LAUNCH_LAYERS) for name in names}
 FILES = sorted((REPOSITORY / "trainer").rglob("*.py"))
+LAUNCH_FILES = sorted((REPOSITORY / "launch").rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(REPOSITORY / "trainer").with_suffix("").parts
+def name_of(path: Path, top: str = "trainer") -> str:
+    parts = path.relative_to(REPOSITORY / top).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
@@ -77,8 +88,18 @@ def test_a_file_imports_lower_layers_only(path: Path) -> None:
             assert LAYER_OF[other] < LAYER_OF[own], f"{own} imports {other}, which is not below it"
 
 
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: name_of(path, "launch"))
+def test_a_file_of_the_launcher_imports_lower_layers_only(path: Path) -> None:
+    own = name_of(path, "launch")
+    for imported in imports_of(path):
+        other = imported.removeprefix("launch.")
+        if imported.startswith("launch.") and other in LAUNCH_LAYER_OF and own not in ("", "doctor"):
+            assert LAUNCH_LAYER_OF[other] < LAUNCH_LAYER_OF[own], f"{own} imports {other}, which is not below it"
+
+
 def test_every_file_has_a_layer() -> None:
     assert {name_of(path) for path in FILES} - {""} == set(LAYER_OF)
+    assert {name_of(path, "launch") for path in LAUNCH_FILES} - {"", "doctor"} == set(LAUNCH_LAYER_OF)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
