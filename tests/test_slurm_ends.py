@@ -11,9 +11,9 @@ from test_slurm_train import QUICK
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-# Long enough to be met in the middle of an epoch of 12 steps.
-RUN = ("--config", "digits", *QUICK, "data.global_batch_size=128", "train.virtual_ranks=2", "eval.every_epochs=0")
-RUN = (*RUN, "train.epochs=200", "train.max_steps=1000", "checkpoint.every_epochs=0", "checkpoint.every_steps=50")
+# Long enough to be met in the middle of an epoch of 23 steps.
+RUN = ("--config", "digits", *QUICK, "train.virtual_ranks=2", "eval.every_epochs=0")
+RUN = (*RUN, "train.epochs=200", "train.max_steps=600", "checkpoint.every_epochs=0", "checkpoint.every_steps=50")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,13 @@ def status(folder: Path) -> dict[str, object]:
 
 def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroken: bytes) -> None:
     folder = place / "limit"
-    # SLURM looks at its clock twice a minute: the warning comes somewhere in the first half.
-    options = ("--time=1", "--signal=B:USR1@35")
-    job = cluster.train(*options, settings=(*RUN, f"run.root={place}", "run.name=limit"))
+    # SLURM looks at its clock twice a minute: the warning comes somewhere in the first half. A checkpoint at each step
+    # makes the run last longer, and changes nothing of it.
+    options, slower = ("--time=1", "--signal=B:USR1@50"), "checkpoint.every_steps=1"
+    job = cluster.train(*options, settings=(*RUN, f"run.root={place}", "run.name=limit", slower))
     cluster.until("its requeue", lambda: "Restarts=0" not in cluster.call("scontrol", "show", "job", job))
     stopped = status(folder)
-    assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 1000, cluster.logs()
+    assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 600, cluster.logs()
     # It would take as many minutes as it needs; the rest in one.
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
@@ -83,7 +84,7 @@ def test_preempted_requeued_cancelled(cluster: Cluster, place: Path, unbroken: b
 
     cluster.call("scancel", job)
     assert cluster.until_over(job) == "CANCELLED"
-    assert status(folder)["state"] == "stopped" and again < int(str(status(folder)["step"])) < 1000
+    assert status(folder)["state"] == "stopped" and again < int(str(status(folder)["step"])) < 600
 
     job = cluster.train(settings=settings)  # on one node now
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()

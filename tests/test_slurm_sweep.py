@@ -1,6 +1,7 @@
 """samecurve submit and sweep on a real cluster."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,30 +47,33 @@ def test_a_bad_setting_is_refused_before_sbatch_is_called(cluster: Cluster) -> N
 
 
 def test_submit_says_where_everything_will_be(cluster: Cluster) -> None:
-    text = cluster.call(*SAMECURVE, "submit", *RUN, "--nodes", "2", "run.name=sent")
+    text = cluster.call(*SAMECURVE, "submit", *RUN, "--cpus-per-task", "2", "run.name=sent")
     job = text.split()[1].rstrip(":")
     assert "run folder  runs/sent" in text and "samecurve stop sent" in text
     assert cluster.until_over(job) == "COMPLETED", log_of(Path("runs/sent")).read_text()
     log = log_of(Path("runs/sent"))
     assert str(log) in text and "test accuracy" in log.read_text()
-    assert json.loads(Path("runs/sent/summary.json").read_text())["world_size"] == 2
+    assert json.loads(Path("runs/sent/summary.json").read_text())["state"] == "finished"
     log.unlink()
 
 
 def test_a_sweep_whose_one_seed_fails(cluster: Cluster) -> None:
     # What lies in the folder of seed 1, put there while the array waits, is no run.
     blocked = Path("runs/swept/run-seed-1")
-    words = ("sweep", *RUN, "--slurm", "--seeds", "3", "run.name=swept")
-    assert "3 runs" in cluster.call(*SAMECURVE, *words, "--dry-run")
-    text = cluster.call(*SAMECURVE, *words, "--no-wait", "--sbatch=--begin=now+5")
+    words = (*SAMECURVE, "sweep", *RUN, "--slurm", "--seeds", "3", "run.name=swept")
+    assert "3 runs" in cluster.call(*words, "--dry-run")
+    command = [*words, "--sbatch=--begin=now+5"]
+    waiting = subprocess.Popen(command, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    cluster.until("the array", lambda: (blocked / "job.json").exists())
     (blocked / "config.yaml").write_text("run: [not, settings]\n")
-    text += cluster.call(*SAMECURVE, *words, code=1, timeout_seconds=240)
+    text, _ = waiting.communicate(timeout=240)
+    assert waiting.returncode == 1, text
     assert "2 of 3" in text and "run-seed-1: not started" in text, text
     groups = json.loads(Path("runs/swept/results.json").read_text())["groups"]
     assert groups[0]["finished"] == 2 and groups[0]["standard_deviation"] is not None
 
     (blocked / "config.yaml").unlink()
-    text = cluster.call(*SAMECURVE, *words, timeout_seconds=240)
+    text = cluster.call(*words, timeout_seconds=240)
     assert "1 runs" in text and "3 of 3" in text
     for seed in range(3):
         log_of(Path(f"runs/swept/run-seed-{seed}")).unlink()

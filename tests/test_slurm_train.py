@@ -36,7 +36,7 @@ def test_hostile_words_arrive_as_they_were_typed(cluster: Cluster) -> None:
     name = "a b'\"$(touch HACKED)`touch HACKED`\\;&|<>*?#%j\nc"
     project = "p \"$HOME\" '$(touch HACKED)'\n;exit 3"
     settings = ("--config", "digits", *QUICK, "train.max_steps=2", f"run.name={name}", f"log.project={project}")
-    job = cluster.train("--nodes=2", "--job-name=$(touch HACKED)", settings=settings)
+    job = cluster.train("--ntasks-per-node=2", "--job-name=$(touch HACKED)", settings=settings)  # through torchrun
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     folder = Path("runs") / name
     assert json.loads((folder / "summary.json").read_text())["state"] == "finished"
