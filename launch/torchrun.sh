@@ -21,6 +21,9 @@ fi
 if [ -n "${HEAD:-}" ]; then
     meeting=(--nnodes="${NODES:-1}" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}"
         --rdzv-id="${RUN_ID:-samecurve}" --rdzv-conf="last_call_timeout=${LAST_CALL_SECONDS:-5}")
+    # torchrun tells a machine that comes later nothing of the store that the first ones share (torch 2.15): it waits a
+    # minute, then both end. So the ranks of each round get a store of their own.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
     meeting=(--standalone)
 fi

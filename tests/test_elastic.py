@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,9 +65,10 @@ def step() -> int:
 
 @pytest.mark.slow
 def test_a_machine_comes_and_another_is_lost(machine: Callable[..., subprocess.Popen[bytes]], ranks: Ranks) -> None:
-    settings = [*VIRTUAL, "train.max_steps=1500", "train.epochs=100", "checkpoint.every_steps=50", "log.every_steps=5"]
+    settings = [*VIRTUAL, "train.max_steps=800", "train.epochs=100", "checkpoint.every_steps=50", "log.every_steps=5"]
     ranks.run(1, *settings, "run.name=whole", plant="")
     env = {"NODES": "1:4", "RANKS": "1", "HEAD": "127.0.0.1", "PORT": str(free_port()), "LAST_CALL_SECONDS": "1"}
+    env["SAMECURVE_PYTHON"] = sys.executable
     first = machine(*settings, "run.name=elastic", **env)
     seen(lambda: world_size() == 1 and step() > 50)
     second = machine(*settings, "run.name=elastic", **env)
