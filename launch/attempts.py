@@ -65,12 +65,13 @@ def decide(
 ) -> Next:
     """found: what the ranks left (trainer/outcome.py); code: of the command that ran them; received: the signal that
     the job got, if any; step: of the newest checkpoint now; limit: attempts without progress that are too many."""
-    stuck = 0 if step > record.step else record.without_progress + 1
+    cut_short = received == signal.SIGTERM  # by SLURM; no fault of the run's
+    stuck = 0 if step > record.step else record.without_progress + (not cut_short)
     record = replace(record, attempts=record.attempts + 1, without_progress=stuck, step=max(step, record.step))
     if found is not None and found[0] in (0, 2):
         done = "finished" if found[0] == 0 else f"not to be repeated: {found[1]}"
         return Next("end", found[0], done, record)
-    if received == signal.SIGTERM:
+    if cut_short:
         why = "SLURM ends this job (scancel, a preempting job or scontrol requeue), with a checkpoint"
         return Next("end", STOPPED, why if found else "SLURM ended this job before the ranks could save", record)
     time_is_over = received is not None or (found is not None and found[1] == stop.JOB_END)

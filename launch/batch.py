@@ -16,6 +16,7 @@ from launch.attempts import Next, Record
 from launch.forecast import Layout
 from launch.hardware import Machine, look
 from launch.plan import LaunchPlan, Variable
+from launch.relay import Relay
 from launch.slurm import Allocation
 from launch.train import named, threads, torchrun_variables
 from trainer import outcome
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """The job, to its end or until it is queued again; the exit code of trainer/main.py."""
+    relay = Relay(lambda number: SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
     given = slurm.allocation()
     overrides = points.of_task(arguments.points, given.array_task, arguments.config, overrides)
     config = forecast.load(arguments.config, overrides)
@@ -54,10 +56,11 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     trained = [*named(arguments.config), *overrides]
     if arguments.doctor and (code := _doctor(machine, trained)):
         return code
-    return _attempts(config, machine, given, layout, trained, record, arguments.max_restarts)
+    return _attempts(relay, config, machine, given, layout, trained, record, arguments.max_restarts)
 
 
 def _attempts(
+    relay: Relay,
     config: RunConfig,
     machine: Machine,
     given: Allocation,
@@ -66,10 +69,7 @@ def _attempts(
     record: Record,
     limit: int,
 ) -> int:
-    from launch.relay import Relay  # late: psutil
-
     folder = RunFolder(config.folder)
-    relay = Relay(lambda number: SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
     path = folder.path / f".outcome-{given.job_id}.json"
     head = node_address(given.nodes[0])
     while True:

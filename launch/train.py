@@ -11,7 +11,7 @@ from launch.forecast import Layout
 from launch.hardware import Machine, look
 from launch.plan import LaunchPlan, Variable
 from trainer import outcome
-from trainer.errors import WorldError
+from trainer.errors import ConfigError, WorldError
 from trainer.settings import RunConfig
 
 # As long as a step and a save may take; torchrun's own 30 s would lose them.
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans, and runs unless it is a dry run; the exit code of trainer/main.py."""
+    if arguments.max_restarts < 0:
+        raise ConfigError(f"--max-restarts {arguments.max_restarts}: wanted 0 or more")
     config = forecast.load(arguments.config, overrides)
     machine = look()
     layout = choose(config, machine, arguments.ranks)
@@ -118,7 +120,7 @@ def run(plan: LaunchPlan, folder: Path) -> int:
 
 def ended(code: int, found: tuple[int, str] | None, folder: Path) -> int:
     """The exit code of the ranks; a last line after whatever torchrun has said of a failure."""
-    if found is not None and (found[0] or code == 0):
+    if found is not None:
         if found[0] == 2:
             print(f"samecurve: {found[1]}", file=sys.stderr)
         return found[0]

@@ -48,6 +48,11 @@ def test_attempts_without_progress_come_to_an_end() -> None:
     assert record.attempts == 8 and record.without_progress == 3 and "3 times in a row" in then.why
 
 
+def test_what_slurm_cuts_short_is_not_counted() -> None:
+    assert decide((75, "SIGTERM"), 1, TERM, replace(NEW, without_progress=2), 0, limit=3).record.without_progress == 2
+    assert decide((75, "SIGUSR1"), 1, USR1, replace(NEW, without_progress=2), 0, limit=3).action == "end"
+
+
 def test_a_job_remembers_its_own_attempts_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     replace(NEW, attempts=2, without_progress=1, step=7).write(folder)
