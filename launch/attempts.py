@@ -47,9 +47,9 @@ class Record:
 
 
 def step_of(folder: RunFolder) -> int:
-    """The step of the newest checkpoint, as status.json has it."""
-    status: Any = folder.read_json("status.json")
-    return int(status["step"]) if status else 0
+    """The step of the newest checkpoint, by its name; 0 where there is none."""
+    names = [path.name for path in folder.checkpoints.glob("step-*")] if folder.checkpoints.is_dir() else []
+    return max((int(name[5:]) for name in names if name[5:].isdecimal()), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,10 @@ def decide(
     if cut_short:
         why = "SLURM ends this job (scancel, a preempting job or scontrol requeue), with a checkpoint"
         return Next("end", STOPPED, why if found else "SLURM ended this job before the ranks could save", record)
-    time_is_over = received is not None or (found is not None and found[1] == stop.JOB_END)
-    if found is not None and not time_is_over:
-        return Next("end", found[0], f"stopped by {found[1]}, with a checkpoint", record)
+    # With a grace time SLURM tells the ranks of a preemption, and this job only when that is over.
+    time_is_over = received == signal.SIGUSR1 or (found is not None and found[1] in (stop.JOB_END, "SIGTERM"))
+    if not time_is_over and (found is not None or received is not None):
+        return Next("end", STOPPED, f"stopped by {found[1] if found else signal.Signals(received or 0).name}", record)
     what = "the time of this job is over" if time_is_over else f"the ranks ended before their time (code {code})"
     if stuck >= limit:
         why = f"{what}, {stuck} times in a row without a newer checkpoint than step {step:,}: given up"

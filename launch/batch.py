@@ -5,11 +5,11 @@ SLURM's warning before the time limit (SIGUSR1) is passed on; the ranks save, an
 
 import argparse
 import os
-import shlex
+import signal
 import socket
 import sys
 import time
-from signal import SIGUSR1
+from collections.abc import Sequence
 
 from launch import attempts, forecast, points, slurm
 from launch.attempts import Next, Record
@@ -20,14 +20,14 @@ from launch.relay import Relay
 from launch.slurm import Allocation
 from launch.train import named, threads, torchrun_variables
 from trainer import outcome
-from trainer.errors import WorldError
+from trainer.errors import FolderError, WorldError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
 
 _PORTS = range(20000, 30000)  # below those that Linux gives to clients
 _REQUEUE_SECONDS = 60.0
-# Of the job's tasks, where the step has one a node.
-_OF_TASKS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK")
+_FREE_SECONDS = 300.0
+_POLL_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """The job, to its end or until it is queued again; the exit code of trainer/main.py."""
-    relay = Relay(lambda number: SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
+    relay = Relay(lambda number: signal.SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
     given = slurm.allocation()
     overrides = points.of_task(arguments.points, given.array_task, arguments.config, overrides)
     config = forecast.load(arguments.config, overrides)
@@ -49,6 +49,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     layout = Layout(len(given.nodes), given.ranks_per_node, "gpu" if given.gpus_per_node else "cpu")
     forecast.check(config, layout.world_size)
     folder = RunFolder(config.folder)
+    wait_until_free(folder)
     record = Record.of(folder, given.job_id.partition("_")[0], given.array_task, given.log)
     record.write(folder)
     if not given.gpus_per_node and _gpus_of_partition():
@@ -71,17 +72,21 @@ def _attempts(
 ) -> int:
     folder = RunFolder(config.folder)
     path = folder.path / f".outcome-{given.job_id}.json"
-    head = node_address(given.nodes[0])
+    addresses = [node_address(node) for node in given.nodes[:2]]
     while True:
-        plan = make(config, machine, given, layout, trained, head, free_port(given.number), limit)
+        wait_until_free(folder)
+        plan = make(config, machine, given, layout, trained, addresses, free_port(given.number))
         print(plan, flush=True)
         path.unlink(missing_ok=True)
-        code = relay.run(plan.argv, _for_srun(plan.environment | {outcome.VARIABLE: str(path.resolve())}))
+        code = relay.run(plan.argv, slurm.for_srun(plan.environment | {outcome.VARIABLE: str(path.resolve())}))
         found = outcome.read(path)
         path.unlink(missing_ok=True)
         then = attempts.decide(found, code, relay.received, record, attempts.step_of(folder), limit)
         record = then.record
-        record.write(folder)
+        try:
+            record.write(folder)
+        except FolderError as error:  # a full disk must not keep the job from being queued again
+            print(f"samecurve: {error}", file=sys.stderr, flush=True)
         print(f"samecurve: job {given.job_id}: {then.why}", file=sys.stderr, flush=True)
         if then.action != "again":
             return _requeue(given, then) if then.action == "requeue" else then.code
@@ -93,25 +98,38 @@ def make(
     given: Allocation,
     layout: Layout,
     trained: list[str],
-    head: str,
+    addresses: Sequence[str],
     port: int,
-    max_restarts: int,
 ) -> LaunchPlan:
-    """The srun that starts one task a node. head: the first node's address; trained: arguments of trainer/main.py."""
+    """The srun that starts one task a node.
+
+    addresses: of the first two nodes; trained: arguments of trainer/main.py. torchrun starts no rank again: this job
+    does, for a torchrun that died as well, and counts.
+    """
     nodes = layout.nodes
     argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
     argv += [f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=1"]
     argv += [f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []
-    argv += shlex.split(os.environ.get("SAMECURVE_SRUN_ARGS", ""))
+    argv += slurm.words_of_site()
     argv += [machine.python, str(machine.repository / "launch" / "main.py"), "node"]
-    argv += [f"--nodes={nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={head}:{port}"]
-    argv += [f"--id={given.job_id}", f"--max-restarts={max_restarts}", *trained]
+    argv += [f"--nodes={nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={addresses[0]}:{port}"]
+    argv += [f"--second={addresses[1]}"] if nodes > 1 else []
+    argv += [f"--id={given.job_id}", *trained]
     variables = [threads(config, given.cpus_per_node, layout.ranks_per_node), *torchrun_variables()]
     if given.end_time is not None:
         why = "when SLURM ends this job: the run saves and stops before"
         variables.append(Variable("SLURM_JOB_END_TIME", str(given.end_time), why))
     title = f"job {given.job_id}: {config.run.name} on {', '.join(given.nodes)}"
     return LaunchPlan(title, tuple(argv), tuple(variables), forecast.facts(config, layout))
+
+
+def wait_until_free(folder: RunFolder) -> None:
+    """The ranks of an attempt whose node was given up may live on for a while. Raises FolderError."""
+    until = time.monotonic() + _FREE_SECONDS
+    while folder.in_use():
+        if time.monotonic() > until:
+            raise FolderError(f"a run is on in {folder.path}; wait for it, or choose another run.name")
+        time.sleep(_POLL_SECONDS)
 
 
 def free_port(job_number: int) -> int:
@@ -137,15 +155,10 @@ def port_of(job_number: int, attempt: int = 0) -> int:
 
 def node_address(node: str) -> str:
     """How SLURM itself reaches a node; its name where SLURM has nothing better."""
-    for word in slurm.call("scontrol", "show", "node", node).split():
+    for word in slurm.call_patiently("scontrol", "show", "node", node).split():
         if word.startswith("NodeAddr="):
             return word.partition("=")[2]
     return node
-
-
-def _for_srun(environment: dict[str, str]) -> dict[str, str]:
-    """What the job's own tasks were to be is not what the step's are."""
-    return {name: value for name, value in environment.items() if name not in _OF_TASKS}
 
 
 def _gpus_of_partition() -> bool:
@@ -166,7 +179,8 @@ def _doctor(machine: Machine, trained: list[str]) -> int:
 def _requeue(given: Allocation, then: Next) -> int:
     """SLURM ends this script as soon as it has queued the job again."""
     try:
-        slurm.call("scontrol", "requeue", given.job_id)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this script
+        slurm.call_patiently("scontrol", "requeue", given.job_id)
     except slurm.SlurmError as error:
         print(f"samecurve: job {given.job_id} is not queued again ({error})", file=sys.stderr, flush=True)
         return then.code

@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--ranks", type=int, required=True, help="of this node")
     parser.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="where the nodes meet")
+    parser.add_argument("--second", metavar="HOST", help="the second node")
     parser.add_argument("--id", required=True, help="of the job")
-    parser.add_argument("--max-restarts", type=int, required=True)
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -30,21 +30,20 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.nodes * arguments.ranks == 1:
         return relay.run([machine.python, *script], environment)
     argv = [machine.python, "-m", "torch.distributed.run", f"--nproc-per-node={arguments.ranks}"]
-    argv += [f"--max-restarts={arguments.max_restarts}"]
     if arguments.nodes == 1:
         return relay.run([*argv, "--standalone", *script], environment)
-    head = arguments.endpoint.rpartition(":")[0]
-    address = own_address(head)
     is_host = os.environ.get("SLURM_NODEID") == "0"
+    # A machine's own name often means loopback: the first node asks for the way to the second.
+    address = own_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])
     argv += [f"--nnodes={arguments.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={arguments.endpoint}"]
     argv += [f"--rdzv-id={arguments.id}", f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]
     return relay.run([*argv, *script], interfaces(address) | environment)
 
 
-def own_address(head: str) -> str:
-    """The address from which this node reaches the first one: that of the network that the nodes share."""
-    with socket.socket(socket.AF_INET6 if ":" in head else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((head, 9))  # nothing is sent
+def own_address(other: str) -> str:
+    """The address from which this node reaches another one: that of the network that the nodes share."""
+    with socket.socket(socket.AF_INET6 if ":" in other else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((other, 9))  # nothing is sent
         address: str = probe.getsockname()[0]
     return address
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from launch import forecast
 from trainer.errors import ConfigError
 
+_MOST_TASKS = 10_000
+
 
 def of_task(plan: str | None, task: int | None, files: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """The settings of this array task, behind those that all have. Raises ConfigError."""
@@ -33,7 +35,8 @@ def seeds(text: str) -> list[int]:
         span, _, stride = part.partition(":")
         first, dash, last = span.partition("-")
         numbers = (first, last if dash else first, stride or "1")
-        if not all(number.isdigit() for number in numbers) or stride == "0":
+        are_numbers = all(number.isdecimal() and number.isascii() and len(number) < 8 for number in numbers)
+        if not are_numbers or int(numbers[2]) == 0 or not 0 <= int(numbers[1]) - int(numbers[0]) < _MOST_TASKS:
             raise ConfigError(f"--array {text}: wanted seeds such as 0-4 or 1,3,7, and %2 behind for two at once")
         found += range(int(numbers[0]), int(numbers[1]) + 1, int(numbers[2]))
     return found

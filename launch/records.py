@@ -90,8 +90,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _starts(path: Path) -> Iterator[dict[str, Any]]:
     """What trainer/starts.py has left there."""
     file = path / "starts.jsonl"
-    if file.is_file():
-        yield from map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        found = json.loads(line)
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), int) for name in ("step", "total_steps")):
+            raise ValueError(f"{file.name} holds a line that is no start")
+        yield found
 
 
 def _job(path: Path, starts: list[dict[str, Any]]) -> Job | None:

@@ -17,7 +17,8 @@ from types import FrameType
 import psutil
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_ORPHAN_SECONDS = 60.0
 # A terminal, and whoever watches it, may send the same Ctrl-C more than once; a person who means it again waits.
 _SAME_SECONDS = 1.0
 
@@ -33,9 +34,11 @@ class Relay:
     def __init__(self, translate: Callable[[signal.Signals], signal.Signals] = _as_a_rank_knows_it) -> None:
         """translate: which signal the command gets for one that came."""
         self.received: signal.Signals | None = None
-        self._received_at = 0.0
+        self._received_at, self._is_told = 0.0, False
         self._translate = translate
         self._process: subprocess.Popen[bytes] | None = None
+        if sys.platform == "linux":  # a killed torchrun's ranks become this process's children
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
         for number in _STOPS:
             signal.signal(number, self._pass_on)
 
@@ -48,20 +51,38 @@ class Relay:
             argv, env=dict(environment), process_group=0, preexec_fn=lambda: _stop_when_gone(launcher)
         )
         self._process = command
-        if self.received is not None:  # it came between the two
-            command.send_signal(self._translate(self.received))
+        if self.received is not None:  # it came before there was one to tell
+            self._tell(self.received)
         code = command.wait()
         self._process = None
+        end_orphans()
         return code if code >= 0 else 128 - code
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), now
-            if self._process is not None:
-                self._process.send_signal(self._translate(self.received))
+            self._tell(self.received)
         elif number == signal.SIGINT and now - self._received_at > _SAME_SECONDS and self._process is not None:
             end(self._process)
+
+    def _tell(self, number: signal.Signals) -> None:
+        """Once: of this and a signal's handler both may come to it."""
+        if self._process is not None and not self._is_told:
+            self._is_told = True
+            self._process.send_signal(self._translate(number))
+
+
+def end_orphans() -> None:
+    """What a command has left when it was killed itself: told to stop, and then made to."""
+    left = psutil.Process().children(recursive=True)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, left = psutil.wait_procs(left, timeout=_ORPHAN_SECONDS)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -3,14 +3,22 @@
 import datetime
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.errors import UserError, WorldError
 
 _ANSWER_SECONDS = 60.0  # a busy controller; a client gives up by itself after about as long
+_PATIENCE_SECONDS = 90.0
+_RETRY_SECONDS = 3.0
+_AWAY = re.compile("Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE)
+# Of a job's tasks, where a step of ours has one a node.
+_OF_TASKS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK")
 
 
 class SlurmError(UserError):
@@ -39,6 +47,37 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
     return done.stdout
 
 
+def call_patiently(*argv: str) -> str:
+    """The same, again and again while the controller is away: a job must not be lost for that."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return call(*argv, timeout_seconds=_ANSWER_SECONDS / 2)
+        except SlurmError as error:
+            if not _AWAY.search(str(error)) or time.monotonic() > until:
+                raise
+        time.sleep(_RETRY_SECONDS)
+
+
+def for_srun(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the job's own tasks were to be is not what the step's are."""
+    return {name: value for name, value in environment.items() if name not in _OF_TASKS}
+
+
+def words_of_site() -> list[str]:
+    """What the site's file wants srun to be told."""
+    return shlex.split(os.environ.get("SAMECURVE_SRUN_ARGS", ""))
+
+
+def through_site(argv: Sequence[str], repository: Path) -> list[str]:
+    """sbatch's call after the site's file, where there is one: it may say what sbatch needs, such as SBATCH_ACCOUNT.
+
+    What was typed is never read by the shell.
+    """
+    site = Path(os.environ.get("SAMECURVE_SITE") or repository / "slurm" / "site.sh")
+    return ["bash", "-c", 'source "$1"; shift; exec "$@"', "samecurve", str(site), *argv] if site.is_file() else [*argv]
+
+
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """What a job has been given. Every node has the same."""
@@ -54,8 +93,6 @@ class Allocation:
     """as asked for with --ntasks-per-node: ranks a node where there are no GPUs"""
     end_time: int | None
     """when the job will be ended, in seconds since 1970; None: it has no limit, or SLURM does not say"""
-    restarts: int
-    """how often SLURM has started this job again"""
     array_task: int | None = None
     log: str = ""
     """where the job's output goes"""
@@ -74,8 +111,8 @@ def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
     # An array's last task has the array's own number, by which SLURM would mean all of them.
     task, array = env.get("SLURM_ARRAY_TASK_ID", ""), env.get("SLURM_ARRAY_JOB_ID", "")
     job_id = f"{array}_{task}" if task.isdigit() else env["SLURM_JOB_ID"]
-    text = call("scontrol", "show", "job", "--details", job_id)
-    nodes = tuple(call("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
+    text = call_patiently("scontrol", "show", "job", "--details", job_id)
+    nodes = tuple(call_patiently("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
     gpus = _gpus_of_nodes(text, len(nodes), env)
     cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE", "1"))
     _refuse_unequal("GPUs", gpus, nodes, "--gpus-per-node")
@@ -88,7 +125,6 @@ def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
         cpus_per_node=cpus[0],
         tasks_per_node=counts(env.get("SLURM_NTASKS_PER_NODE") or "1")[0],
         end_time=_end_time(text),
-        restarts=int(env.get("SLURM_RESTART_COUNT", "0") or 0),
         array_task=int(task) if task.isdigit() else None,
         log=_field(text, "StdOut"),
     )
@@ -112,7 +148,7 @@ def _gpus_of_nodes(text: str, num_nodes: int, env: Mapping[str, str]) -> list[in
         names, _, rest = line.partition(" ")
         gres = re.search(r"GRES=(\S*)", rest)
         gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,()]+)?:(\d+)\(", gres[1] if gres else ""))
-        found += [gpus] * (len(call("scontrol", "show", "hostnames", names).split()) if "[" in names else 1)
+        found += [gpus] * len(call_patiently("scontrol", "show", "hostnames", names).split())
     return found if len(found) == num_nodes else [int(env.get("SLURM_GPUS_ON_NODE", "0") or 0)] * num_nodes
 
 

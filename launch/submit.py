@@ -1,15 +1,14 @@
 """`samecurve submit`: the settings are checked here, before a job waits in a queue; then sbatch is called."""
 
 import argparse
-import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
-from launch import forecast, points, slurm
+from launch import forecast, jobs, points, slurm
 from launch.attempts import Record
 from launch.forecast import Layout
 from launch.hardware import REPOSITORY, Machine, look
+from launch.jobs import Job
 from launch.plan import LaunchPlan, Variable
 from launch.train import named
 from trainer.errors import ConfigError, FolderError
@@ -98,13 +97,18 @@ def layout_of(arguments: argparse.Namespace) -> Layout:
 def check(arguments: argparse.Namespace, tasks: list[Task]) -> None:
     """Raises UserError for what would fail after a night in the queue."""
     layout = layout_of(arguments)
-    for task in tasks:
-        device = task.config.train.device
-        if device == "cuda" and layout.device == "cpu":
+    folders = [RunFolder(task.config.folder) for task in tasks]
+    for task, folder in zip(tasks, folders, strict=True):
+        if task.config.train.device == "cuda" and layout.device == "cpu":
             raise ConfigError("train.device=cuda, but the job asks for no GPU; add --gpus-per-node")
         forecast.check(task.config, layout.world_size)
-        if RunFolder(task.config.folder).in_use():
-            raise FolderError(f"a run is on in {task.config.folder}; wait for it, or choose another run.name")
+        if folder.in_use():
+            raise FolderError(f"a run is on in {folder.path}; wait for it, or choose another run.name")
+    known = [Job(found["job_id"], found["array_task"]) for each in folders if (found := each.read_json("job.json"))]
+    queue = jobs.ask(known)
+    for job in known:
+        if queue.find(job):
+            raise FolderError(f"job {job} has this run in the queue; wait for it, or choose another run.name")
 
 
 def make(arguments: argparse.Namespace, overrides: list[str], tasks: list[Task], machine: Machine) -> LaunchPlan:
@@ -139,15 +143,7 @@ def sbatch(arguments: argparse.Namespace, machine: Machine, name: str, more: lis
     argv += [f"{more[0]}={more[1]}"] if more else []
     argv += [f"--dependency=afterok:{arguments.after}"] if getattr(arguments, "after", None) else []
     argv += arguments.sbatch
-    site = site_file(machine)
-    # That file may say what sbatch needs, such as SBATCH_ACCOUNT. What was typed is never read by the shell.
-    return ["bash", "-c", 'source "$1" && shift && exec "$@"', "samecurve", str(site), *argv] if site else argv
-
-
-def site_file(machine: Machine) -> Path | None:
-    """A user's own lines for this cluster, where there are any; slurm/site.example.sh tells of them."""
-    path = Path(os.environ.get("SAMECURVE_SITE") or machine.repository / "slurm" / "site.sh")
-    return path if path.is_file() else None
+    return slurm.through_site(argv, machine.repository)
 
 
 def variables(machine: Machine) -> tuple[Variable, ...]:

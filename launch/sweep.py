@@ -7,8 +7,8 @@ last one was: finished runs are left alone.
 import argparse
 import hashlib
 import itertools
+import os
 import shlex
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import forecast, slurm, submit
-from launch.attempts import Record
+from launch.attempts import STOPPED
 from launch.hardware import Machine, look
 from launch.plan import LaunchPlan
 from launch.results import Result, table, write_results
@@ -26,6 +26,9 @@ from trainer.folder import RunFolder
 from trainer.settings import RunConfig, schema
 
 _POLL_SECONDS = 2.0
+_JOB = "sweep-job.json"
+_OF_SLURM = {"nodes": 1, "gpus_per_node": 0, "ntasks_per_node": 1, "cpus_per_task": None, "time": None,
+             "partition": None, "at_once": None, "no_wait": False}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +66,21 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     points = points_of(base, arguments, overrides)
     machine = look()
     root = base.folder
-    check(points, arguments, machine)
+    waiting = job_of(root) if arguments.slurm else ""
+    if not waiting:
+        check(points, arguments, machine)
     if arguments.dry_run:
         print(f"samecurve sweep {base.run.name}: {len(points)} runs in {root}")
         print("\n".join(f"  {point.name}: {shlex.join(point.settings)}" for point in points))
         return 0
-    keep_plan(root, points)
-    wait = True
-    if arguments.slurm:
-        wait = queue(arguments, overrides, points, machine) and not arguments.no_wait
-        if wait:
-            until_over(root)
+    keep_plan(root, points, waiting)
+    if not arguments.slurm:
+        if code := run_here(arguments, overrides, points, machine):
+            return code
     else:
-        run_here(arguments, overrides, points, machine)
-    if not wait:
-        return 0
+        job_id = waiting or queue(arguments, overrides, points, machine)
+        if arguments.no_wait or not until_over(job_id):
+            return 0 if arguments.no_wait else STOPPED
     results = [Result.of(point.group, point.config) for point in points]
     write_results(root, results)
     table(base.run.name, results)
@@ -133,18 +136,32 @@ def folder_name(group: str) -> str:
 
 def check(points: list[Point], arguments: argparse.Namespace, machine: Machine) -> None:
     """Raises UserError before the first run is started."""
+    names = [point.name for point in points]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"--grid gives run {twice} twice; name each value once")
+    if arguments.slurm:
+        submit.check(arguments, [submit.Task(None, point.config) for point in points if not is_finished(point)])
+        return
+    if alone := [f"--{name.replace('_', '-')}" for name in _OF_SLURM if getattr(arguments, name) != _OF_SLURM[name]]:
+        raise ConfigError(f"{', '.join(alone)}: only a SLURM job has that; add --slurm")
     for point in points:
-        size = (
-            submit.layout_of(arguments) if arguments.slurm else choose(point.config, machine, arguments.ranks)
-        ).world_size
-        forecast.check(point.config, size)
+        forecast.check(point.config, choose(point.config, machine, arguments.ranks).world_size)
 
 
-def keep_plan(root: Path, points: list[Point]) -> None:
-    """sweep.json: which run is what. Raises FolderError when the folder has a run, or cannot be written."""
+def keep_plan(root: Path, points: list[Point], waiting: str) -> None:
+    """sweep.json: which run is what; tasks that wait or run read it. waiting: their job.
+
+    Raises FolderError when the folder has a run, or a job with another plan, or cannot be written.
+    """
     if (root / "config.yaml").exists():
         raise FolderError(f"{root} already holds a run; choose another run.name for the sweep")
-    plan = {"points": [{"name": point.name, "group": point.group, "settings": point.settings} for point in points]}
+    plan = {
+        "points": [{"name": point.name, "group": point.group, "settings": list(point.settings)} for point in points]
+    }
+    if waiting:
+        if RunFolder(root).read_json("sweep.json") != plan:
+            raise FolderError(f"job {waiting} has other points of {root} in the queue; wait, or take another run.name")
+        return
     try:
         root.mkdir(parents=True, exist_ok=True)
         RunFolder(root).write_json("sweep.json", plan)
@@ -157,8 +174,11 @@ def is_finished(point: Point) -> bool:
     return bool(status) and status["state"] == "finished"
 
 
-def run_here(arguments: argparse.Namespace, overrides: list[str], points: list[Point], machine: Machine) -> None:
-    """One after another; Ctrl-C ends the sweep with the run that is on, which saves."""
+def run_here(arguments: argparse.Namespace, overrides: list[str], points: list[Point], machine: Machine) -> int:
+    """One after another; a signal ends the sweep with the run that is on, which saves: then STOPPED, else 0."""
+    from launch.relay import Relay  # late: psutil
+
+    relay = Relay()
     for number, point in enumerate(points, start=1):
         print(
             f"run {number} of {len(points)}: {point.name}" + (" is finished" if is_finished(point) else ""), flush=True
@@ -167,26 +187,19 @@ def run_here(arguments: argparse.Namespace, overrides: list[str], points: list[P
             continue
         argv = [machine.python, str(machine.repository / "launch" / "main.py"), "train", *named(arguments.config)]
         argv += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
-        command = subprocess.Popen([*argv, *overrides, *point.settings])
-        try:
-            code = command.wait()
-        except KeyboardInterrupt:  # the terminal has told the run too
-            command.wait()
-            raise ConfigError("the sweep was stopped; the same command goes on with it") from None
-        if code == 75:
-            raise ConfigError(f"the sweep ends with run {point.name}, which was stopped; the same command goes on")
+        code = relay.run([*argv, *overrides, *point.settings], os.environ)
+        if relay.received or code == STOPPED:
+            print(f"the sweep ends with run {point.name}, which was stopped; the same command goes on", file=sys.stderr)
+            return STOPPED
+    return 0
 
 
-def queue(arguments: argparse.Namespace, overrides: list[str], points: list[Point], machine: Machine) -> bool:
-    """One array of the runs that are not finished, nor in the queue; whether there is anything to wait for."""
+def queue(arguments: argparse.Namespace, overrides: list[str], points: list[Point], machine: Machine) -> str:
+    """One array of the runs that are not finished; its job id, or nothing when all are."""
     open_points = [number for number, point in enumerate(points) if not is_finished(point)]
     root = points[0].config.folder.parent
-    record = RunFolder(root).read_json("job.json")
-    if record and in_queue(record["job_id"]):
-        print(f"job {record['job_id']} of this sweep is in the queue")
-        return True
     if not open_points:
-        return True
+        return ""
     limit = f"%{arguments.at_once}" if arguments.at_once else ""
     array = ",".join(map(str, open_points)) + limit
     argv = submit.sbatch(arguments, machine, root.name, ["--array", array])
@@ -195,9 +208,18 @@ def queue(arguments: argparse.Namespace, overrides: list[str], points: list[Poin
     argv += ["--doctor"] if arguments.doctor else []
     plan = LaunchPlan(f"samecurve sweep {root.name}", tuple(argv), submit.variables(machine))
     job_id, log = submit.submit(plan, [submit.Task(number, points[number].config) for number in open_points])
-    Record(job_id, None, log).write(RunFolder(root))
+    RunFolder(root).write_json(_JOB, {"job_id": job_id})
     print(f"job {job_id}: {len(open_points)} runs; logs {log}; to stop all: scancel {job_id}", flush=True)
-    return True
+    return job_id
+
+
+def job_of(root: Path) -> str:
+    """The job of this sweep that is in the queue, or nothing."""
+    record: Any = RunFolder(root).read_json(_JOB)
+    if not record or not in_queue(record["job_id"]):
+        return ""
+    print(f"job {record['job_id']} of this sweep is in the queue")
+    return str(record["job_id"])
 
 
 def in_queue(job_id: str) -> bool:
@@ -205,12 +227,12 @@ def in_queue(job_id: str) -> bool:
     return job_id in slurm.call("squeue", "--me", "-h", "-o", "%F").split()
 
 
-def until_over(root: Path) -> None:
-    """Waits for the array. Ctrl-C leaves it in the queue."""
-    record: Any = RunFolder(root).read_json("job.json")
+def until_over(job_id: str) -> bool:
+    """Waits for the array; whether to the end. Ctrl-C leaves it in the queue."""
     try:
-        while record and in_queue(record["job_id"]):
+        while job_id and in_queue(job_id):
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        print(f"\njob {record['job_id']} goes on; the same command waits for it again", file=sys.stderr)
-        raise ConfigError("not waited for to the end") from None
+        print(f"\njob {job_id} goes on; the same command waits for it again", file=sys.stderr)
+        return False
+    return True

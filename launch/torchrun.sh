@@ -29,5 +29,9 @@ else
 fi
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+if [ -z "${SAMECURVE_OUTCOME:-}" ]; then # where ranks leave that a mistake is not to be repeated
+    SAMECURVE_OUTCOME=$(mktemp -d "${TMPDIR:-/tmp}/samecurve-XXXXXX")/outcome.json
+    export SAMECURVE_OUTCOME
+fi
 exec "$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" "$here/../trainer/main.py" "$@"

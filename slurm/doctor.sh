@@ -10,12 +10,17 @@
 set -euo pipefail
 
 # $0 is a copy of this file in a spool folder; SLURM knows where it came from.
-script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-home=${SAMECURVE_HOME:-${script%%/slurm/doctor.sh*}}
-site=${SAMECURVE_SITE:-$home/slurm/site.sh}
+if [ -z "${SAMECURVE_HOME:-}" ]; then
+    script=$(scontrol show job "$SLURM_JOB_ID" | awk '!found && sub(/^ *Command=/, "") { print; found = 1 }')
+    SAMECURVE_HOME=${script%%/slurm/doctor.sh*}
+fi
+export SAMECURVE_HOME
+site=${SAMECURVE_SITE:-$SAMECURVE_HOME/slurm/site.sh}
 if [ -f "$site" ]; then
+    set +eu # such files are not written for them
     # shellcheck disable=SC1090
     source "$site"
+    set -eu
 fi
 python=${SAMECURVE_PYTHON:-$(command -v python || command -v python3)}
-exec "$python" "$home/launch/main.py" doctor "$@"
+exec "$python" "$SAMECURVE_HOME/launch/main.py" doctor "$@"

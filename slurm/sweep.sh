@@ -7,6 +7,9 @@
 #SBATCH --requeue
 set -euo pipefail
 
-script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p' | head -n 1)
-export SAMECURVE_HOME=${SAMECURVE_HOME:-${script%%/slurm/sweep.sh*}}
+if [ -z "${SAMECURVE_HOME:-}" ]; then
+    script=$(scontrol show job "$SLURM_JOB_ID" | awk '!found && sub(/^ *Command=/, "") { print; found = 1 }')
+    SAMECURVE_HOME=${script%%/slurm/sweep.sh*}
+fi
+export SAMECURVE_HOME
 exec bash "$SAMECURVE_HOME/slurm/train.sh" "$@"

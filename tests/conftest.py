@@ -31,7 +31,7 @@ SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false"]
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees this user's keys, settings or run folders, nor the process state an earlier test left."""
     for name in os.environ:
-        if name.startswith(("WANDB_", "ACCELERATE_", "SLURM_")) or name in (
+        if name.startswith(("WANDB_", "ACCELERATE_", "SLURM_", "SBATCH_", "SAMECURVE_")) or name in (
             "RANK",
             "WORLD_SIZE",
             "LOCAL_RANK",

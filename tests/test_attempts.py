@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.attempts import Record, decide
+from launch.attempts import Record, decide, step_of
 from trainer import stop
 from trainer.folder import RunFolder
 
@@ -26,6 +26,9 @@ USR1, TERM = signal.SIGUSR1, signal.SIGTERM
         ((75, "the time limit"), 0, None, "end", 75),  # the run's own, which its user has set
         ((75, "the file `stop` in the run folder"), 0, None, "end", 75),
         ((75, "SIGTERM"), 1, TERM, "end", 75),  # SLURM queues it again by itself, or was told not to
+        ((75, "SIGTERM"), 1, None, "requeue", 1),  # preempted, with a grace time: the job itself is told later
+        ((75, "SIGUSR1"), 1, signal.SIGINT, "end", 75),  # a person, by scancel --batch --signal=INT
+        (None, 130, signal.SIGINT, "end", 75),
         (None, 143, TERM, "end", 75),
         (None, 1, None, "again", 1),
         (None, 1, USR1, "requeue", 1),  # before the ranks could listen
@@ -57,5 +60,9 @@ def test_a_job_remembers_its_own_attempts_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     replace(NEW, attempts=2, without_progress=1, step=7).write(folder)
     assert Record.of(folder, "12", None, "12.log").without_progress == 1
-    folder.write_json("status.json", {"state": "stopped", "step": 90, "reason": ""})
+    folder.write_json("status.json", {"state": "failed", "step": 190, "reason": "no checkpoint of that step"})
+    for step in (80, 90):
+        (folder.checkpoints / f"step-{step:08}").mkdir(parents=True)
+    (folder.checkpoints / "step-00000100.partial").mkdir()
+    assert step_of(folder) == 90
     assert Record.of(folder, "13", None, "13.log") == Record("13", None, "13.log", step=90)

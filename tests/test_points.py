@@ -14,7 +14,7 @@ def test_seeds_are_what_slurm_makes_of_them() -> None:
     assert points.seeds("0-8:4,11") == [0, 4, 8, 11] and points.seeds("5") == [5]
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "1;2", "$(id)", "0-4:0"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-3", "1;2", "$(id)", "0-4:0", "5-3", "²", "0-99999999"])
 def test_what_is_no_array_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="wanted seeds such as 0-4"):
         points.seeds(text)

@@ -26,9 +26,11 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
 
     def scontrol(nodes: str) -> None:
         def call(*argv: str) -> str:
-            return "n1\nn2\n" if argv[2] == "hostnames" else JOB.format(nodes=nodes)
+            if argv[2] != "hostnames":
+                return JOB.format(nodes=nodes)
+            return "n1\nn2\n" if argv[3] in ("n[1-2]", "n1,n2") else f"{argv[3]}\n"
 
-        monkeypatch.setattr(slurm, "call", call)
+        monkeypatch.setattr(slurm, "call_patiently", call)
 
     return scontrol
 
@@ -41,9 +43,9 @@ def test_counts_of_nodes_are_read() -> None:
 
 def test_what_a_job_was_given(answer: Answer) -> None:
     answer("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=gpu:h100:8(IDX:0-7)")
-    given = slurm.allocation(ENV | {"SLURM_NTASKS_PER_NODE": "4", "SLURM_RESTART_COUNT": "2"})
+    given = slurm.allocation(ENV | {"SLURM_NTASKS_PER_NODE": "4"})
     assert (given.job_id, given.number, given.nodes) == ("7", 7, ("n1", "n2"))
-    assert (given.gpus_per_node, given.cpus_per_node, given.tasks_per_node, given.restarts) == (8, 16, 4, 2)
+    assert (given.gpus_per_node, given.cpus_per_node, given.tasks_per_node) == (8, 16, 4)
     assert given.ranks_per_node == 8 and given.array_task is None and given.log == "/tmp/a b/out-7.log"
     assert given.end_time is not None
 
@@ -58,7 +60,7 @@ def test_nodes_that_differ_are_refused(answer: Answer) -> None:
     answer("Nodes=n1 CPU_IDs=0 Mem=1 GRES=gpu:2(IDX:0-1)\n     Nodes=n2 CPU_IDs=0 Mem=1 GRES=gpu:1(IDX:0)")
     with pytest.raises(WorldError, match=r"different numbers of GPUs \(n1: 2, n2: 1\).*--gpus-per-node"):
         slurm.allocation(ENV)
-    answer("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=")
+    answer("Nodes=n1,n2 CPU_IDs=0-15 Mem=128000 GRES=")
     with pytest.raises(WorldError, match=r"different numbers of CPU cores \(n1: 16, n2: 8\)"):
         slurm.allocation(ENV | {"SLURM_JOB_CPUS_PER_NODE": "16,8"})
     with pytest.raises(WorldError, match="heterogeneous"):
@@ -75,3 +77,19 @@ def test_a_command_that_is_not_there_is_told() -> None:
         slurm.call("no-such-sbatch")
     with pytest.raises(slurm.SlurmError, match="exit code 3"):
         slurm.call("bash", "-c", "exit 3")
+
+
+def test_a_controller_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["slurm_load_jobs error: Unable to contact slurm controller", "Socket timed out on send/recv", ""]
+
+    def call(*argv: str, timeout_seconds: float) -> str:
+        if problem := answers.pop(0):
+            raise slurm.SlurmError(problem)
+        return "well"
+
+    monkeypatch.setattr(slurm, "call", call)
+    monkeypatch.setattr(slurm, "_RETRY_SECONDS", 0.0)
+    assert slurm.call_patiently("scontrol", "requeue", "7") == "well" and not answers
+    answers.append("Requested operation is presently disabled")
+    with pytest.raises(slurm.SlurmError, match="presently disabled"):
+        slurm.call_patiently("scontrol", "requeue", "7")

@@ -10,6 +10,7 @@ import pytest
 from conftest import REPOSITORY, SMALL, Done
 
 from launch import forecast, main, sweep
+from launch.hardware import Machine
 from launch.results import Result, summary_of
 from trainer.errors import ConfigError, FolderError
 
@@ -64,7 +65,30 @@ def test_a_folder_of_a_run_is_no_place_for_a_sweep() -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()
     with pytest.raises(FolderError, match="already holds a run"):
-        sweep.keep_plan(folder, points("--seeds", "2"))
+        sweep.keep_plan(folder, points("--seeds", "2"), "")
+
+
+def test_a_plan_that_a_job_reads_is_not_changed() -> None:
+    folder = Path("runs/digits")
+    sweep.keep_plan(folder, points("--seeds", "2"), "")
+    sweep.keep_plan(folder, points("--seeds", "2"), "17")
+    with pytest.raises(FolderError, match="job 17 has other points"):
+        sweep.keep_plan(folder, points("--seeds", "3"), "17")
+    assert len(json.loads((folder / "sweep.json").read_text())["points"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--nodes", "2", "--time", "1:00"], "--nodes, --time: only a SLURM job has that"),
+        (["--grid", "optim.lr=0.1,0.1"], "twice"),
+        (["--slurm", "train.device=cuda"], "the job asks for no GPU"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(words: list[str], told: str) -> None:
+    parsed, _ = main._parser("sweep").parse_known_args(["sweep", "--config", "digits", *words])
+    with pytest.raises(ConfigError, match=told):
+        sweep.check(points(*words), parsed, Machine(8, 0))
 
 
 def test_the_numbers_of_a_group() -> None:

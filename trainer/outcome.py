@@ -6,6 +6,7 @@ a wrong setting from a rank that died. Who speaks to the user leaves here what i
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ def is_asked_for() -> bool:
 
 
 def write(code: int, reason: str) -> None:
-    """code: that of trainer/main.py; reason: one line."""
-    if is_asked_for():
-        path = Path(os.environ[VARIABLE])
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """code: that of trainer/main.py; reason: one line. A disk that is full is told; the run has ended all the same."""
+    if not is_asked_for():
+        return
+    path = Path(os.environ[VARIABLE])
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
         partial.write_text(json.dumps({"code": code, "reason": reason}) + "\n", encoding="utf-8")
         partial.replace(path)
+    except OSError as error:
+        print(f"samecurve: {path} cannot be written ({error.strerror}); the launcher cannot know why", file=sys.stderr)
 
 
 def read(path: Path) -> tuple[int, str] | None:

@@ -13,7 +13,6 @@ from launch.slurm import Allocation, SlurmError
 
 _POLL_SECONDS = 1.0
 _SPARE_MINUTES = 2
-_OF_TASKS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK")
 
 
 def srun(given: Allocation, command: tuple[str, ...]) -> tuple[str, ...]:
@@ -21,13 +20,14 @@ def srun(given: Allocation, command: tuple[str, ...]) -> tuple[str, ...]:
     nodes = len(given.nodes)
     return (
         "srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
-        f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=0", "--wait=0", *command,
+        f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=0", "--wait=0",
+        *slurm.words_of_site(), *command,
     )  # fmt: skip
 
 
 def environment() -> dict[str, str]:
     """What the job's own tasks were to be is not what the step's are."""
-    return {name: value for name, value in os.environ.items() if name not in _OF_TASKS}
+    return slurm.for_srun(os.environ)
 
 
 def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -47,19 +47,25 @@ def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return _tell(job, log)
 
 
-def command(arguments: argparse.Namespace, overrides: list[str], root: Path) -> tuple[str, ...]:
+def command(arguments: argparse.Namespace, overrides: list[str], root: Path) -> list[str]:
     """What submits it."""
     asked = [f"--nodes={arguments.nodes or 1}", f"--ntasks-per-node={arguments.ranks or 1}"]
     asked += [f"--gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
     asked += [f"--partition={arguments.partition}"] if arguments.partition else []
     minutes = int(arguments.timeout_seconds / 60) + _SPARE_MINUTES
-    asked += ["--parsable", f"--time={minutes}", f"--output={root / 'doctor-%j.log'}", "--no-requeue"]
+    asked += [
+        "--parsable",
+        f"--time={minutes}",
+        f"--output={str(root).replace('%', '%%')}/doctor-%j.log",
+        "--no-requeue",
+    ]
     passed = [word for name in arguments.config for word in ("--config", name)]
     passed += [f"--timeout-seconds={arguments.timeout_seconds:g}"]
     passed += ["--short"] if arguments.short else []
     passed += ["--json"] if arguments.json else []
     passed += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
-    return ("sbatch", *asked, str(REPOSITORY / "slurm" / "doctor.sh"), *passed, *overrides)
+    script = str(REPOSITORY / "slurm" / "doctor.sh")
+    return slurm.through_site(["sbatch", *asked, script, *passed, *overrides], REPOSITORY)
 
 
 def _environment() -> dict[str, str]:
