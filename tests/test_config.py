@@ -8,7 +8,7 @@ import yaml
 from conftest import REPOSITORY
 
 from trainer import config as configs
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, WorldError
 from trainer.settings import RunConfig, schema
 
 
@@ -159,3 +159,17 @@ def test_the_resolved_settings_are_read_back_the_same(tmp_path: Path) -> None:
 def test_help_lists_every_setting() -> None:
     text = configs.help_text()
     assert all(name in text and info.field.metadata["help"] in text for name, info in schema().items())
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "told"),
+    [
+        (["data.global_batch_size=2"], 3, "raise it to 3 or more"),
+        (["train.virtual_ranks=2"], 3, "start 2 processes at most"),
+    ],
+)
+def test_ranks_that_cannot_share_a_batch_are_refused(words: list[str], ranks: int, told: str) -> None:
+    config = configs.load([], words)
+    configs.check_ranks(config, ranks - 1)
+    with pytest.raises(WorldError, match=told):
+        configs.check_ranks(config, ranks)

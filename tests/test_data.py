@@ -122,10 +122,7 @@ class TestHoldOut:
             data.load(settings, seed=0, world=World(Train(device="cpu")))
 
 
-@pytest.mark.parametrize(
-    ("batch", "ranks", "wanted"), [(104, 1, "larger than the training set of 103"), (2, 3, "raise it to 3 or more")]
-)
-def test_a_batch_that_does_not_fit_is_refused(batch: int, ranks: int, wanted: str) -> None:
+def test_a_batch_that_does_not_fit_is_refused() -> None:
     splits = data.Splits(PART, None, PART, ("a",) * 5)
-    with pytest.raises(DataError, match=wanted):
-        data._check(Data(global_batch_size=batch), splits, Place(0, ranks))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="larger than the training set of 103"):
+        data._check(Data(global_batch_size=104), splits)

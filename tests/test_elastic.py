@@ -65,7 +65,7 @@ def step() -> int:
 
 @pytest.mark.slow
 def test_a_machine_comes_and_another_is_lost(machine: Callable[..., subprocess.Popen[bytes]], ranks: Ranks) -> None:
-    settings = [*VIRTUAL, "train.max_steps=800", "train.epochs=100", "checkpoint.every_steps=50", "log.every_steps=5"]
+    settings = [*VIRTUAL, "train.max_steps=400", "train.epochs=100", "checkpoint.every_steps=50", "log.every_steps=5"]
     ranks.run(1, *settings, "run.name=whole", plant="")
     env = {"NODES": "1:4", "RANKS": "1", "HEAD": "127.0.0.1", "PORT": str(free_port()), "LAST_CALL_SECONDS": "1"}
     env["SAMECURVE_PYTHON"] = sys.executable

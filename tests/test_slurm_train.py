@@ -52,7 +52,7 @@ def test_what_would_fail_again_is_not_queued_again(cluster: Cluster) -> None:
     assert "no setting 'optim.lrr'; did you mean 'optim.lr'?" in cluster.log(job)
     # A loss that is no number: found by the ranks, after a minute of training or a day.
     settings = ("--config", "digits", *QUICK, "optim.lr=1e30", "run.name=nan")
-    job = cluster.train("--ntasks-per-node=2", settings=settings)
+    job = cluster.train(settings=settings)
     assert cluster.until_over(job) == "FAILED", cluster.logs()
     log = cluster.log(job)
     assert log.count("training nan:") == 1 and f"job {job}: not to be repeated:" in log

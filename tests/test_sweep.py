@@ -102,16 +102,12 @@ def test_the_numbers_of_a_group() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_here_goes_on_where_it_was(launch: Callable[..., Done]) -> None:
-    words = [*SAMECURVE, "sweep", *SMALL, "--grid", "optim.lr=0.05,1e30", "--seeds", "2", "train.max_steps=30"]
-    done = launch(words, timeout_seconds=200)
-    assert done.code == 1, done.err
-    results = json.loads(Path("runs/digits/results.json").read_text())["groups"]
-    assert [(group["settings"], group["finished"], group["runs"]) for group in results] == [
-        ("optim.lr=0.05", 2, 2), ("optim.lr=1e30", 0, 2),
-    ]  # fmt: skip
-    accuracies = list(results[0]["accuracy"].values())
-    assert results[0]["mean_accuracy"] == statistics.mean(accuracies) > 0.1
-    assert f"{statistics.stdev(accuracies):.2%}" in done.out
-    assert "optim.lr=1e30-seed-0: failed: " in done.out and "optim.lr=1e30-seed-1: failed: " in done.out
-    again = launch(words, timeout_seconds=200)
-    assert again.code == 1 and again.out.count(" is finished\n") == 2
+    words = [*SAMECURVE, "sweep", *SMALL, "--grid", "optim.lr=0.05", "train.max_steps=30", "--seeds"]
+    assert launch([*words, "1"]).code == 0
+    again = launch([*words, "2"])
+    assert again.code == 0 and again.out.count(" is finished\n") == 1, again.err
+    (group,) = json.loads(Path("runs/digits/results.json").read_text())["groups"]
+    assert (group["settings"], group["finished"], group["runs"]) == ("optim.lr=0.05", 2, 2)
+    accuracies = list(group["accuracy"].values())
+    assert group["mean_accuracy"] == statistics.mean(accuracies) > 0.1 and len(set(accuracies)) == 2
+    assert f"{statistics.stdev(accuracies):.2%}" in again.out
