@@ -61,10 +61,17 @@ class Next:
 
 
 def decide(
-    found: tuple[int, str] | None, code: int, received: signal.Signals | None, record: Record, step: int, limit: int
+    found: tuple[int, str] | None,
+    code: int,
+    received: signal.Signals | None,
+    record: Record,
+    step: int,
+    limit: int,
+    is_preempted: bool = False,
 ) -> Next:
     """found: what the ranks left (trainer/outcome.py); code: of the command that ran them; received: the signal that
-    the job got, if any; step: of the newest checkpoint now; limit: attempts without progress that are too many."""
+    the job got, if any; step: of the newest checkpoint now; limit: attempts without progress that are too many;
+    is_preempted: whether SLURM is about to give the nodes to another job."""
     cut_short = received == signal.SIGTERM  # by SLURM; no fault of the run's
     stuck = 0 if step > record.step else record.without_progress + (not cut_short)
     record = replace(record, attempts=record.attempts + 1, without_progress=stuck, step=max(step, record.step))
@@ -75,10 +82,13 @@ def decide(
         why = "SLURM ends this job (scancel, a preempting job or scontrol requeue), with a checkpoint"
         return Next("end", STOPPED, why if found else "SLURM ended this job before the ranks could save", record)
     # With a grace time SLURM tells the ranks of a preemption, and this job only when that is over.
-    time_is_over = received == signal.SIGUSR1 or (found is not None and found[1] in (stop.JOB_END, "SIGTERM"))
-    if not time_is_over and (found is not None or received is not None):
+    time_is_over = received == signal.SIGUSR1 or is_preempted or (found is not None and found[1] == stop.JOB_END)
+    # The ranks of a torchrun that was killed are asked to stop as well, by launch/relay.py.
+    is_orphaned = found is not None and found[1] == "SIGTERM" and code >= 128
+    if not time_is_over and not is_orphaned and (found is not None or received is not None):
         return Next("end", STOPPED, f"stopped by {found[1] if found else signal.Signals(received or 0).name}", record)
     what = "the time of this job is over" if time_is_over else f"the ranks ended before their time (code {code})"
+    what = "another job gets these nodes" if is_preempted else what
     if stuck >= limit:
         why = f"{what}, {stuck} times in a row without a newer checkpoint than step {step:,}: given up"
         return Next("end", code or 1, why, record)

@@ -81,7 +81,10 @@ def _attempts(
         code = relay.run(plan.argv, slurm.for_srun(plan.environment | {outcome.VARIABLE: str(path.resolve())}))
         found = outcome.read(path)
         path.unlink(missing_ok=True)
-        then = attempts.decide(found, code, relay.received, record, attempts.step_of(folder), limit)
+        is_early = found is None or found[0] == attempts.STOPPED
+        is_preempted = is_early and relay.received is None and _is_preempted(given)
+        step = attempts.step_of(folder)
+        then = attempts.decide(found, code, relay.received, record, step, limit, is_preempted)
         record = then.record
         try:
             record.write(folder)
@@ -165,6 +168,15 @@ def _gpus_of_partition() -> bool:
     try:
         return "gpu" in slurm.call("sinfo", "-h", "-o", "%G", "-p", os.environ.get("SLURM_JOB_PARTITION", ""))
     except slurm.SlurmError:  # it is only for a note
+        return False
+
+
+def _is_preempted(given: Allocation) -> bool:
+    """A controller that does not answer must not end the job."""
+    try:
+        return slurm.is_preempted(given.job_id)
+    except slurm.SlurmError as error:
+        print(f"samecurve: job {given.job_id} may be preempted or not ({error})", file=sys.stderr, flush=True)
         return False
 
 

@@ -130,6 +130,11 @@ def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
     )
 
 
+def is_preempted(job_id: str) -> bool:
+    """Whether SLURM wants a running job's nodes for another one, and has told its tasks."""
+    return re.search(r"\bPreemptTime=\d", call_patiently("scontrol", "show", "job", job_id)) is not None
+
+
 def counts(text: str) -> list[int]:
     """`16(x2),8` as SLURM writes a number for each node: [16, 16, 8]."""
     found: list[int] = []

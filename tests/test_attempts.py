@@ -26,7 +26,8 @@ USR1, TERM = signal.SIGUSR1, signal.SIGTERM
         ((75, "the time limit"), 0, None, "end", 75),  # the run's own, which its user has set
         ((75, "the file `stop` in the run folder"), 0, None, "end", 75),
         ((75, "SIGTERM"), 1, TERM, "end", 75),  # SLURM queues it again by itself, or was told not to
-        ((75, "SIGTERM"), 1, None, "requeue", 1),  # preempted, with a grace time: the job itself is told later
+        ((75, "SIGTERM"), 1, None, "end", 75),  # a person, by scancel --signal=TERM
+        ((75, "SIGTERM"), 137, None, "again", 137),  # a torchrun was killed, and the ranks it left have saved
         ((75, "SIGUSR1"), 1, signal.SIGINT, "end", 75),  # a person, by scancel --batch --signal=INT
         (None, 130, signal.SIGINT, "end", 75),
         (None, 143, TERM, "end", 75),
@@ -39,6 +40,13 @@ def test_what_is_next(
 ) -> None:
     then = decide(found, code, received, NEW, step=50, limit=3)
     assert (then.action, then.code) == (action, exit_code)
+
+
+def test_a_preempted_job_with_a_grace_time_is_queued_again() -> None:
+    """The ranks are told, the job itself is not."""
+    for found in ((75, "SIGTERM"), None):
+        then = decide(found, 1, None, NEW, step=50, limit=3, is_preempted=True)
+        assert (then.action, then.why) == ("requeue", "another job gets these nodes, at step 50")
 
 
 def test_attempts_without_progress_come_to_an_end() -> None:

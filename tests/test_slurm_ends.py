@@ -49,14 +49,15 @@ def status(folder: Path) -> dict[str, object]:
 
 def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroken: bytes) -> None:
     folder = place / "limit"
-    # SLURM looks at its clock twice a minute: the warning comes somewhere in the first half. A checkpoint at each step
-    # makes the run last longer, and changes nothing of it.
-    options, slower = ("--time=1", "--signal=B:USR1@50"), "checkpoint.every_steps=1"
+    # SLURM looks at its clock twice a minute: the warning comes within 35 s of what is set below. A checkpoint at each
+    # step makes the run last longer, and changes nothing of it.
+    options, slower = ("--time=10", "--signal=B:USR1@60"), "checkpoint.every_steps=1"
     job = cluster.train(*options, settings=(*RUN, f"run.root={place}", "run.name=limit", slower))
+    cluster.until("step 20", lambda: steps(folder) >= 20)
+    cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+65")
     cluster.until("its requeue", lambda: "Restarts=0" not in cluster.call("scontrol", "show", "job", job))
     stopped = status(folder)
     assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 600, cluster.logs()
-    # It would take as many minutes as it needs; the rest in one.
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     assert f"job {job}: the time of this job is over, at step" in cluster.log(job)
@@ -75,6 +76,7 @@ def test_preempted_requeued_cancelled(cluster: Cluster, place: Path, unbroken: b
     assert status(folder)["state"] == "stopped", cluster.logs()
     before = int(str(status(folder)["step"]))
     cluster.until("more steps", lambda: steps(folder) >= before + 20)
+    assert "PreemptTime=None" in cluster.call("scontrol", "show", "job", job)
 
     cluster.call("scontrol", "requeue", job)
     cluster.until("a stop", lambda: status(folder)["state"] == "stopped")
