@@ -20,7 +20,7 @@ from workers.tiny import tiny
 
 import trainer.loop
 from trainer import data, main, models
-from trainer.augment import Augment
+from trainer.step import Samples, Step
 
 __all__ = ["sklearn", "torchvision", "trainer"]
 
@@ -49,41 +49,41 @@ def tiny_network() -> None:
 def stuck_rank() -> None:
     """Rank 1 sleeps where it augments its sixth batch."""
     tiny_network()
-    augment = Augment.train
+    batch = Step._batch
 
-    def sleeps(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+    def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
         if os.environ["RANK"] == "1" and len(calls) == 6:
             time.sleep(600)
-        return augment(self, images, ids, epoch)
+        return batch(self, index, samples)
 
     calls: list[int] = []
-    Augment.train = sleeps  # type: ignore[method-assign]
+    Step._batch = sleeps  # type: ignore[method-assign]
 
 
 def poisoned_sample() -> None:
     """The image of the sample of id 7 holds no numbers."""
     tiny_network()
-    augment = Augment.train
+    batch = Step._batch
 
-    def poisons(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
-        return torch.where((ids == 7).view(-1, 1, 1, 1), torch.nan, augment(self, images, ids, epoch))
+    def poisons(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        return torch.where((samples.ids == 7).view(-1, 1, 1, 1), torch.nan, batch(self, index, samples))
 
-    Augment.train = poisons  # type: ignore[method-assign]
+    Step._batch = poisons  # type: ignore[method-assign]
 
 
 def slow_steps() -> None:
     """Each step but the first takes six seconds."""
     tiny_network()
-    augment = Augment.train
+    batch = Step._batch
     calls: list[int] = []
 
-    def waits(self: Augment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+    def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
         time.sleep(6 if len(calls) > 1 else 0)
-        return augment(self, images, ids, epoch)
+        return batch(self, index, samples)
 
-    Augment.train = waits  # type: ignore[method-assign]
+    Step._batch = waits  # type: ignore[method-assign]
 
 
 def slow_start() -> None:

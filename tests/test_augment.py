@@ -16,7 +16,9 @@ IDS = torch.arange(64) * 7
 
 def made(*names: str, **settings: float) -> Augment:
     data = Data(augment=list(names), **settings)  # type: ignore[arg-type]
-    return Augment(data, Normalization((0.5,) * 3, (0.25,) * 3), seed=11, device=torch.device("cpu"))
+    return Augment(
+        data, Normalization((0.5,) * 3, (0.25,) * 3), seed=11, device=torch.device("cpu"), image_shape=IMAGES.shape[1:]
+    )
 
 
 def test_normalization_is_torchvisions() -> None:
@@ -81,28 +83,55 @@ def test_with_both_each_sample_gets_one() -> None:
     torch.testing.assert_close(1 - mixed.mean((1, 2, 3)), share)
 
 
-@pytest.mark.parametrize("names", [("flip",), ("crop",), ("cutout",), ("flip", "crop", "cutout")])
+@pytest.mark.parametrize(
+    "names", [("flip",), ("alternating_flip",), ("crop",), ("cutout",), ("flip", "crop", "cutout")]
+)
 def test_a_picture_depends_on_its_id_and_epoch_not_on_its_company(names: tuple[str, ...]) -> None:
-    whole = made(*names).train(IMAGES, IDS, epoch=4)
-    pieces = [made(*names).train(IMAGES[at], IDS[at], epoch=4) for at in (slice(0, 5), slice(5, 40), slice(40, 64))]
+    whole = made(*names).pixels(IMAGES, IDS, epoch=4)
+    pieces = [made(*names).pixels(IMAGES[at], IDS[at], epoch=4) for at in (slice(0, 5), slice(5, 40), slice(40, 64))]
     assert torch.equal(torch.cat(pieces), whole)
-    assert not torch.equal(made(*names).train(IMAGES, IDS, epoch=5), whole)
+    assert not torch.equal(made(*names).pixels(IMAGES, IDS, epoch=5), whole)
+
+
+def test_pictures_of_one_block_do_not_depend_on_the_block_before() -> None:
+    used = made("flip", "crop", "cutout")
+    used.pixels(255 - IMAGES, IDS + 1, epoch=3)
+    assert torch.equal(
+        used.pixels(IMAGES[:9], IDS[:9], 4), made("flip", "crop", "cutout").pixels(IMAGES[:9], IDS[:9], 4)
+    )
+
+
+def kinds(out: Tensor) -> list[bool]:
+    """Which of IMAGES are mirrored; each is, or is as it lies."""
+    same = [torch.equal(image, source) for image, source in zip(out, IMAGES, strict=True)]
+    mirrored = [torch.equal(image, source) for image, source in zip(out, IMAGES.flip(3), strict=True)]
+    assert all(one != other for one, other in zip(same, mirrored, strict=True))
+    return mirrored
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
-    out = made("flip").train(IMAGES, IDS, epoch=0)
-    plain, mirrored = made().plain(IMAGES), made().plain(IMAGES.flip(3))
-    kinds = [(torch.equal(image, a), torch.equal(image, b)) for image, a, b in zip(out, plain, mirrored, strict=True)]
-    assert all(one != other for one, other in kinds)
-    assert 16 < sum(other for _, other in kinds) < 48
+    assert 16 < sum(kinds(made("flip").pixels(IMAGES, IDS, epoch=0))) < 48
 
 
-def test_crop_cuts_where_it_is_told() -> None:
-    rows, columns = torch.tensor([4, 0, 8]), torch.tensor([4, 8, 1])
-    out = augment.crop(IMAGES[:3], 4, rows, columns)
-    padded = torch.nn.functional.pad(IMAGES[:3], (4, 4, 4, 4))
-    for image, row, column, source in zip(out, rows, columns, padded, strict=True):
-        assert torch.equal(image, source[:, row : row + 32, column : column + 32])
+def test_alternating_flip_mirrors_the_other_half_in_the_next_epoch() -> None:
+    epochs = [kinds(made("alternating_flip").pixels(IMAGES, IDS, epoch)) for epoch in range(3)]
+    assert 16 < sum(epochs[0]) < 48
+    assert epochs[1] == [not mirrored for mirrored in epochs[0]] and epochs[2] == epochs[0]
+
+
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+def test_crop_cuts_where_it_is_told(border: str) -> None:
+    rows, columns = torch.tensor([4, 0, 8, 3]), torch.tensor([4, 8, 1, 8])
+    flips = torch.tensor([False, False, True, True])
+    cut = augment.Windows(4, reflect=border == "reflect")
+    cut(IMAGES[20:40], torch.zeros(20).long(), torch.zeros(20).long())  # leaves something in its memory
+    for flipped in (None, flips):
+        out = cut(IMAGES[:4], rows, columns, flipped)
+        padded = torch.nn.functional.pad(IMAGES[:4].float(), (4, 4, 4, 4), mode=border).to(torch.uint8)
+        for index, image in enumerate(out):
+            expected = padded[index, :, rows[index] : rows[index] + 32, columns[index] : columns[index] + 32]
+            mirrored = flipped is not None and flips[index]
+            assert torch.equal(image, expected.flip(2) if mirrored else expected)
     assert torch.equal(out[0], IMAGES[0])
 
 
@@ -113,12 +142,17 @@ def test_crops_reach_every_place() -> None:
     assert set(rows.tolist()) == set(columns.tolist()) == set(range(9)) and not torch.equal(rows, columns)
 
 
-def blank(batch: Tensor) -> list[int]:
-    return [int((image == 0).all(0).sum()) for image in batch]
+def test_cutout_blanks_a_square_to_a_colour() -> None:
+    images, colour = torch.full((3, 3, 32, 32), 200, dtype=torch.uint8), torch.tensor([1, 2, 3], dtype=torch.uint8)
+    out = augment.cutout(images, 8, torch.tensor([16, 0, 31]), torch.tensor([16, 16, 31]), colour)
+    assert [int((image == colour.view(3, 1, 1)).all(0).sum()) for image in out] == [64, 4 * 8, 5 * 5]
+    assert (out[0, :, 12:20, 12:20] == colour.view(3, 1, 1)).all() and (images == 200).all()
+    assert int((out != 200).sum()) == 3 * (64 + 32 + 25)
 
 
-def test_cutout_blanks_a_square_to_the_mean() -> None:
-    batch = torch.ones(3, 3, 32, 32)
-    out = augment.cutout(batch, 8, torch.tensor([16, 0, 31]), torch.tensor([16, 16, 31]))
-    assert blank(out) == [64, 4 * 8, 5 * 5]
-    assert (out[0, :, 12:20, 12:20] == 0).all() and (batch == 1).all()
+def test_the_colour_of_cutout_is_next_to_the_mean() -> None:
+    data = Data(augment=["cutout"])
+    used = Augment(data, augment.normalization("cifar10", IMAGES), 11, torch.device("cpu"), IMAGES.shape[1:])
+    blank = (used.pixels(IMAGES, IDS, 0) != IMAGES).any(1)
+    values = used.plain(used.pixels(IMAGES, IDS, 0)).permute(0, 2, 3, 1)[blank]
+    assert len(values) > 1000 and values.abs().max() < 0.02

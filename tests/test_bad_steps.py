@@ -79,6 +79,7 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
     step._accelerator, step._clip_grad_norm, step._world_size = accelerator, None, 1
     step._optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
     step._parameters, step._buffers = list(net.parameters()), Buffers(net)
+    step._found_infinite, step._unscaled = torch.zeros(1), torch.ones(1)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     images = torch.tensor([[torch.inf, 1.0], [2.0, 1.0]])
     for scale, loss, expected, scale_after in (

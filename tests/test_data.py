@@ -8,6 +8,7 @@ import torch
 from conftest import paint
 
 from trainer import data
+from trainer.augment import Augment, Normalization
 from trainer.data import Images
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
@@ -33,7 +34,8 @@ def shards(
 ) -> list[list[Shard]]:
     batches = GlobalBatches(len(PART), 16, seed=2)
     config = RunConfig(data=Data(workers=workers), train=Train(virtual_ranks=virtual_ranks))
-    return list(data.train_loader(PART, batches, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
+    augment = Augment(config.data, Normalization((0.0,) * 3, (1.0,) * 3), 0, torch.device("cpu"), PART.images.shape[1:])
+    return list(data.train_loader(PART, batches, augment, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
@@ -49,7 +51,7 @@ def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
         assert max(lengths) - min(lengths) <= 1
         for part in parts:  # an idle rank gets a sample too, of weight 0, to keep step with the others
             assert len(part.own.ids) >= 1
-            assert torch.equal(part.own.images[:, 0, 0, 0].long(), part.own.ids)
+            assert torch.equal(part.own.images[:, 0, 0, 0].long(), part.own.ids * int(part.weight))
             assert torch.equal(part.own.labels, LABELS[part.own.ids])
 
 

@@ -21,6 +21,7 @@ LAYERS = [
         "outcome",
         "pairs",
         "lock",
+        "memory",
     },
     {"config", "datasets.dataset", "schedule", "probe"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 MULTI_CPU = ["--config_file", str(REPOSITORY / "launch" / "accelerate" / "multi_cpu.yaml")]
 # An odd batch size that neither 2 nor 3 divide, and an epoch whose last batch has 2 samples: fewer than 3 ranks.
 CURVE = [*SMALL, "data.global_batch_size=53", "train.max_steps=100", "log.every_steps=1", "eval.batch_size=100"]
-CURVE += ["data.augment=[flip,crop,cutout]", "run.root=runs"]
+# Where training itself is on the brink, it multiplies what differs in rounding: a rate at which it is not.
+CURVE += ["data.augment=[flip,crop,cutout]", "run.root=runs", "optim.lr=0.02"]
 
 
 def result(name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -49,7 +50,7 @@ def test_the_curve_is_the_same_on_any_number_of_ranks(launch: Callable[..., Done
         others, other = result(name)
         assert other["world_size"] == size
         for row, same in zip(rows, others, strict=True):
-            near = 1e-5 if row["step"] <= 30 else 1e-4  # what differs in rounding drifts apart
+            near = 1e-5
             assert same["loss"] == pytest.approx(row["loss"], rel=near), (name, row["step"])
             assert same["lr"] == row["lr"] and same["samples"] == row["samples"]  # once a step, not once a rank
         assert other["test"]["accuracy"] == pytest.approx(summary["test"]["accuracy"], abs=1.5 / 364)

@@ -72,7 +72,11 @@ def test_short_steps_are_not_all_asked(signals: Signals, tmp_path: Path) -> None
     assert len(exchanges) == 5  # every twenty steps, be they as short as they may
     alone_check = StopCheck(signals, tmp_path, None, paced(0.01), 1, counted)
     exchanges.clear()
-    assert [alone_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10
+    assert [alone_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) < 10
+    (tmp_path / "stop").touch()
+    time.sleep(0.03)
+    assert alone_check(11, 0.0, never)
+    (tmp_path / "stop").unlink()
     slow = StopCheck(signals, tmp_path, None, paced(3.0), 2, counted)
     exchanges.clear()
     assert [slow(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10

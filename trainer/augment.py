@@ -1,6 +1,8 @@
-"""Whole uint8 batches in, augmented and normalized float batches out, on the device they lie on.
+"""Whole blocks of uint8 images in, augmented ones out, on the device they lie on; then normalized float batches.
 
 Every draw is a function of (seed, epoch, sample id): the same picture on any number of ranks and after any restart.
+Images are stored pixel by pixel (channels last), so that a run of neighbouring pixels in a row is one run of bytes:
+what is cropped or mirrored is copied by runs, not by pixels.
 """
 
 from collections.abc import Sequence
@@ -8,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import randomness
@@ -57,32 +58,48 @@ def _measured(images: Tensor) -> Normalization:
 class Augment:
     """The training set's augmentations, then the normalization that every batch gets."""
 
-    def __init__(self, data: Data, normalization: Normalization, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, data: Data, normalization: Normalization, seed: int, device: torch.device, image_shape: torch.Size
+    ) -> None:
+        """image_shape: (C, H, W)."""
         self._data = data
         self._names: Sequence[str] = data.augment
         self._seed = seed
-        # uint8 to normalized float in one multiplication and one addition.
-        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
-        self._scale = (1 / (255 * std)).view(-1, 1, 1).to(device)
-        self._shift = (-mean / std).view(-1, 1, 1).to(device)
+        # uint8 to normalized float in one multiplication and addition; a value for each pixel, because broadcasting
+        # over channels, which are innermost, costs ten times as much.
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (normalization.mean, normalization.std))
+        self._scale = _for_each_pixel(1 / (255 * std), image_shape).to(device)
+        self._shift = _for_each_pixel(-mean / std, image_shape).to(device)
+        self._mean_colour = (255 * mean.flatten()).round().to(device, torch.uint8)
+        padding = data.crop_padding if "crop" in data.augment else 0
+        self._windows = Windows(padding, data.crop_border == "reflect")
         alphas = {"mixup": data.mixup_alpha, "cutmix": data.cutmix_alpha}
         self._shares = {name: beta_quantiles(alphas[name]).to(device) for name in alphas if name in data.augment}
 
-    def train(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """uint8 [B, C, H, W] and the samples' ids int64 [B] in, float32 [B, C, H, W] out."""
-        flips = self._draw("flip", ids, epoch, 2) == 1 if "flip" in self._names else None
+    def pixels(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """Flip, crop and cutout: uint8 [N, C, H, W] and the samples' ids int64 [N] in, uint8 [N, C, H, W] out."""
+        if not len(images):
+            return images
+        height, width = images.shape[2:]
+        flips = self._flips(ids, epoch)
         if "crop" in self._names:
             span = 2 * self._data.crop_padding + 1
             rows, columns = (self._draw(f"crop {axis}", ids, epoch, span) for axis in ("row", "column"))
-            images = crop(images, self._data.crop_padding, rows, columns)
-        if flips is not None:
-            images = torch.where(flips.view(-1, 1, 1, 1), images.flip(3), images)
-        batch = self.plain(images)
+            images = self._windows(images, rows, columns, flips)
+        elif flips is not None:
+            zeros = torch.zeros_like(ids)
+            images = self._windows(images, zeros, zeros, flips)
         if "cutout" in self._names:
-            height, width = images.shape[2:]
             rows, columns = self._draw("cutout row", ids, epoch, height), self._draw("cutout column", ids, epoch, width)
-            batch = cutout(batch, self._data.cutout_size, rows, columns)
-        return batch
+            images = cutout(images, self._data.cutout_size, rows, columns, self._mean_colour)
+        return images
+
+    def _flips(self, ids: Tensor, epoch: int) -> Tensor | None:
+        """Which images are mirrored: bool [N]; None where none ever is."""
+        if "alternating_flip" in self._names:
+            # Each image as it lies or mirrored, by turns: two epochs show both. (Jordan, arXiv 2404.00498.)
+            return (self._draw("flip", ids, 0, 2) + epoch) % 2 == 1
+        return self._draw("flip", ids, epoch, 2) == 1 if "flip" in self._names else None
 
     def mix(self, batch: Tensor, others: Tensor, ids: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """mixup and cutmix: two batches float32 [B, C, H, W] in; the mixture and each image's share in it, float32 [B].
@@ -108,33 +125,88 @@ class Augment:
         quantiles = self._shares[name]
         return quantiles[self._draw(f"{name} share", ids, epoch, len(quantiles))]
 
-    def plain(self, images: Tensor) -> Tensor:
-        """Normalization alone, as for evaluation: uint8 [B, C, H, W] in, float32 out."""
-        return images.float().mul_(self._scale).add_(self._shift)
+    def plain(self, images: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalization, for training and evaluation: uint8 [B, C, H, W] in, float32 [B, C, H, W] out.
+
+        out: memory for it, channels last; by default new.
+        """
+        if out is None:
+            out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+        return torch.addcmul(self._shift, out.copy_(images), self._scale, out=out)
 
     def _draw(self, purpose: str, ids: Tensor, epoch: int, end: int) -> Tensor:
         return randomness.integers(ids, randomness.key(self._seed, epoch, purpose), end)
 
 
-def crop(images: Tensor, padding: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Each image padded with zeros on every side, then cut to its size from its own row and column.
+class Windows:
+    """Each image padded on every side, then cut to its size from its own row and column, then mirrored or not."""
 
-    images: [B, C, H, W]; rows, columns: int64 [B] in [0, 2 * padding], both `padding` for the image itself.
+    def __init__(self, padding: int, reflect: bool = False) -> None:
+        """reflect: the border mirrors the image, else it is black."""
+        self._padding, self._reflect = padding, reflect
+        self._memory = torch.empty(0)
+
+    def __call__(self, images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor | None = None) -> Tensor:
+        """images: uint8 [N, C, H, W]; rows, columns: int64 [N] in [0, 2 * padding], both `padding` for the image as it
+        lies; flips: bool [N]."""
+        number, channels, height, width = images.shape
+        padding, device = self._padding, images.device
+        high, wide = height + 2 * padding, width + 2 * padding
+        place = torch.arange(number, device=device)  # of each image, or of its mirror image, among the padded ones
+        sources = [images]
+        if flips is not None:
+            sources.append(images.flip(3) if images.is_cuda else _some(images, flips).flip(3))
+            place = torch.where(flips, number + (place if images.is_cuda else flips.cumsum(0) - 1), place)
+            columns = torch.where(flips, 2 * padding - columns, columns)
+        padded = self._padded(sources, high, wide)
+        # Every run of `width` pixels, wherever it begins; of these, `height` make a window.
+        runs = padded.view(-1).as_strided((len(padded) * high * wide - width + 1, width * channels), (channels, 1))
+        starts = ((place * high + rows) * wide + columns).unsqueeze(1) + torch.arange(height, device=device) * wide
+        return runs.index_select(0, starts.view(-1)).view(number, height, width, channels).permute(0, 3, 1, 2)
+
+    def _padded(self, sources: Sequence[Tensor], high: int, wide: int) -> Tensor:
+        """uint8 [N of all sources, high, wide, C], in memory that is used again: its border stays black."""
+        number, channels = sum(map(len, sources)), sources[0].shape[1]
+        memory, padding = self._memory, self._padding
+        if memory.shape[1:] != (high, wide, channels) or len(memory) < number or memory.device != sources[0].device:
+            memory = self._memory = sources[0].new_zeros(2 * len(sources[0]), high, wide, channels)
+        padded, first = memory[:number], 0
+        inside = padded[:, padding : high - padding, padding : wide - padding]
+        for source in sources:
+            inside[first : first + len(source)] = source.permute(0, 2, 3, 1)
+            first += len(source)
+        if self._reflect:
+            _mirror_border(padded, padding)
+        return padded
+
+
+def _some(images: Tensor, which: Tensor) -> Tensor:
+    """images[which], by whole images. Not for a GPU, which would have to tell the CPU how many there are."""
+    pixels = images.permute(0, 2, 3, 1).index_select(0, which.nonzero().squeeze(1))
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _mirror_border(padded: Tensor, padding: int) -> None:
+    """Fills the border of [N, high, wide, C] from its inside; the outermost pixels of that are not repeated."""
+    for distance in range(1, padding + 1):
+        for axis in (1, 2):
+            near, far = padding, padded.shape[axis] - 1 - padding
+            padded.select(axis, near - distance).copy_(padded.select(axis, near + distance))
+            padded.select(axis, far + distance).copy_(padded.select(axis, far - distance))
+
+
+def cutout(images: Tensor, size: int, rows: Tensor, columns: Tensor, colour: Tensor) -> Tensor:
+    """A square of one colour in each image. (DeVries and Taylor, arXiv 1708.04552, whose colour is the mean.)
+
+    images: uint8 [N, C, H, W]; rows, columns: int64 [N], the square's centre; what hangs over an edge is cut off, as in
+    the paper; colour: uint8 [C].
     """
-    height, width = images.shape[2:]
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(images), device=images.device), :, rows, columns]
-
-
-def cutout(batch: Tensor, size: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """A square of zeros (the mean colour) in each normalized image. (DeVries and Taylor, arXiv 1708.04552.)
-
-    rows, columns: int64 [B], the square's centre; what hangs over an edge is cut off, as in the paper.
-    """
-    height, width = batch.shape[2:]
-    inside_rows = _within(rows, height, size).view(-1, 1, height, 1)
-    inside_columns = _within(columns, width, size).view(-1, 1, 1, width)
-    return batch.masked_fill(inside_rows & inside_columns, 0.0)
+    number, channels, height, width = images.shape
+    inside_rows = _within(rows, height, size).unsqueeze(2)
+    inside_columns = _within(columns, width, size).repeat_interleave(channels, 1).unsqueeze(1)
+    lines = images.permute(0, 2, 3, 1).reshape(number, height, width * channels)
+    blanked = torch.where(inside_rows & inside_columns, colour.repeat(width), lines)
+    return blanked.view(number, height, width, channels).permute(0, 3, 1, 2)
 
 
 def cutmix_box(share: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
@@ -162,3 +234,8 @@ def _within(centres: Tensor, length: int, size: int | Tensor) -> Tensor:
     start = centres.unsqueeze(1) - size // 2
     places = torch.arange(length, device=centres.device)
     return (places >= start) & (places < start + size)
+
+
+def _for_each_pixel(values: Tensor, image_shape: torch.Size) -> Tensor:
+    """float [1, C, 1, 1] in, [1, C, H, W] out, channels last."""
+    return values.expand(1, *image_shape).contiguous(memory_format=torch.channels_last)

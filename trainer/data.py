@@ -7,7 +7,7 @@ not divide.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer import randomness, shards, stop
+from trainer.augment import Augment
 from trainer.datasets import cifar10, digits, image_folder
 from trainer.datasets import dataset as sets
 from trainer.errors import DataError
@@ -26,13 +27,15 @@ from trainer.world import World
 # To add a data set, write its file in datasets/, list it here, and name it in trainer/settings.py.
 DATASETS = {"cifar10": cifar10.load, "image_folder": image_folder.load, "digits": digits.load}
 
+_BLOCK_BYTES = 3 << 20  # of uint8 images fetched at once: a thousand of 32 pixels, which fit into a CPU's caches
+
 
 @dataclass(frozen=True, slots=True)
 class Images:
     """One split in memory."""
 
     images: Tensor
-    """uint8 [N, C, H, W]"""
+    """uint8 [N, C, H, W], channels last in memory"""
     labels: Tensor
     """int64 [N]"""
 
@@ -82,7 +85,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def _tensors(split: sets.Split) -> Images:
-    return Images(torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(split.labels))
+    return Images(torch.from_numpy(split.images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
 
 
 def _check(data: Data, splits: Splits) -> None:
@@ -113,90 +116,155 @@ def on_device(splits: Splits, data: Data, world: World) -> Splits:
     return replace(splits, train=moved(splits.train), validation=validation, test=moved(splits.test))
 
 
-Place = tuple[int, Tensor, Tensor | None]
-"""A shard's number, its samples' ids, and those of what they are mixed with, if they are."""
+class _Cut(NamedTuple):
+    """A shard: its number among those of the global batch, and where it lies in its block."""
+
+    number: int
+    first: int
+    end: int
+    weight: float
+    """0: one sample that only keeps a rank without any of its own in step"""
 
 
-class _Shards(Dataset[list[Shard]]):
-    """Fetches whole shards by their ids; DataLoader calls __getitems__ once a step."""
+class _Block(NamedTuple):
+    """This rank's shards of some steps of one epoch, fetched and augmented at once: a small batch would pay for every
+    call what it pays for its pixels."""
+
+    ids: Tensor
+    """int64 [n], sample ids of all shards, one after the other"""
+    partners: Tensor | None
+    """int64 [n], what they are mixed with, if they are"""
+    epoch: int
+    steps: list[list[_Cut]]
+
+
+class _Fetched(NamedTuple):
+    block: _Block
+    own: Samples
+    partners: Samples | None
+
+
+class _Blocks(Dataset[_Fetched]):
+    """Fetches whole blocks by their ids; DataLoader calls __getitems__ once for each."""
 
     def __init__(self, part: Images) -> None:
-        self._part = part
+        self._labels = part.labels
+        self._pixels = part.images.permute(0, 2, 3, 1)  # as they lie in memory, where an image is one run of bytes
 
     def __len__(self) -> int:
-        return len(self._part)
+        return len(self._labels)
 
-    def __getitems__(self, places: list[Place]) -> list[Shard]:
-        return [self._shard(*place) for place in places]
-
-    def _shard(self, number: int, ids: Tensor, partners: Tensor | None) -> Shard:
-        idle = len(ids) == 0
-        if idle:
-            ids = ids.new_zeros(1)
-            partners = ids if partners is not None else None
-        own, mixed = self._samples(ids), self._samples(partners) if partners is not None else None
-        if idle:
-            own.images.zero_()
-        return Shard(own, mixed, number, 0.0 if idle else 1.0)
+    def __getitems__(self, block: _Block) -> _Fetched:
+        partners = None if block.partners is None else self._samples(block.partners)
+        return _Fetched(block, self._samples(block.ids), partners)
 
     def _samples(self, ids: Tensor) -> Samples:
-        place = ids.to(self._part.images.device, non_blocking=True)
-        return Samples(self._part.images[place], self._part.labels[place], place)
+        place = ids.to(self._labels.device, non_blocking=True)
+        images = self._pixels.index_select(0, place).permute(0, 3, 1, 2)
+        return Samples(images, self._labels.index_select(0, place), place)
 
 
-class _RankShards(Sampler[list[Place]]):
-    """The places of this rank's shards, for each step from one to another."""
+class _RankBlocks(Sampler[_Block]):
+    """The blocks of this rank, from one step to another."""
 
-    def __init__(self, batches: GlobalBatches, config: RunConfig, world: World, first_step: int, end_step: int) -> None:
+    def __init__(
+        self, part: Images, batches: GlobalBatches, config: RunConfig, world: World, first_step: int, end_step: int
+    ) -> None:
         self._batches, self._virtual_ranks = batches, config.train.virtual_ranks
         self._mixes = not {"mixup", "cutmix"}.isdisjoint(config.data.augment)
         self._rank, self._world_size = world.rank, world.size
-        self._steps = range(first_step, end_step)
+        self._first_step, self._end_step = first_step, end_step
+        bytes_per_step = part.images[0].numel() * batches.global_batch_size / world.size
+        self._block_steps = max(1, int(_BLOCK_BYTES / bytes_per_step))
 
-    def __len__(self) -> int:
-        return len(self._steps)
+    def __iter__(self) -> Iterator[_Block]:
+        step = self._first_step
+        while step < self._end_step:
+            epoch = self._batches.epoch(step)
+            end = min(step + self._block_steps, self._end_step, (epoch + 1) * self._batches.steps_per_epoch)
+            yield self._block(epoch, range(step, end))
+            step = end
 
-    def __iter__(self) -> Iterator[list[Place]]:
-        for step in self._steps:
+    def _block(self, epoch: int, steps: range) -> _Block:
+        cuts: list[list[_Cut]] = []
+        own: list[Tensor] = []
+        mixed: list[Tensor] = []
+        length = 0
+        for step in steps:
             ids = self._batches.ids(step)
-            partners = self._batches.partners(step) if self._mixes else None
-            # Plainly each rank has one shard, and an empty one too: DDP waits for all. Virtual ranks have none empty.
-            number = min(len(ids), self._virtual_ranks) if self._virtual_ranks else self._world_size
-            places = shards.cut(len(ids), number)
-            first, end = shards.cut(number, self._world_size)[self._rank]
-            cuts = [(shard, slice(*places[shard])) for shard in range(first, end)]
-            yield [(shard, ids[at], None if partners is None else partners[at]) for shard, at in cuts]
+            places = self._places(len(ids))
+            first, end = (places[0][1], places[-1][2]) if places else (0, 0)
+            step_cuts = [
+                _Cut(number, length + start - first, length + stop - first, 1.0) for number, start, stop in places
+            ]
+            if places and first == end:
+                first, end = 0, 1
+                step_cuts = [_Cut(places[0][0], length, length + 1, 0.0)]
+            cuts.append(step_cuts)
+            own.append(ids[first:end])
+            if self._mixes:
+                mixed.append(self._batches.partners(step)[first:end])
+            length += end - first
+        return _Block(torch.cat(own), torch.cat(mixed) if self._mixes else None, epoch, cuts)
+
+    def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
+        """Numbers of this rank's shards of a global batch, and where each begins and ends there."""
+        # Plainly each rank has one shard, and an empty one too: DDP waits for all. Virtual ranks have none empty.
+        number = min(num_samples, self._virtual_ranks) if self._virtual_ranks else self._world_size
+        places = shards.cut(num_samples, number)
+        first, end = shards.cut(number, self._world_size)[self._rank]
+        return [(shard, *places[shard]) for shard in range(first, end)]
 
 
 def train_loader(
     part: Images,
     batches: GlobalBatches,
+    augment: Augment,
     config: RunConfig,
     world: World,
     first_step: int,
     end_step: int,
-) -> Any:
-    """An iterable of this rank's list of Shards for each step from first_step up to end_step, on the device.
+) -> Iterator[list[Shard]]:
+    """This rank's shards for each step from first_step up to end_step: augmented uint8 images on the device.
 
     One loader for the whole run: workers start once, and to resume is to begin at another step.
     """
     loader = DataLoader(
-        _Shards(part),
-        batch_sampler=_RankShards(batches, config, world, first_step, end_step),
-        collate_fn=_whole,
+        _Blocks(part),
+        batch_sampler=_RankBlocks(part, batches, config, world, first_step, end_step),  # type: ignore[arg-type]
+        collate_fn=_whole,  # type: ignore[arg-type]
         num_workers=config.data.workers,
         worker_init_fn=stop.ignore_in_worker,
         pin_memory=world.device.type == "cuda" and part.images.device.type == "cpu",
     )
     # One process as far as accelerate can see: the shards are cut already, and would be cut again.
-    return prepare_data_loader(
+    prepared = prepare_data_loader(
         loader, world.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
+    )
+    for block, own, partners in prepared:
+        own = _augmented(own, augment, block.epoch)
+        partners = None if partners is None else _augmented(partners, augment, block.epoch)
+        for cuts in block.steps:
+            yield [_shard(cut, own, partners) for cut in cuts]
+
+
+def _augmented(samples: Samples, augment: Augment, epoch: int) -> Samples:
+    return samples._replace(images=augment.pixels(samples.images, samples.ids, epoch))
+
+
+def _shard(cut: _Cut, own: Samples, partners: Samples | None) -> Shard:
+    at = slice(cut.first, cut.end)
+    mine = Samples(*(tensor[at] for tensor in own))
+    if not cut.weight:
+        mine.images.zero_()
+    return Shard(
+        mine, None if partners is None else Samples(*(tensor[at] for tensor in partners)), cut.number, cut.weight
     )
 
 
-def _whole(batch: list[Shard]) -> list[Shard]:
+def _whole(block: _Fetched) -> _Fetched:
     """DataLoader's collate step, with nothing left to do."""
-    return batch
+    return block
 
 
 def chunks(part: Images, batch_size: int, world: World) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -149,7 +149,7 @@ class Trainer:
         self.journal.start()
         self.meter.start()
         batches = data.train_loader(
-            self.parts.splits.train, self.parts.batches, config, self.world, first_step, total_steps
+            self.parts.splits.train, self.parts.batches, self.parts.augment, config, self.world, first_step, total_steps
         )
         began = perf_counter()
         for batch in batches:

@@ -108,7 +108,7 @@ class OrderedReduction:
         for bucket in self._buckets:
             assert bucket.total is not None
             for parameter, place in bucket.places:
-                parameter.grad = bucket.total[place : place + parameter.numel()].view_as(parameter)
+                parameter.grad = _as_laid_out(bucket.total[place : place + parameter.numel()], parameter)
         moves = self._buckets[0].total
         assert moves is not None
         self._buffers.move(moves, self._num_shards)
@@ -118,7 +118,7 @@ class OrderedReduction:
 
         def fill(parameter: nn.Parameter) -> None:
             assert bucket.filling is not None and parameter.grad is not None
-            bucket.filling[place : place + parameter.numel()].view_as(parameter).copy_(parameter.grad)
+            _as_laid_out(bucket.filling[place : place + parameter.numel()], parameter).copy_(parameter.grad)
             parameter.grad = None
             del bucket.missing[place]
             if not bucket.missing:
@@ -227,6 +227,11 @@ def _in_buckets(parameters: Iterable[nn.Parameter]) -> list[_Bucket]:
         found[-1].places.append((parameter, found[-1].length))
         found[-1].length += parameter.numel()
     return found
+
+
+def _as_laid_out(flat: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A view of [parameter.numel()] with the parameter's shape, and its layout: an optimizer runs over both at once."""
+    return flat.as_strided(parameter.shape, parameter.stride())
 
 
 def _swap(sent: list[tuple[Tensor, int, int]], received: list[tuple[Tensor, int, int]]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from trainer.checkpoint import Progress
@@ -42,7 +43,9 @@ def write_weights(path: Path, config: RunConfig, parts: Parts) -> None:
 
     One name, because safetensors writes several in any order: the same run shall leave the same file, bit for bit.
     """
-    weights = {name: tensor.clone() for name, tensor in parts.module.state_dict().items()}
+    weights = {
+        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in parts.module.state_dict().items()
+    }
     about = {
         "model": asdict(config.model),
         "classes": parts.splits.classes,

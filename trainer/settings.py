@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-AUGMENTATIONS = ("flip", "crop", "cutout", "mixup", "cutmix")
+AUGMENTATIONS = ("flip", "alternating_flip", "crop", "cutout", "mixup", "cutmix")
 
 
 def setting(
@@ -49,7 +49,8 @@ class Data:
         0.0, "class-balanced part of train, chosen by seed, held out to pick the best checkpoint", least=0.0, most=0.5
     )
     augment: list[str] = setting([], f"on each training batch, of {', '.join(AUGMENTATIONS)}")
-    crop_padding: int = setting(4, "crop: black pixels added on each side before the random crop", least=1)
+    crop_padding: int = setting(4, "crop: pixels added on each side before the random crop", least=1)
+    crop_border: Literal["black", "reflect"] = setting("black", "crop: what is added; reflect: the image, mirrored")
     cutout_size: int = setting(8, "cutout: side of the square that is blanked, in pixels", least=1)
     mixup_alpha: float = setting(
         0.2,

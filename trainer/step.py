@@ -28,7 +28,7 @@ _LOSS_QUANTUM = 2.0**-24
 
 class Samples(NamedTuple):
     images: Tensor
-    """uint8 [B, C, H, W]"""
+    """uint8 [B, C, H, W], augmented"""
     labels: Tensor
     """int64 [B]"""
     ids: Tensor
@@ -73,7 +73,8 @@ class Step:
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = optimizer
+        # Accelerate's own step() asks, each time, whether packages are installed that nobody has: half a millisecond.
+        self._optimizer = optimizer if accelerator.scaler is not None else optimizer.optimizer
         self._loss = loss
         self._augment = augment
         self._buffers = buffers
@@ -82,6 +83,9 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
+        self._batches: dict[int, Tensor] = {}
+        self._found_infinite = torch.zeros(1, device=accelerator.device)
+        self._unscaled = torch.ones(1, device=accelerator.device)
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
@@ -137,23 +141,37 @@ class Step:
         if self._draws:
             torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
         own, partners = shard.own, shard.partners
-        batch = self._augment.train(own.images, own.ids, epoch)
+        batch = self._batch(0, own)
         if partners is None:
             logits = self._model(batch)
             losses = self._loss(logits, own.labels)
         else:
-            others = self._augment.train(partners.images, partners.ids, epoch)
+            others = self._batch(1, partners)
             batch, share = self._augment.mix(batch, others, own.ids, epoch)
             logits = self._model(batch)
             losses = share * self._loss(logits, own.labels) + (1 - share) * self._loss(logits, partners.labels)
-        loss_sum = losses.sum() * shard.weight
-        correct = (logits.detach().argmax(1) == own.labels).sum() * shard.weight
+        loss_sum, correct = losses.sum(), (logits.detach().argmax(1) == own.labels).sum()
+        if shard.weight != 1:
+            loss_sum, correct = loss_sum * shard.weight, correct * shard.weight
         self._watch.at(step, "backward pass")
         return loss_sum, correct
 
+    def _batch(self, index: int, samples: Samples) -> Tensor:
+        """The network's input: float32 [B, C, H, W], in the same memory at every step. Fresh memory costs as much as
+        what is written into it. index: 0 for the samples themselves, 1 for what they are mixed with."""
+        images, batch = samples.images, self._batches.get(index)
+        if batch is None or len(batch) < len(images):
+            batch = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
+            self._batches[index] = batch
+        return self._augment.plain(images, out=batch[: len(images)])
+
     def _backward(self, loss_sum: Tensor, scale: float) -> None:
         """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
-        self._accelerator.backward(loss_sum * (scale + 0.0 * loss_sum.detach()))
+        loss = loss_sum * (scale + 0.0 * loss_sum.detach())
+        if self._accelerator.scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._accelerator.backward(loss)
 
     def _average_moves(self, weight: float, active: int) -> None:
         """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""
@@ -173,10 +191,10 @@ class Step:
         scaler = self._accelerator.scaler
         if self._clip_grad_norm is not None:
             norm = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
+            is_finite = bool(norm.isfinite())
         else:
-            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        if norm.isfinite():  # the same on all ranks, as the gradient is
+            is_finite = self._gradient_is_finite()
+        if is_finite:  # the same on all ranks, as the gradient is
             self._optimizer.step()
             return True
         self._buffers.rewind()
@@ -186,6 +204,13 @@ class Step:
                 return True
             scaler.update(scaler.get_scale())  # forgets this step
         return False
+
+    def _gradient_is_finite(self) -> bool:
+        """By the kernel that loss scaling has for it, which goes over all gradients in one call."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self._found_infinite.zero_()
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_infinite, self._unscaled)
+        return not self._found_infinite.item()
 
     def _is_finite_everywhere(self, sums: Tensor) -> bool:
         finite = sums.isfinite().all().int()

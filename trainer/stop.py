@@ -23,6 +23,7 @@ REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_EN
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+_LOOK_AGAIN_SECONDS = 0.02
 _MOST_STEPS = 20
 
 
@@ -135,7 +136,9 @@ class StopCheck:
         self._pace = pace
         self._largest = largest
         # Steps may become slower all of a sudden; and a process alone has nothing to exchange.
-        self._most_steps = 1 if world_size == 1 else _MOST_STEPS
+        self._is_alone = world_size == 1
+        self._most_steps = 1 if self._is_alone else _MOST_STEPS
+        self._looked = 0.0
         self._next_step = 0
         self._stride = 1
 
@@ -144,7 +147,7 @@ class StopCheck:
 
         evaluates: whether an evaluation falls into the next so many steps.
         """
-        if step < self._next_step:
+        if step < self._next_step or (self._is_alone and self._looked_just_now()):
             return ""
         slowest = self._pace.step_seconds
         margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
@@ -153,6 +156,15 @@ class StopCheck:
         self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(slowest, 1e-6))))
         self._next_step = step + self._stride
         return REASONS[int(asked)]
+
+    def _looked_just_now(self) -> bool:
+        """Where steps are short a file is looked for so often and not more; a signal is seen at once."""
+        now = time.monotonic()
+        is_soon = max(now - self._looked, self._pace.step_seconds) < _LOOK_AGAIN_SECONDS
+        if is_soon and not self._signals.received:
+            return True
+        self._looked = now
+        return False
 
     def _asked(self, margin_seconds: float) -> int:
         if self._signals.received:

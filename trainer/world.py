@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from trainer import meeting, rank_env
+from trainer import meeting, memory, rank_env
 from trainer.errors import UserError, WorldError
 from trainer.settings import Train
 
@@ -43,6 +43,8 @@ class World:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
             _choose_kernels(exact=train.virtual_ranks is not None)
+        else:
+            memory.keep()
         self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
         # Whatever OMP_NUM_THREADS a launcher left behind, and whatever accelerate set where none did.
         torch.set_num_threads(self.threads)
