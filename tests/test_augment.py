@@ -156,3 +156,16 @@ def test_the_colour_of_cutout_is_next_to_the_mean() -> None:
     blank = (used.pixels(IMAGES, IDS, 0) != IMAGES).any(1)
     values = used.plain(used.pixels(IMAGES, IDS, 0)).permute(0, 2, 3, 1)[blank]
     assert len(values) > 1000 and values.abs().max() < 0.02
+
+
+def test_images_grow_over_the_epochs_and_are_scaled_alone() -> None:
+    data = Data(progressive_sizes=[16, 24, 32])
+    shape = IMAGES.shape[1:]
+    augment = Augment(data, Normalization((0.5,) * 3, (0.25,) * 3), 11, torch.device("cpu"), shape, epochs=5)
+    sizes = [augment.pixels(IMAGES, IDS, epoch).shape[2:] for epoch in range(5)]
+    assert sizes == [(16, 16), (16, 16), (24, 24), (24, 24), (32, 32)]
+    small = augment.pixels(IMAGES, IDS, 2)
+    expected = v2.functional.resize(IMAGES, [24, 24], antialias=True)
+    assert int((small.int() - expected.int()).abs().max()) <= 1
+    assert torch.equal(augment.pixels(IMAGES[7:9], IDS[7:9], 2), small[7:9])
+    torch.testing.assert_close(augment.plain(small), v2.Normalize([0.5] * 3, [0.25] * 3)(small.float() / 255))

@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics
 from torch.nn import functional as F
 
-from trainer import evaluation
+from trainer import evaluation, tta
 from trainer.evaluation import Tally
 
 NUM_CLASSES = 5
@@ -42,6 +42,30 @@ def test_scores_are_scikit_learns() -> None:
         assert row.name == CLASSES[index] and row.support == support[index]
         assert (row.precision, row.recall, row.f1) == pytest.approx((precision[index], recall[index], f1[index]))
     assert ours.loss == pytest.approx(LOSSES.double().mean().item())
+
+
+def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> None:
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+
+    def predict(view: torch.Tensor) -> torch.Tensor:  # right for the image as it is, wrong for the five others
+        seen.append(view)
+        is_plain = bool((view == images).all())
+        return F.one_hot(torch.zeros(6, dtype=torch.int64) + (0 if is_plain else 1), 2).float()
+
+    views = tta.build("mirror_and_shift")
+    labels = torch.zeros(6, dtype=torch.int64)
+    found = evaluation.evaluate(
+        predict, views, lambda logits, labels: logits[:, 0], [(0, images, labels)], 1, ("a", "b"),
+        lambda counts: counts, torch.device("cpu"),
+    )  # fmt: skip
+    assert found.accuracy == 1.0 and found.tta_accuracy == 0.0  # a quarter of the weight against three
+    plain, mirrored, up, up_mirrored, down, _ = seen
+    assert torch.equal(plain, images) and torch.equal(mirrored, images.flip(3))
+    assert torch.equal(up[:, :, 1:, 1:], images[:, :, :-1, :-1]) and torch.equal(up[:, :, 0], up[:, :, 2])
+    assert torch.equal(down[:, :, :-1, :-1], images[:, :, 1:, 1:]) and torch.equal(up_mirrored, up.flip(3))
+    mirror, none = tta.build("mirror"), tta.build("none")
+    assert mirror is not None and [view.weight for view in mirror(images)] == [0.5] and none is None
 
 
 def test_the_result_is_the_same_on_any_number_of_ranks() -> None:

@@ -140,3 +140,30 @@ def test_vgg16_has_both_heads_of_the_tutorials(head: str, last: str) -> None:
     net = build("vgg16", head=head).eval()
     assert net.get_submodule(last).out_features == 7  # type: ignore[union-attr]
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_the_speedruns_first_layer_whitens_patches() -> None:
+    torch.manual_seed(0)
+    net = build("speedrun", widths=[8, 8, 8])  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (300, 3, 16, 16), dtype=torch.uint8)
+    images[:, 1] = images[:, 0] // 2 + images[:, 1] // 8  # channels that go together, unevenly strong
+    mean, std = images.float().mean((0, 2, 3)) / 255, images.float().std((0, 2, 3)) / 255
+    models.fit(net, images, std.tolist())
+    normalized = (images.float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    whitened = net.get_submodule("whitening")(normalized)
+    assert torch.equal(whitened[:, :12], -whitened[:, 12:])
+    covariance = whitened[:, :12].transpose(0, 1).flatten(1).cov()
+    variances = covariance.diag()
+    torch.testing.assert_close(covariance - variances.diag(), torch.zeros(12, 12), atol=0.02, rtol=0)
+    assert float(variances.max()) < 1.03 and float(variances.min()) > 0.9
+
+
+def test_the_speedruns_convolutions_begin_as_the_identity_and_any_size_goes_through() -> None:
+    net = build("speedrun", depth=3, widths=[32, 48]).eval()  # type: ignore[arg-type]
+    first = net.get_submodule("groups.0.convs.0")
+    x = torch.randn(2, 24, 9, 9)
+    torch.testing.assert_close(first(x)[:, :24], x)
+    for size in (5, 20, 32, 40):
+        assert net(torch.randn(2, 3, size, size)).shape == (2, 7)
+    with pytest.raises(ConfigError, match="takes images of 5 pixels and more, got 4"):
+        build("speedrun", image_size=4, widths=[8, 8])  # type: ignore[arg-type]

@@ -1,15 +1,77 @@
-"""The optimizers are the named ones."""
+"""The optimizers are the named ones, with learning rates by kind of weight; Muon's steps are orthogonal."""
 
+import pytest
 import torch
 from torch import nn
 
-from trainer import optim
-from trainer.settings import Optim
+from trainer import models, optim
+from trainer.settings import Model, Optim
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
 
 
 def test_optimizers_are_built_as_set() -> None:
     settings = Optim(lr=0.5, momentum=0.8, nesterov=True, weight_decay=0.1, betas=[0.7, 0.9])
-    sgd = optim.OPTIMIZERS["sgd"]([nn.Parameter(torch.zeros(1))], settings).param_groups[0]
+    sgd = optim.OPTIMIZERS["sgd"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings).param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.5, 0.8, True, 0.1)
-    adamw = optim.OPTIMIZERS["adamw"]([nn.Parameter(torch.zeros(1))], settings).param_groups[0]
+    adamw = optim.OPTIMIZERS["adamw"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings).param_groups[0]
     assert (adamw["lr"], adamw["betas"], adamw["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_matrices_head_and_vectors_have_their_own_rates(name: str) -> None:
+    net = small()
+    settings = Optim(name=name, lr=0.5, lr_vectors=2.0, lr_head=0.25)  # type: ignore[arg-type]
+    made = optim.build(net, settings)
+    optim.set_lr(made, settings, 0.1)
+    rates = {id(weight): group["lr"] for group in made.param_groups for weight in group["params"]}
+    expected = {"0.weight": 0.05, "2.weight": 0.05, "4.weight": 0.025}
+    for key, weight in net.named_parameters():
+        assert rates[id(weight)] == pytest.approx(expected.get(key, 0.2)), key
+
+
+def test_without_rates_of_their_own_all_weights_are_one_group() -> None:
+    made = optim.build(small(), Optim())
+    optim.set_lr(made, Optim(lr=0.3), 0.5)
+    assert [(len(group["params"]), group["lr"]) for group in made.param_groups] == [(6, 0.15)]
+
+
+def test_what_is_not_trained_is_left_out() -> None:
+    net = models.build(Model(name="speedrun", widths=[4]), 3, 3, 32)
+    trained = [weight for group in optim.build(net, Optim(name="muon")).param_groups for weight in group["params"]]
+    assert sum(map(torch.numel, trained)) == 4 * 24 * 9 + 4 * 4 * 9 + 2 * 4 + 3 * 4
+
+
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
+def test_orthogonal_brings_singular_values_near_one_and_keeps_directions(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    rank = min(shape)
+    left, right = (torch.linalg.qr(torch.randn(side, rank))[0] for side in shape)
+    matrix = left @ torch.diag(torch.linspace(0.3, 1.0, rank)) @ right.T
+    values = torch.linalg.svdvals(optim.orthogonal(7 * matrix))
+    assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+    rotated = left.T @ optim.orthogonal(matrix) @ right  # nothing but the singular values has changed
+    assert float((rotated - rotated.diag().diag()).abs().max()) < 1e-4
+
+
+def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_by_sgd() -> None:
+    net = small()
+    settings = Optim(name="muon", lr=0.1, lr_vectors=0.2, lr_head=0.3, momentum=0.85, weight_decay=0.01)
+    made = optim.build(net, settings)
+    before = {key: weight.detach().clone() for key, weight in net.named_parameters()}
+    optim.set_lr(made, settings, 0.5)
+    gradients = {}
+    for key, weight in net.named_parameters():
+        weight.grad = gradients[key] = torch.randn_like(weight)
+    made.step()
+    for key in ("0.weight", "2.weight"):
+        old = before[key] * (len(before[key]) ** 0.5 / before[key].norm())
+        move = (old - net.get_parameter(key)).detach().flatten(1) / 0.05
+        torch.testing.assert_close(move, optim.orthogonal(gradients[key].flatten(1)), rtol=1e-3, atol=1e-4)
+    for key, rate in (("4.weight", 0.15), ("4.bias", 0.1), ("0.bias", 0.1)):
+        torch.testing.assert_close(
+            net.get_parameter(key).detach(), (before[key] - rate * 1.85 * gradients[key]) * (1 - 0.01 * 0.5)
+        )

@@ -45,6 +45,27 @@ def test_real_networks_are_bitwise_the_same(ranks: Ranks, image_folder: Path, mo
         assert not differing("on-1", f"on-{size}")
 
 
+SPEEDRUN = [
+    "model.name=speedrun", "model.widths=[8,16]", "model.depth=3", "optim.name=muon", "optim.lr_head=0.02",
+    "optim.lr_vectors=20", "optim.weight_decay=0.02", "data.progressive_sizes=[20,32]", "train.epochs=2",
+    "data.augment=[alternating_flip,crop]", "data.crop_border=reflect", "eval.tta=mirror_and_shift",
+]  # fmt: skip
+
+
+def test_the_speedrun_is_bitwise_the_same_on_any_number_of_ranks_and_after_a_stop(ranks: Ranks) -> None:
+    short = [*SAME, *SPEEDRUN, "data.global_batch_size=200"]
+    for size in (1, 3):
+        ranks.run(size, *short, f"run.name=on-{size}", plant="")
+    assert not differing("on-1", "on-3")
+    summary = json.loads(Path("runs/on-1/summary.json").read_text())
+    assert 0 <= summary["test"]["tta_accuracy"] <= 1 != summary["test"]["accuracy"]
+    (Path("runs") / "stopped").mkdir()
+    ranks.run(1, *short, "run.name=stopped", "checkpoint.every_steps=5", "train.time_limit=1s", plant="slow", code=75)
+    assert json.loads(Path("runs/stopped/status.json").read_text())["step"] < 16
+    ranks.run(2, *short, "run.name=stopped", "checkpoint.every_steps=5", plant="")
+    assert not differing("on-1", "stopped")
+
+
 def test_more_ranks_than_virtual_ranks_are_refused(ranks: Ranks) -> None:
     first, _ = ranks.start(2, *SAME, "train.virtual_ranks=1")  # the other one waits, for a launcher to end it
     assert ranks.end([first]) == [2]

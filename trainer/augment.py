@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import randomness
@@ -59,17 +60,27 @@ class Augment:
     """The training set's augmentations, then the normalization that every batch gets."""
 
     def __init__(
-        self, data: Data, normalization: Normalization, seed: int, device: torch.device, image_shape: torch.Size
+        self,
+        data: Data,
+        normalization: Normalization,
+        seed: int,
+        device: torch.device,
+        image_shape: torch.Size,
+        epochs: int = 1,
     ) -> None:
-        """image_shape: (C, H, W)."""
+        """image_shape: (C, H, W); epochs: of the whole run."""
         self._data = data
         self._names: Sequence[str] = data.augment
         self._seed = seed
         # uint8 to normalized float in one multiplication and addition; a value for each pixel, because broadcasting
         # over channels, which are innermost, costs ten times as much.
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (normalization.mean, normalization.std))
-        self._scale = _for_each_pixel(1 / (255 * std), image_shape).to(device)
-        self._shift = _for_each_pixel(-mean / std, image_shape).to(device)
+        self._normalizing: dict[torch.Size, tuple[Tensor, Tensor]] = {}
+        for size in {image_shape[1], *data.progressive_sizes}:
+            shape = torch.Size([image_shape[0], size, size])
+            scale, shift = (_for_each_pixel(value, shape).to(device) for value in (1 / (255 * std), -mean / std))
+            self._normalizing[shape] = scale, shift
+        self._epochs = epochs
         self._mean_colour = (255 * mean.flatten()).round().to(device, torch.uint8)
         padding = data.crop_padding if "crop" in data.augment else 0
         self._windows = Windows(padding, data.crop_border == "reflect")
@@ -92,6 +103,8 @@ class Augment:
         if "cutout" in self._names:
             rows, columns = self._draw("cutout row", ids, epoch, height), self._draw("cutout column", ids, epoch, width)
             images = cutout(images, self._data.cutout_size, rows, columns, self._mean_colour)
+        if sizes := self._data.progressive_sizes:
+            images = _resized(images, sizes[epoch * len(sizes) // self._epochs])
         return images
 
     def _flips(self, ids: Tensor, epoch: int) -> Tensor | None:
@@ -132,7 +145,8 @@ class Augment:
         """
         if out is None:
             out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
-        return torch.addcmul(self._shift, out.copy_(images), self._scale, out=out)
+        scale, shift = self._normalizing[images.shape[1:]]
+        return torch.addcmul(shift, out.copy_(images), scale, out=out)
 
     def _draw(self, purpose: str, ids: Tensor, epoch: int, end: int) -> Tensor:
         return randomness.integers(ids, randomness.key(self._seed, epoch, purpose), end)
@@ -207,6 +221,15 @@ def cutout(images: Tensor, size: int, rows: Tensor, columns: Tensor, colour: Ten
     lines = images.permute(0, 2, 3, 1).reshape(number, height, width * channels)
     blanked = torch.where(inside_rows & inside_columns, colour.repeat(width), lines)
     return blanked.view(number, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, C, H, W] in, uint8 [N, C, size, size] out, each pixel a weighted mean of those that it covers."""
+    if images.shape[2] == size:
+        return images
+    values = images.float() if images.is_cuda else images  # a CPU does it in whole numbers
+    scaled = F.interpolate(values, (size, size), mode="bilinear", antialias=True)
+    return scaled.round().to(torch.uint8) if images.is_cuda else scaled
 
 
 def cutmix_box(share: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:

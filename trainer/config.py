@@ -234,16 +234,24 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             yield f"data.augment={data.augment}: no augmentation '{kind}'; {one_of(kind, AUGMENTATIONS)}"
     if "cutout" in data.augment and data.cutout_size > data.image_size:
         yield f"data.cutout_size={data.cutout_size} is larger than data.image_size={data.image_size}; lower it"
-    own_models = ("lenet", "tudui", "resnet18", "vgg16")
+    if not all(1 <= size <= data.image_size for size in data.progressive_sizes):
+        yield f"data.progressive_sizes={data.progressive_sizes}: wanted 1 to data.image_size={data.image_size}"
+    if data.progressive_sizes and model.name in ("lenet", "tudui"):
+        yield f"data.progressive_sizes={data.progressive_sizes}: {model.name} takes 32 pixels only; leave it []"
+    if not model.widths or min(model.widths) < 1:
+        yield f"model.widths={model.widths}: wanted one number of channels or more, each 1 or more"
+    own_models = ("lenet", "tudui", "speedrun", "resnet18", "vgg16")
     if model.name not in own_models and not model.name.startswith("torchvision/"):
         yield f"model.name={model.name}: {one_of(model.name, own_models)}, or torchvision/NAME"
-    if model.pretrained and model.name in ("lenet", "tudui", "resnet18"):
+    if model.pretrained and model.name in ("lenet", "tudui", "speedrun", "resnet18"):
         yield f"model.pretrained={model.pretrained}: {model.name} has no such weights; use vgg16 or torchvision/NAME"
     if model.pretrained and data.channels == 1:
         yield f"model.pretrained={model.pretrained}: ImageNet weights take 3 channels; set data.channels=3"
     if config.loss.label_smoothing and config.loss.name != "cross_entropy":
         yield f"loss.label_smoothing={config.loss.label_smoothing}: only cross_entropy has it; set it to 0"
-    if config.optim.nesterov and (config.optim.name != "sgd" or not config.optim.momentum):
+    if config.optim.name == "muon" and config.optim.nesterov:
+        yield "optim.nesterov=true: muon's momentum is Nesterov's as it is; leave optim.nesterov=false"
+    elif config.optim.nesterov and (config.optim.name != "sgd" or not config.optim.momentum):
         yield "optim.nesterov=true: wanted sgd with a momentum above 0; set optim.nesterov=false or optim.momentum=0.9"
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         yield f"optim.betas={config.optim.betas}: wanted two numbers from 0 up to, not including, 1"

@@ -70,7 +70,8 @@ class Console(Quiet):
             self.say(line)
 
     def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None:
-        self.say(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}")
+        several = f"  with several views {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
+        self.say(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{several}")
 
     def finished(self, summary: dict[str, Any], folder: Path) -> None:
         """The per-class table of the test set, the result in one line, and where the files are."""

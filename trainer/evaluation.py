@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.tta import Views
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
@@ -31,6 +33,8 @@ class Evaluation:
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     """confusion[true][predicted], counts."""
+    tta_accuracy: float | None = None
+    """with test-time augmentation, where it is asked for; all else here is without"""
 
 
 class Tally:
@@ -39,6 +43,7 @@ class Tally:
     def __init__(self, num_chunks: int, num_classes: int, device: torch.device) -> None:
         self.loss_sums = torch.zeros(num_chunks, dtype=torch.float64, device=device)
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.tta_correct = torch.zeros(1, dtype=torch.int64, device=device)
 
     def add(self, chunk: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """logits [B, num_classes], labels int64 [B], losses [B]; stays on the device, waits for nothing."""
@@ -48,7 +53,7 @@ class Tally:
         self.confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
 
 
-def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...]) -> Evaluation:
+def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...], tta_correct: int | None = None) -> Evaluation:
     """Scores from the counts of all ranks: confusion int64 [num_classes, num_classes], true by predicted."""
     counts = confusion.double()
     hits, support, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -64,6 +69,7 @@ def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...]) -> Evalu
             for i, name in enumerate(classes)
         ),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
+        tta_accuracy=None if tta_correct is None else tta_correct / total,
     )
 
 
@@ -73,6 +79,7 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 def evaluate(
     predict: Callable[[Tensor], Tensor],
+    views: Views | None,
     loss: Callable[[Tensor, Tensor], Tensor],
     chunks: Iterable[tuple[int, Tensor, Tensor]],
     num_chunks: int,
@@ -86,6 +93,13 @@ def evaluate(
         for chunk, images, labels in chunks:
             logits = predict(images).float()
             tally.add(chunk, logits, labels, loss(logits, labels))
+            if views is not None:
+                others = views(images)
+                mean = logits * (1 - sum(view.weight for view in others))
+                for view in others:
+                    mean += view.weight * predict(view.images).float()
+                tally.tta_correct += (mean.argmax(1) == labels).sum()
     loss_sum = float(add_ranks(tally.loss_sums).sum())
     confusion = add_ranks(tally.confusion).view(len(classes), -1).cpu()
-    return score(loss_sum, confusion, classes)
+    tta_correct = None if views is None else int(add_ranks(tally.tta_correct))
+    return score(loss_sum, confusion, classes, tta_correct)

@@ -67,6 +67,8 @@ class Journal:
     def evaluated(self, split: str, found: Evaluation) -> None:
         """A line on an evaluation of a split."""
         scalars = self.position() | {"loss": found.loss, "accuracy": found.accuracy}
+        if found.tta_accuracy is not None:
+            scalars["tta_accuracy"] = found.tta_accuracy
         if self._progress.step != self._first_step or split not in self.evaluated_before:
             self._log(split, scalars)
         self._console.evaluated(split, self._progress.step, scalars)

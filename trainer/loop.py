@@ -182,7 +182,7 @@ class Trainer:
         progress, batches = self.progress, self.parts.batches
         step = progress.step
         global_size = batches.size(step)
-        optim.set_lr(self.parts.optimizer, self.config.optim.lr * self.parts.schedule.lr_factor(step))
+        optim.set_lr(self.parts.optimizer, self.config.optim, self.parts.schedule.lr_factor(step))
         outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step))
         if outcome.is_finite:
             self.meter.add(outcome.sums, global_size)

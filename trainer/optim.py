@@ -1,6 +1,6 @@
-"""Parameters in, an optimizer out."""
+"""A network in, an optimizer out. Weights are of three kinds, which may have learning rates of their own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from trainer.settings import Optim
 
+Groups = list[dict[str, Any]]
+"""What torch's optimizers take: {"params": [...], "kind": "matrices", "head" or "vectors"}."""
 
-def sgd(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
+
+def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, torch's own."""
     return torch.optim.SGD(
-        parameters,
+        groups,
         optim.lr,
         momentum=optim.momentum,
         nesterov=optim.nesterov,
@@ -21,14 +24,95 @@ def sgd(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimiz
     )
 
 
-def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
+def adamw(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, torch's own. (Loshchilov and Hutter, arXiv 1711.05101.)"""
     first, second = optim.betas
-    return torch.optim.AdamW(parameters, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
+
+
+def muon(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
+    """Muon for matrices, SGD for head and vectors."""
+    return Muon(groups, optim.lr, optim.muon_momentum, optim.momentum, optim.weight_decay)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal before they are added. (Jordan et al., "Muon: An optimizer for hidden
+    layers in neural networks", 2024.)
+
+    A convolution's weights [out, in, height, width] are one matrix, [out, in * height * width]. Before its update each
+    matrix is scaled to rows of norm 1 (root mean square), so that the learning rate is an angle. Head and vectors move by
+    Nesterov's momentum: there is nothing to make orthogonal.
+    """
+
+    def __init__(
+        self, groups: Groups, lr: float, momentum: float, sgd_momentum: float, weight_decay: float = 0.0
+    ) -> None:
+        """weight_decay: the share of head and vectors that a step at the peak learning rate takes off; matrices, whose
+        norm is fixed, have none."""
+        super().__init__(groups, {"lr": lr, "lr_factor": 1.0, "kind": "matrices", "weight_decay": weight_decay})
+        self._momentum, self._sgd_momentum = momentum, sgd_momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            is_matrices = group["kind"] == "matrices"
+            momentum = self._momentum if is_matrices else self._sgd_momentum
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            means = [self._mean(weight) for weight in weights]
+            torch._foreach_mul_(means, momentum)
+            torch._foreach_add_(means, gradients)
+            moves = torch._foreach_add(gradients, means, alpha=momentum)
+            if is_matrices:
+                for weight, move in zip(weights, moves, strict=True):
+                    weight.mul_(len(weight) ** 0.5 / weight.norm())
+                    weight.add_(orthogonal(move.flatten(1)).view(move.shape), alpha=-group["lr"])
+            else:
+                torch._foreach_add_(weights, moves, alpha=-group["lr"])
+                torch._foreach_mul_(weights, 1 - group["weight_decay"] * group["lr_factor"])
+
+    def _mean(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        found: Tensor = state["momentum_buffer"]
+        return found
+
+
+def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
+    """The nearest orthogonal matrix, roughly: all singular values of [m, n] are brought near 1, m <= n or not.
+
+    Newton and Schulz's iteration with the quintic polynomial that grows small values fastest, in bfloat16 on a GPU.
+    (Jordan et al. 2024; Bernstein and Newhouse, arXiv 2409.20325.)
+    """
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x = x.T if is_tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x.T if is_tall else x).to(matrix.dtype)
 
 
 # To add an optimizer, write it above, list it here, and name it in trainer/settings.py.
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Optim], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
+OPTIMIZERS: dict[str, Callable[[Groups, Optim], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw, "muon": muon}
+
+
+def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The named optimizer of all weights that are trained: in one group where one learning rate does for all."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    if optim.name != "muon" and optim.lr_vectors is None and optim.lr_head is None:
+        return OPTIMIZERS[optim.name]([{"params": trained}], optim)
+    heads = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
+    kinds: dict[str, list[Tensor]] = {"matrices": [], "head": [], "vectors": []}
+    for weight in trained:
+        kind = "vectors" if weight.ndim < 2 else "head" if any(weight is head for head in heads) else "matrices"
+        kinds[kind].append(weight)
+    groups = [{"params": weights, "kind": kind} for kind, weights in kinds.items() if weights]
+    return OPTIMIZERS[optim.name](groups, optim)
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -40,7 +124,11 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
                 entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the rate of every group; called before each step."""
+def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, lr_factor: float) -> None:
+    """Sets the rate of every group to its peak times a factor in [0, 1]; called before each step."""
+    peaks = {"vectors": optim.lr_vectors, "head": optim.lr_head}
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        peak = peaks.get(group.get("kind", ""))
+        group["lr"] = lr_factor * (optim.lr if peak is None else peak)
+        if "lr_factor" in group:
+            group["lr_factor"] = lr_factor

@@ -9,7 +9,7 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from trainer import augment, data, evaluation, losses, models, optim
+from trainer import augment, data, evaluation, losses, models, optim, tta
 from trainer.augment import Augment, Normalization
 from trainer.buffers import Buffers
 from trainer.checkpoint import State
@@ -55,6 +55,7 @@ class Parts:
         self.module.eval()
         found = evaluation.evaluate(
             predict,
+            tta.build(config.eval.tta),
             losses.build(config.loss, training=False),
             data.chunks(part, batch_size, world),
             data.num_chunks(part, batch_size),
@@ -73,15 +74,18 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     for line in splits.notes:
         say(line)
     normalization = augment.normalization(config.data.normalize, splits.train.images)
-    augmentation = Augment(config.data, normalization, config.run.seed, world.device, splits.train.images.shape[1:])
+    image_shape, epochs = splits.train.images.shape[1:], config.train.epochs
+    augmentation = Augment(config.data, normalization, config.run.seed, world.device, image_shape, epochs)
     splits = data.on_device(splits, config.data, world)
     shuffle, drop_last = config.data.shuffle, config.data.drop_last
     batches = GlobalBatches(len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last)
     durations = Durations.of(config, batches.steps_per_epoch)
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
     module = _network(config, world, splits, batches)
-    optimizer = optim.OPTIMIZERS[config.optim.name](module.parameters(), config.optim)
-    if saved is not None:
+    optimizer = optim.build(module, config.optim)
+    if saved is None:
+        models.fit(module, splits.train.images, normalization.std)
+    else:
         module.load_state_dict(saved.model)
         optim.restore(optimizer, saved.optimizer)
     step, prepared = _prepare(config, world, module, optimizer, augmentation, watch)
@@ -133,9 +137,25 @@ def _network(config: RunConfig, world: World, splits: data.Splits, batches: Glob
     channels, image_size = splits.train.images.shape[1:3]
     module = world.together(lambda: models.build(config.model, len(splits.classes), channels, image_size))
     shape = (channels, image_size, image_size)
+    world.together(lambda: _check_sizes(config, module, channels))
     world.together(lambda: _check_smallest_shard(config, world, module, shape, batches))
     # Convolutions read all channels of a pixel at once: on a CPU 1.3 to 1.5 times as fast, on a GPU's matrix units too.
     return module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _check_sizes(config: RunConfig, module: nn.Module, channels: int) -> None:
+    """Raises DataError when the network refuses the smallest of data.progressive_sizes."""
+    if not config.data.progressive_sizes:
+        return
+    size = min(config.data.progressive_sizes)
+    try:
+        copy.deepcopy(module).eval()(torch.zeros(1, channels, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:  # how networks refuse, each its own way
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(
+            f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot take {size} pixels "
+            f"({reason}); choose larger ones"
+        ) from None
 
 
 def _check_smallest_shard(

@@ -58,6 +58,9 @@ class Data:
         above=0.0,
     )
     cutmix_alpha: float = setting(1.0, "cutmix: the same, of the area that an image keeps", above=0.0)
+    progressive_sizes: list[int] = setting(
+        [], "sides of the training images in pixels, one after the other over the epochs; [] for image_size throughout"
+    )
     normalize: Literal["cifar10", "half", "data", "none"] = setting(
         "data", "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, or none: [0, 1] as it is"
     )
@@ -65,13 +68,17 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    name: str = setting("resnet18", "lenet, tudui, resnet18, vgg16, or any torchvision classifier as torchvision/NAME")
+    name: str = setting(
+        "resnet18", "lenet, tudui, speedrun, resnet18, vgg16, or any torchvision classifier as torchvision/NAME"
+    )
     pretrained: str | None = setting(
         None, "torchvision models: ImageNet weights, a file's PATH or 'hub' for torch's hub folder; null: none"
     )
     head: Literal["replace", "append"] = setting(
         "replace", "torchvision models: replace the last layer, or append one to its 1,000 outputs"
     )
+    widths: list[int] = setting([64, 256, 256], "speedrun: channels of each group of convolutions")
+    depth: int = setting(2, "speedrun: convolutions in a group; a third one and more have a shortcut", least=1)
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,19 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optim:
-    name: Literal["sgd", "adamw"] = setting("sgd", "the optimizer")
+    name: Literal["sgd", "adamw", "muon"] = setting("sgd", "the optimizer; muon: matrices by Muon, the rest by SGD")
     lr: float = setting(0.1, "peak learning rate, for the global batch as it is; never rescaled", above=0.0)
-    momentum: float = setting(0.9, "sgd: momentum", least=0.0, most=1.0)
+    lr_vectors: float | None = setting(None, "the same of biases and of norms' weights; null: optim.lr", above=0.0)
+    lr_head: float | None = setting(None, "the same of the last linear layer's weights; null: optim.lr", above=0.0)
+    momentum: float = setting(0.9, "sgd, and what muon leaves to it: momentum", least=0.0, most=1.0)
+    muon_momentum: float = setting(0.6, "muon: momentum of the matrices", least=0.0, most=1.0)
     nesterov: bool = setting(False, "sgd: Nesterov's momentum")
     betas: list[float] = setting([0.9, 0.999], "adamw: decay of the first and second moment")
-    weight_decay: float = setting(0.0, "weight decay; adamw: decoupled", least=0.0)
+    weight_decay: float = setting(
+        0.0,
+        "weight decay; adamw: decoupled; muon: share of head and vectors that a step at the peak rate takes off",
+        least=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -141,6 +155,9 @@ class Train:
 class Eval:
     every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", least=0)
     batch_size: int = setting(500, "samples in a forward pass; does not change the result", least=1)
+    tta: Literal["none", "mirror", "mirror_and_shift"] = setting(
+        "none", "test-time augmentation, reported beside the plain accuracy: the mean over 2 or 6 views of each image"
+    )
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Step:
         """The network's input: float32 [B, C, H, W], in the same memory at every step. Fresh memory costs as much as
         what is written into it. index: 0 for the samples themselves, 1 for what they are mixed with."""
         images, batch = samples.images, self._batches.get(index)
-        if batch is None or len(batch) < len(images):
+        if batch is None or len(batch) < len(images) or batch.shape[1:] != images.shape[1:]:
             batch = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
             self._batches[index] = batch
         return self._augment.plain(images, out=batch[: len(images)])

@@ -4,11 +4,12 @@ A builder takes (settings, number of classes, input channels, image size) and re
 float images [B, channels, image_size, image_size] to logits [B, number of classes].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from trainer.models import imagenet, resnet, small
+from trainer.models import imagenet, resnet, small, speedrun
 from trainer.settings import Model
 
 Builder = Callable[[Model, int, int, int], nn.Module]
@@ -17,9 +18,24 @@ Builder = Callable[[Model, int, int, int], nn.Module]
 MODELS: dict[str, Builder] = {
     "lenet": small.lenet,
     "tudui": small.tudui,
+    "speedrun": speedrun.speedrun,
     "resnet18": resnet.resnet18,
     "vgg16": imagenet.vgg16,
 }
+
+
+_FITTED_IMAGES = 5000
+
+
+def fit(module: nn.Module, images: Tensor, std: Sequence[float]) -> None:
+    """What a network takes from the training set before it is trained: whitening, for those that have it.
+
+    images: uint8 [N, C, H, W]; std: of each channel's values in [0, 1].
+    """
+    for layer in module.modules():
+        if isinstance(layer, speedrun.Whitening):
+            some = images[:: -(-len(images) // _FITTED_IMAGES)]  # from all over: it may be sorted by class
+            layer.fit(some.cpu(), torch.tensor(std))
 
 
 def build(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
