@@ -24,7 +24,7 @@ MAIN = str(REPOSITORY / "trainer" / "main.py")
 # What `accelerate launch` is, by the Python that runs the tests.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # A run as small as a run can be: real digits, no trackers of others.
-SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false"]
+SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "train.precision=fp32"]
 
 
 @pytest.fixture(autouse=True)

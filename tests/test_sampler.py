@@ -48,9 +48,13 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
 
 
 def test_any_step_is_found_without_those_before_it() -> None:
-    straight = GlobalBatches(70_000, 32, seed=5)  # more than one block an epoch
-    for step in (0, 1, 2047, 2048, 2187, 2188, 9999):
-        assert GlobalBatches(70_000, 32, seed=5).ids(step).equal(straight.ids(step))
+    straight = GlobalBatches(70_000, 32, seed=5)
+    epoch = torch.cat([straight.ids(step) for step in range(2188)])
+    assert epoch.equal(straight.order(0, torch.arange(70_000)))
+    for step in (0, 1, 2047, 2048, 2187, 2188 + 17):
+        parts = [straight.positions(step, 0, 9), straight.positions(step, 9, straight.size(step))]
+        ids = straight.order(step // 2188, torch.cat(parts[::-1]))
+        assert ids.equal(torch.cat([straight.ids(step)[9:], straight.ids(step)[:9]]))
 
 
 def test_without_shuffle_the_order_is_the_data_sets_own() -> None:

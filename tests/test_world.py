@@ -47,8 +47,16 @@ def test_one_process_uses_all_cores_whatever_a_launcher_left(monkeypatch: pytest
 def test_the_launchers_precision_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     # accelerate's file of defaults in the home folder is read silently and arrives here as a variable.
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    world = World(Train(device="cpu"))
+    world = World(Train(device="cpu", precision="fp32"))
     assert world.precision == "fp32" and world.accelerator.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("has_amx", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_trains_in_bf16_where_it_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert World(Train(device="cpu")).precision == precision
 
 
 def test_variables_that_accelerate_lets_overrule_its_caller_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

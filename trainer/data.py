@@ -191,8 +191,7 @@ class _RankBlocks(Sampler[_Block]):
         mixed: list[Tensor] = []
         length = 0
         for step in steps:
-            ids = self._batches.ids(step)
-            places = self._places(len(ids))
+            places = self._places(self._batches.size(step))
             first, end = (places[0][1], places[-1][2]) if places else (0, 0)
             step_cuts = [
                 _Cut(number, length + start - first, length + stop - first, 1.0) for number, start, stop in places
@@ -201,11 +200,13 @@ class _RankBlocks(Sampler[_Block]):
                 first, end = 0, 1
                 step_cuts = [_Cut(places[0][0], length, length + 1, 0.0)]
             cuts.append(step_cuts)
-            own.append(ids[first:end])
+            own.append(self._batches.positions(step, first, end))
             if self._mixes:
-                mixed.append(self._batches.partners(step)[first:end])
+                mixed.append(self._batches.partner_positions(step, first, end))
             length += end - first
-        return _Block(torch.cat(own), torch.cat(mixed) if self._mixes else None, epoch, cuts)
+        ids = self._batches.order(epoch, torch.cat(own))
+        partners = self._batches.order(epoch, torch.cat(mixed)) if self._mixes else None
+        return _Block(ids, partners, epoch, cuts)
 
     def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
         """Numbers of this rank's shards of a global batch, and where each begins and ends there."""

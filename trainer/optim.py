@@ -40,8 +40,8 @@ class Muon(torch.optim.Optimizer):
     layers in neural networks", 2024.)
 
     A convolution's weights [out, in, height, width] are one matrix, [out, in * height * width]. Before its update each
-    matrix is scaled to rows of norm 1 (root mean square), so that the learning rate is an angle. Head and vectors move by
-    Nesterov's momentum: there is nothing to make orthogonal.
+    matrix is scaled to rows of norm 1 (root mean square), so that the learning rate is an angle. Head and vectors have
+    nothing to make orthogonal: Nesterov's momentum moves them.
     """
 
     def __init__(

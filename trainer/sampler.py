@@ -11,7 +11,6 @@ from torch import Tensor
 from trainer import randomness, schedule
 
 _ROUNDS = 8
-_BLOCK_POSITIONS = 1 << 16  # ids made at once: a small batch must not pay a hash's fixed cost at every step
 
 
 def permute(positions: Tensor, num_samples: int, key: int) -> Tensor:
@@ -47,9 +46,6 @@ class GlobalBatches:
         self.shuffle = shuffle
         self.steps_per_epoch = schedule.steps_per_epoch(num_samples, global_batch_size, drop_last)
         self.samples_per_epoch = self.steps_per_epoch * global_batch_size if drop_last else num_samples
-        self._block_steps = max(1, _BLOCK_POSITIONS // global_batch_size)
-        self._block_key = (-1, -1)
-        self._block = torch.empty(0, dtype=torch.int64)
 
     def epoch(self, step: int) -> int:
         """The epoch that a step's batch belongs to, from 0."""
@@ -67,22 +63,25 @@ class GlobalBatches:
 
     def ids(self, step: int) -> Tensor:
         """The sample ids of a step's batch: int64 [size(step)], in [0, num_samples)."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        block, place = divmod(index, self._block_steps)
-        if self._block_key != (epoch, block):
-            start = block * self._block_steps * self.global_batch_size
-            end = min(start + self._block_steps * self.global_batch_size, self.samples_per_epoch)
-            self._block, self._block_key = self._order(epoch, start, end), (epoch, block)
-        first = place * self.global_batch_size
-        return self._block[first : first + self.size(step)]
+        return self.order(self.epoch(step), self.positions(step, 0, self.size(step)))
 
     def partners(self, step: int) -> Tensor:
         """For each sample of a step's batch the one that it is mixed with, of the same batch: int64 [size(step)]."""
-        ids = self.ids(step)
-        return ids[permute(torch.arange(len(ids)), len(ids), randomness.key(self.seed, step, "partners"))]
+        return self.order(self.epoch(step), self.partner_positions(step, 0, self.size(step)))
 
-    def _order(self, epoch: int, start: int, end: int) -> Tensor:
-        positions = torch.arange(start, end)
+    def positions(self, step: int, first: int, end: int) -> Tensor:
+        """Where samples first to end of a step's batch are in the epoch's order: int64 [end - first]."""
+        start = (step % self.steps_per_epoch) * self.global_batch_size
+        return torch.arange(start + first, start + end)
+
+    def partner_positions(self, step: int, first: int, end: int) -> Tensor:
+        """The same of what these samples are mixed with."""
+        start = (step % self.steps_per_epoch) * self.global_batch_size
+        return start + permute(torch.arange(first, end), self.size(step), randomness.key(self.seed, step, "partners"))
+
+    def order(self, epoch: int, positions: Tensor) -> Tensor:
+        """The sample ids at these positions of an epoch's order: int64 [n] in, int64 [n] out. Nothing is stored, and
+        nothing but these is computed; one call for many is cheaper than many calls."""
         if not self.shuffle:
             return positions
         return permute(positions, self.num_samples, randomness.key(self.seed, epoch, "order"))

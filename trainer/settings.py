@@ -122,7 +122,7 @@ class Train:
         "auto", "auto: a GPU for each rank where there are GPUs, else the CPU"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: fp32 on a CPU; bf16 on a GPU that has it, else fp16"
+        "auto", "auto: bf16 on a GPU or a CPU with matrix units for it (AMX); else fp16 on a GPU, fp32 on a CPU"
     )
     virtual_ranks: int | None = setting(
         None,

@@ -218,14 +218,19 @@ def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:
 
 def _precision(asked: str, on_gpu: bool) -> str:
     """The precision to train in; raises WorldError for one that the device lacks."""
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_multiplies_bf16()
     if asked == "auto":
-        return "fp32" if not on_gpu else "bf16" if has_bf16 else "fp16"
+        return "bf16" if has_bf16 else "fp16" if on_gpu else "fp32"
     if asked == "fp16" and not on_gpu:
         raise WorldError("train.precision=fp16: a CPU has no fp16 training; choose auto, fp32 or bf16")
     if asked == "bf16" and on_gpu and not has_bf16:
         raise WorldError(f"train.precision=bf16: {torch.cuda.get_device_name()} lacks it; choose auto, fp32 or fp16")
     return asked
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has units for it (AMX). Others make bf16 products of fp32 ones, at several times their cost."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _threads(asked: int | str, local_world_size: int) -> int:

@@ -1,0 +1,119 @@
+"""airbench94 on a CPU: its network, loader, optimizer, schedules and loop as its author wrote them, bf16 by autocast.
+
+What must differ from the package's own: no CUDA, images from this benchmark's folder and as floats instead of halves.
+With a "result" in its settings it trains to the end, without turns, and writes its seconds and accuracy there.
+"""
+
+import json
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+from time import perf_counter
+
+import common
+import torch
+import torchvision.transforms as T
+from airbench import lib_airbench94 as lib
+from airbench import utils
+from torch import Tensor, nn
+
+
+class Loader(utils.CifarLoader):
+    """The package's, on arrays."""
+
+    def __init__(self, images: Tensor, labels: Tensor, train: bool, batch_size: int, aug: dict[str, object]) -> None:
+        self.epoch = 0
+        self.images = (images.float() / 255).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+        self.labels = labels
+        self.normalize = T.Normalize(utils.CIFAR_MEAN, utils.CIFAR_STD)
+        self.proc_images: dict[str, Tensor] = {}
+        self.aug = aug
+        self.batch_size, self.drop_last, self.shuffle, self.altflip = batch_size, train, train, train
+
+
+def make_net() -> nn.Sequential:
+    widths, momentum = lib.hyp["net"]["widths"], lib.hyp["net"]["batchnorm_momentum"]
+    net = nn.Sequential(
+        lib.Conv(3, 24, 2, padding=0, bias=True),
+        nn.GELU(),
+        lib.ConvGroup(24, widths["block1"], momentum),
+        lib.ConvGroup(widths["block1"], widths["block2"], momentum),
+        lib.ConvGroup(widths["block2"], widths["block3"], momentum),
+        nn.MaxPool2d(3),
+        lib.Flatten(),
+        nn.Linear(widths["block3"], 10, bias=False),
+        lib.Mul(lib.hyp["net"]["scaling_factor"]),
+    )
+    net[0].weight.requires_grad = False
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def lr_schedule(steps: int) -> Tensor:
+    """0.2 up to 1 over the first 23 %, down to 0.07."""
+    peak = int(0.23 * steps)
+    return torch.cat([torch.linspace(0.2, 1, peak + 1), torch.linspace(1, 0.07, steps - peak + 1)[1:]])
+
+
+def train(loader: Loader, net: nn.Sequential, epochs: float, is_bf16: bool) -> Iterator[None]:
+    """The package's loop; yields after each step."""
+    opt = lib.hyp["opt"]
+    momentum, batch_size = opt["momentum"], loader.batch_size
+    kilostep_scale = 1024 * (1 + 1 / (1 - momentum))
+    lr, wd = opt["lr"] / kilostep_scale, opt["weight_decay"] * batch_size / kilostep_scale
+    lr_biases = lr * opt["bias_scaler"]
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=opt["label_smoothing"], reduction="none")
+    total_train_steps = ceil(len(loader) * epochs)
+    current_steps = 0
+    norm_biases = [p for k, p in net.named_parameters() if "norm" in k and p.requires_grad]
+    other_params = [p for k, p in net.named_parameters() if "norm" not in k and p.requires_grad]
+    param_configs = [
+        {"params": norm_biases, "lr": lr_biases, "weight_decay": wd / lr_biases},
+        {"params": other_params, "lr": lr, "weight_decay": wd / lr},
+    ]
+    optimizer = torch.optim.SGD(param_configs, momentum=momentum, nesterov=True)
+    schedule = lr_schedule(total_train_steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule[i])
+    alpha_schedule = 0.95**5 * (torch.arange(total_train_steps + 1) / total_train_steps) ** 3
+    lookahead_state = utils.LookaheadState(net)
+    utils.init_whitening_conv(net[0], loader.normalize(loader.images[:5000]))
+    for epoch in range(ceil(epochs)):
+        net[0].bias.requires_grad = epoch < opt["whiten_bias_epochs"]
+        net.train()
+        for inputs, labels in loader:
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+                loss = loss_fn(net(inputs), labels).sum()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            current_steps += 1
+            if current_steps % 5 == 0:
+                lookahead_state.update(net, decay=alpha_schedule[current_steps].item())
+            if current_steps >= total_train_steps:
+                lookahead_state.update(net, decay=1.0)
+                return
+            yield
+
+
+settings = common.given()
+epochs, is_bf16 = settings["epochs"], settings["precision"] == "bf16"
+turn = None if settings.get("result") else common.Turn()
+images, labels = common.arrays(settings)
+aug = {"flip": True, "translate": 2}
+loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), True, settings["batch_size"], aug)
+net = make_net()
+if turn is not None:
+    turn.begin()
+began = perf_counter()
+for _ in train(loader, net, epochs, is_bf16):
+    if turn is not None:
+        turn()
+seconds = perf_counter() - began
+if settings.get("result"):
+    images, labels = common.arrays(settings, "test")
+    test_loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), False, 2000, {})
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        accuracies = {
+            name: utils.evaluate(net, test_loader, level) for name, level in (("accuracy", 0), ("tta_accuracy", 2))
+        }
+    Path(settings["result"]).write_text(json.dumps({"seconds": seconds} | accuracies))

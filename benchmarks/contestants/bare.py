@@ -1,0 +1,31 @@
+"""No data work at all: the bare loop over batches that are ready, augmented and normalized, in the network's format."""
+
+import common
+import torch
+import torch.nn.functional as F
+
+_BATCHES = 16
+
+settings = common.given()
+turn, device = common.turns(settings), settings["device"]
+network = common.network(settings)
+channels_last = settings.get("channels_last", True)
+format = torch.channels_last if channels_last else torch.contiguous_format
+network.to(device, memory_format=format)
+optimizer = torch.optim.SGD(
+    network.parameters(), common.LR, common.MOMENTUM, weight_decay=common.WEIGHT_DECAY,
+    fused=settings.get("fused", True),
+)  # fmt: skip
+size = settings["batch_size"]
+images = torch.randn(_BATCHES * size, 3, 32, 32).to(device, memory_format=format)
+batches = list(zip(images.split(size), torch.randint(10, (_BATCHES * size,), device=device).split(size), strict=True))
+
+turn.begin()
+while True:
+    for images, labels in batches:
+        with torch.autocast(device, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        turn()

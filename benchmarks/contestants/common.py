@@ -1,0 +1,88 @@
+"""What all contestants share: the images, the network, the settings that they were given."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import nn  # noqa: E402
+from turns import Turn  # noqa: E402
+
+from trainer import models  # noqa: E402
+from trainer.settings import Model  # noqa: E402
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+
+__all__ = ["LR", "MEAN", "MOMENTUM", "STD", "WEIGHT_DECAY", "Turn", "arrays", "given", "loader", "network", "turns"]
+
+
+def given() -> dict[str, Any]:
+    """model, batch_size, precision, threads, images (a folder), workers. Sets the threads."""
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(settings["threads"])
+    settings.setdefault("device", "cpu")
+    torch.manual_seed(0)
+    return settings
+
+
+def arrays(settings: dict[str, Any], split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split, uint8 [N, 32, 32, 3], and labels, int64 [N], in no order of classes."""
+    from trainer import config
+    from trainer.datasets import image_folder
+
+    data = config.load([], ["data.name=image_folder", f"data.root={settings['images']}", *cache(settings)]).data
+    found = getattr(image_folder.load(data), split)
+    order = np.random.default_rng(0).permutation(len(found.labels))
+    return found.images[order], found.labels[order]
+
+
+def cache(settings: dict[str, Any]) -> list[str]:
+    """Where decoded images are kept, if not beside the images."""
+    return [f"data.cache_dir={settings['cache']}"] if settings.get("cache") else []
+
+
+class PilImages(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """As torchvision's CIFAR10 has them: an array in memory, each image made a PIL one, then transformed."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        from torchvision import transforms
+
+        self._images, self._labels = images, labels.tolist()
+        self._transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._transform(Image.fromarray(self._images[index])), self._labels[index]
+
+
+def loader(settings: dict[str, Any]) -> "torch.utils.data.DataLoader[Any]":
+    """The DataLoader of the tutorials, with so many workers."""
+    workers = settings["workers"]
+    return torch.utils.data.DataLoader(
+        PilImages(*arrays(settings)), settings["batch_size"], shuffle=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+
+
+def turns(settings: dict[str, Any]) -> Turn:
+    return Turn(torch.cuda.synchronize) if settings["device"] == "cuda" else Turn()
+
+
+def network(settings: dict[str, Any]) -> nn.Module:
+    return models.build(Model(name=settings["model"]), 10, 3, 32)

@@ -1,0 +1,61 @@
+"""A whole training on a GPU, with what its steps took, the GPU's idle share and the loop's wait for a checkpoint."""
+
+import json
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from trainer import loop, main
+
+_PROFILED = range(60, 80)
+
+profiled, root, *arguments = sys.argv[1:]
+found: dict[str, Any] = {"idle_share": None, "checkpoint_stall_ms": None}
+take_step, save, run = loop.Trainer._take_step, loop.Trainer._save, loop.Trainer.run
+profiler = profile(activities=[ProfilerActivity.CUDA])
+began = 0.0
+
+
+def one_step(trainer: loop.Trainer, batch: Any) -> None:
+    global began
+    step = trainer.progress.step
+    if profiled == "1" and step == _PROFILED.start:
+        torch.cuda.synchronize()
+        profiler.start()
+        began = perf_counter()
+    take_step(trainer, batch)
+    if profiled == "1" and step == _PROFILED.stop - 1:
+        torch.cuda.synchronize()
+        seconds = perf_counter() - began
+        profiler.stop()
+        busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+        found["idle_share"] = round(1 - busy / seconds, 4)
+
+
+def timed_save(trainer: loop.Trainer) -> None:
+    torch.cuda.synchronize()
+    before = perf_counter()
+    save(trainer)
+    found["checkpoint_stall_ms"] = round(1e3 * (perf_counter() - before), 2)
+
+
+def timed_run(trainer: loop.Trainer) -> str:
+    before = perf_counter()
+    reason = run(trainer)
+    torch.cuda.synchronize()
+    found["seconds"] = round(perf_counter() - before, 3)
+    return reason
+
+
+loop.Trainer._take_step = one_step  # type: ignore[method-assign]
+loop.Trainer._save = timed_save  # type: ignore[method-assign]
+loop.Trainer.run = timed_run  # type: ignore[method-assign]
+code = main.main(arguments)
+(Path(root) / "found.json").write_text(json.dumps(found))
+sys.exit(code)

@@ -1,0 +1,71 @@
+"""What all benchmarks share: where results go, and what they say of the machine."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With --threads (default: cores), --images, --cache and --output."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    made.add_argument("--images", type=Path, help="CIFAR-10 as image files: train/<class>/*, test/<class>/*")
+    made.add_argument("--cache", type=Path, help="folder for the decoded images; by default beside them")
+    made.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    return made
+
+
+def given(arguments: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """What a contestant is told."""
+    return {
+        "threads": arguments.threads, "images": str(arguments.images),
+        "cache": str(arguments.cache) if arguments.cache else None,
+    } | settings  # fmt: skip
+
+
+def table(head: str, rows: list[str]) -> str:
+    """Markdown; head and rows as 'a | b | c'."""
+    lines = [head, " | ".join("---" for _ in head.split("|")), *rows]
+    return "\n".join(f"| {line} |" for line in lines) + "\n"
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions that a number was measured with."""
+    import torch
+
+    flags = _cpu_flags()
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "native_bf16": bool({"amx_bf16", "avx512_bf16", "bf16"} & flags),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write(folder: Path, name: str, description: str | None, result: dict[str, Any], table: str) -> None:
+    """NAME.json and NAME.md: the command's first line, the machine, the result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = machine()
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    (folder / f"{name}.json").write_text(json.dumps({"command": command, "machine": where} | result, indent=1) + "\n")
+    gpu = where["gpu"] or ("CPU with native bf16" if where["native_bf16"] else "CPU without native bf16")
+    title = (description or name).partition("\n")[0]
+    line = f"`{command}`\n\n{where['cores']} cores, {gpu}, Python {where['python']}, torch {where['torch']}.\n\n"
+    (folder / f"{name}.md").write_text(f"# {title}\n\n{line}{table}")
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return set(next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split())
