@@ -23,6 +23,7 @@ LAYERS = [
         "lock",
         "memory",
         "tta",
+        "uncompiled",
     },
     {"config", "datasets.dataset", "schedule", "probe"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},

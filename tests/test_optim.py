@@ -1,10 +1,14 @@
 """The optimizers are the named ones, with learning rates by kind of weight; Muon's steps are orthogonal."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import MAIN, REPOSITORY, SMALL
 from torch import nn
 
-from trainer import models, optim
+from trainer import models, optim, uncompiled
 from trainer.settings import Model, Optim
 
 
@@ -75,3 +79,33 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_by_sgd() -> None:
         torch.testing.assert_close(
             net.get_parameter(key).detach(), (before[key] - rate * 1.85 * gradients[key]) * (1 - 0.01 * 0.5)
         )
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(uncompiled.SGD, torch.optim.SGD), (uncompiled.AdamW, torch.optim.AdamW)])
+def test_steps_without_the_compiler_are_pytorchs(
+    own: type[torch.optim.Optimizer], theirs: type[torch.optim.Optimizer]
+) -> None:
+    ended = []
+    for kind in (own, theirs):
+        net = small()
+        made = kind(net.parameters(), lr=0.1, fused=True)  # type: ignore[call-arg]
+        for _ in range(3):
+            net(torch.ones(2, 3, 3, 3)).square().sum().backward()
+            made.step()
+            made.zero_grad()
+        again = kind(net.parameters(), lr=0.2, fused=True)  # type: ignore[call-arg]
+        again.load_state_dict(made.state_dict())
+        assert again.param_groups[0]["lr"] == 0.1
+        ended.append([weight.detach() for weight in net.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*ended, strict=True))
+
+
+def test_a_training_does_not_import_the_compiler() -> None:
+    program = (
+        f"import sys, runpy; sys.path.insert(0, {str(REPOSITORY)!r}); sys.argv = {[MAIN, *SMALL]!r} + sys.argv[1:]\n"
+    )
+    program += "from trainer import main; code = main.main(sys.argv[1:])\n"
+    program += "sys.exit('torch._dynamo' in sys.modules or code)"
+    command = [sys.executable, "-c", program, "train.max_steps=2", "run.root=runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

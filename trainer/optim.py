@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer import uncompiled
 from trainer.settings import Optim
 
 Groups = list[dict[str, Any]]
@@ -14,7 +15,7 @@ Groups = list[dict[str, Any]]
 
 def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, torch's own."""
-    return torch.optim.SGD(
+    return uncompiled.SGD(
         groups,
         optim.lr,
         momentum=optim.momentum,
@@ -27,7 +28,7 @@ def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
 def adamw(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, torch's own. (Loshchilov and Hutter, arXiv 1711.05101.)"""
     first, second = optim.betas
-    return torch.optim.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
+    return uncompiled.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
 
 
 def muon(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
