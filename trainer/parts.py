@@ -24,6 +24,10 @@ from trainer.watch import Unwatched
 from trainer.world import World
 
 
+# Accelerate need not move them; it would import a second's worth of tensors that are spread over devices, to ask.
+_WHERE_THEY_ARE = [False, False]
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     splits: data.Splits
@@ -110,9 +114,11 @@ def _prepare(
     if config.train.virtual_ranks is None:
         with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            model, prepared = accelerator.prepare(module, optimizer)
+            model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
     else:
-        model = accelerator.prepare_model(module, evaluation_mode=True)  # its name for: precision, but no DDP
+        model = accelerator.prepare_model(  # evaluation mode: its name for precision, but no DDP
+            module, device_placement=False, evaluation_mode=True
+        )
         prepared = accelerator.prepare_optimizer(optimizer)
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers

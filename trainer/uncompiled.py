@@ -20,7 +20,7 @@ def optimizer(kind: C) -> C:
 
 
 def leave_alone() -> None:
-    """The methods of all optimizers are called as they are: what each would ask the compiler for is set to themselves."""
+    """Has the methods of all optimizers called as they are: what each would ask the compiler for is set to itself."""
     for method in vars(Optimizer).values():
         own = getattr(method, "__wrapped__", None)
         if own is not None and not hasattr(own, "__dynamo_disable"):  # torch/_compile.py keeps its answer there
