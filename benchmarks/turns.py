@@ -92,6 +92,8 @@ class Contestant:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._done)
+        self._said.close()
 
 
 def race(contestants: Sequence[Contestant], rounds: int, steps: int, warmup_steps: int) -> None:

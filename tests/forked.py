@@ -19,7 +19,7 @@ import torchvision.models
 from workers.tiny import tiny
 
 import trainer.loop
-from trainer import data, main, models
+from trainer import bad_steps, data, main, models
 from trainer.step import Samples, Step
 
 __all__ = ["sklearn", "torchvision", "trainer"]
@@ -72,6 +72,12 @@ def poisoned_sample() -> None:
     Step._batch = poisons  # type: ignore[method-assign]
 
 
+def poisoned_sample_late() -> None:
+    """The same, and the loop hears of a step as late as it does with a GPU."""
+    poisoned_sample()
+    bad_steps.Skipped.lag_steps = 8  # type: ignore[assignment, method-assign]
+
+
 def slow_steps() -> None:
     """Each step but the first takes six seconds."""
     tiny_network()
@@ -100,6 +106,7 @@ PLANTS = {
     "tiny": tiny_network,
     "stuck": stuck_rank,
     "poisoned": poisoned_sample,
+    "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "slow_start": slow_start,
 }

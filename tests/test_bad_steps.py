@@ -9,9 +9,13 @@ from conftest import SMALL, Ranks
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer import checkpoint
+from trainer import checkpoint, optim
+from trainer.bad_steps import Skipped
+from trainer.buffers import Buffers
 from trainer.compare import rows
+from trainer.meter import Outcome, ShardResult
 from trainer.sampler import GlobalBatches
+from trainer.settings import Optim
 
 RUN = [*SMALL, "run.root=runs", "log.every_steps=1", "train.max_steps=60", "train.threads_per_rank=1"]
 
@@ -64,11 +68,65 @@ def test_a_recipe_that_diverges_is_told(ranks: Ranks) -> None:
     assert "Lower optim.lr" in text and "NaN" not in Path("runs/x/metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_skipped_step_changes_nothing_without_the_host_being_asked(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    settings = Optim(name=name, weight_decay=0.1)  # type: ignore[arg-type]
+    made, buffers = optim.build(net, settings), Buffers(net)
+
+    def take(bad: float) -> dict[str, torch.Tensor]:
+        buffers.begin()
+        net(torch.randn(5, 4)).square().sum().backward()
+        if bad:
+            for weight in net.parameters():
+                assert weight.grad is not None
+                weight.grad.fill_(torch.nan)
+        optim.set_lr(made, settings, 0.7)
+        made.found_inf = torch.tensor(bad)  # type: ignore[attr-defined]
+        made.step()
+        buffers.rewind(where=torch.tensor(bad))
+        made.zero_grad()
+        state = {f"{n}.{key}": value for n, entry in made.state_dict()["state"].items() for key, value in entry.items()}
+        return {key: value.clone() for key, value in (net.state_dict() | state).items()}
+
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    assert all(torch.equal(value, take(1.0)[key]) for key, value in before.items())  # the first step too
+    good = take(0.0)
+    assert not torch.equal(good["0.weight"], before["0.weight"])
+    bad = take(1.0)
+    assert all(torch.equal(value, bad[key]) for key, value in good.items())
+    assert torch.isfinite(take(0.0)["0.weight"]).all()
+
+
+def test_a_gpu_is_heard_some_steps_later_and_wholly_at_the_end() -> None:
+    skipped = Skipped(torch.device("cpu"))
+    for step in range(12):
+        result = ShardResult(torch.tensor(step + 0.5), torch.zeros(1, 2), torch.zeros(1), 1.0)
+        skipped.add(step, Outcome([result], torch.tensor(float(step in (2, 9)))))
+        heard = [(number, float(outcome.loss_sum())) for number, outcome in skipped.heard(lag_steps=8)]
+        assert heard == ([(2, 2.5)] if step == 10 else [])
+    assert [number for number, _ in skipped.heard()] == [9] and not list(skipped.heard())
+
+
+def test_steps_that_are_heard_of_late_are_counted_and_the_run_so_far_is_kept(
+    ranks: Ranks,
+) -> None:
+    seldom = [*RUN, "log.every_steps=40"]
+    ranks.run(2, *seldom, "run.name=at-once", plant="poisoned")
+    ranks.run(2, *seldom, "run.name=late", plant="poisoned_late")
+    assert bad_steps("late") == bad_steps("at-once")
+    assert rows(Path("runs/late")) == rows(Path("runs/at-once"))
+    text = ranks.run(1, *seldom, "run.name=ended", "train.max_bad_steps=0", plant="poisoned_late", code=2)
+    assert "after 0 steps skipped" in text and "not finite" in text
+    place, _ = checkpoint.newest(Path("runs/ended/checkpoints"))
+    assert place is not None and checkpoint.load(place).progress.bad_steps == 1
+
+
 def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> None:
     # fp16 is refused on a CPU; its loss scale works there all the same.
     from accelerate import Accelerator
 
-    from trainer.buffers import Buffers
     from trainer.step import Step
 
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -79,7 +137,7 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
     step._accelerator, step._clip_grad_norm, step._world_size = accelerator, None, 1
     step._optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
     step._parameters, step._buffers = list(net.parameters()), Buffers(net)
-    step._found_infinite, step._unscaled = torch.zeros(1), torch.ones(1)
+    step._unscaled, step._gradient_must_tell = torch.ones(()), False
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     images = torch.tensor([[torch.inf, 1.0], [2.0, 1.0]])
     for scale, loss, expected, scale_after in (
@@ -90,7 +148,8 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
         accelerator.scaler.update(scale)
         step._buffers.begin()
         accelerator.backward(net(images).sum())
-        assert step._update(torch.tensor([loss, 0.0])) is expected
+        result = ShardResult(torch.tensor(loss), torch.zeros(2, 2), torch.zeros(2), 1.0)
+        assert bool(step._update([result])) is not expected
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert accelerator.scaler.get_scale() == scale_after
         step._optimizer.zero_grad()

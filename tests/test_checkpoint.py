@@ -18,7 +18,7 @@ def save(folder: Path, step: int, best: Best | None = None) -> Path:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    progress = Progress(step, 1.5, [2.0, 3.0], 7, best)
+    progress = Progress(step, 1.5, [2.0, 3.0, 7.0], best)
     return checkpoint.save(folder, State(net.state_dict(), optimizer.state_dict(), {"scale": 2.0}, progress))
 
 
@@ -32,7 +32,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     net.load_state_dict(saved.model)
     optimizer.load_state_dict(saved.optimizer)
     assert optimizer.state[net.weight]["momentum_buffer"].tolist() == [[1.0] * 3] * 2
-    assert saved.progress == Progress(12, 1.5, [2.0, 3.0], 7, Best(10, 0.5, "validation"))
+    assert saved.progress == Progress(12, 1.5, [2.0, 3.0, 7.0], Best(10, 0.5, "validation"))
 
 
 def test_the_newest_is_the_highest_step_not_the_latest_written(tmp_path: Path) -> None:

@@ -22,13 +22,14 @@ ONE_HOT = torch.eye(5)[LABELS]
     ],
 )
 def test_the_mean_is_torchs(settings: Loss, expected: torch.Tensor) -> None:
-    per_sample = losses.build(settings, training=True)(LOGITS, LABELS)
+    per_sample = losses.SampleLoss(settings, training=True)(LOGITS, LABELS)
     assert per_sample.shape == (8,)
     torch.testing.assert_close(per_sample.mean(), expected)
+    torch.testing.assert_close(losses.SampleLoss(settings, training=True).sum(LOGITS, LABELS), 8 * expected)
 
 
 def test_labels_are_smoothed_in_training_only() -> None:
     smooth = Loss(label_smoothing=0.1)
-    plain = losses.build(Loss(), training=True)(LOGITS, LABELS)
-    assert torch.equal(losses.build(smooth, training=False)(LOGITS, LABELS), plain)
-    assert not torch.equal(losses.build(smooth, training=True)(LOGITS, LABELS), plain)
+    plain = losses.SampleLoss(Loss(), training=True)(LOGITS, LABELS)
+    assert torch.equal(losses.SampleLoss(smooth, training=False)(LOGITS, LABELS), plain)
+    assert not torch.equal(losses.SampleLoss(smooth, training=True)(LOGITS, LABELS), plain)

@@ -1,44 +1,79 @@
 """The meter: exact sums, over ranks and over a restart; evaluation is not training time."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
-from trainer.meter import Meter
+from trainer import meter
+from trainer.meter import Meter, Outcome, ShardResult
 
 CPU = torch.device("cpu")
 
 
+def made(loss_sum: float, correct: int, samples: int, weight: float = 1.0, skipped: float = 0.0) -> Outcome:
+    """One shard, whose first samples are predicted right."""
+    labels = torch.zeros(samples, dtype=torch.int64)
+    logits = torch.stack([(torch.arange(samples) < correct).float(), torch.full((samples,), 0.5)], dim=1)
+    return Outcome([ShardResult(torch.tensor(loss_sum), logits, labels, weight)], torch.tensor(skipped))
+
+
+def new(add_ranks: Callable[[Tensor], Tensor] = lambda sums: sums) -> Meter:
+    return Meter([0.0] * 3, add_ranks, CPU)
+
+
 def test_a_reading_is_the_mean_since_the_last_one() -> None:
-    meter = Meter([0.0, 0.0], 0, lambda sums: sums, CPU)
+    found = new()
     for _ in range(2):
-        meter.add(torch.tensor([6.0, 1.0], dtype=torch.float64), 2)
-        meter.add(torch.tensor([3.0, 1.0], dtype=torch.float64), 1)
-        line = meter.read()
+        found.add(made(6.0, 1, 2), 2)
+        found.add(made(3.0, 1, 1), 1)
+        line = found.read()
         assert (line["loss"], line["accuracy"]) == (3.0, pytest.approx(2 / 3))
 
 
+def test_a_step_that_was_skipped_and_a_shard_without_weight_do_not_count() -> None:
+    found = new()
+    found.add(made(torch.nan, 5, 5, skipped=1.0), 5)
+    found.add(made(8.0, 2, 4), 4)
+    found.add(Outcome([made(0.0, 1, 1, weight=0.0).results[0], made(2.0, 0, 1).results[0]], torch.tensor(0.0)), 1)
+    assert found.total() == [10.0, 2.0, 5.0]
+    assert torch.isnan(made(torch.nan, 5, 5, skipped=1.0).loss_sum())
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 1 << 18])
+def test_many_steps_add_up_whenever_they_are_counted(monkeypatch: pytest.MonkeyPatch, logits_at_once: int) -> None:
+    monkeypatch.setattr(meter, "_LOGITS_AT_ONCE", logits_at_once)
+    found, losses = new(), torch.rand(100, generator=torch.Generator().manual_seed(0))
+    for step, loss in enumerate(losses):
+        found.add(made(float(loss), step % 3, 3), 3)
+    loss_sum, correct, samples = found.total()
+    assert loss_sum == float((losses.double() * 2**24).round().sum() / 2**24)
+    assert (correct, samples) == (sum(step % 3 for step in range(100)), 300)
+
+
 def test_uneven_ranks_weigh_by_samples_not_by_rank() -> None:
-    other = torch.tensor([100.0, 0.0], dtype=torch.float64)  # the other rank's sums, of one sample
-    meter = Meter([0.0, 0.0], 0, lambda sums: sums + other, CPU)
-    meter.add(torch.tensor([3.0, 3.0], dtype=torch.float64), 4)
-    assert meter.read()["loss"] == 103 / 4
+    other = torch.tensor([100.0, 0.0, 1.0], dtype=torch.float64)  # the other rank's sums, of one sample
+    found = new(lambda sums: sums + other)
+    found.add(made(3.0, 3, 3), 4)
+    assert found.read()["loss"] == 103 / 4
 
 
 def test_it_goes_on_where_a_checkpoint_left_it() -> None:
-    unbroken = Meter([0.0, 0.0], 0, lambda sums: sums, CPU)
-    unbroken.add(torch.tensor([1.5, 1.0], dtype=torch.float64), 2)
-    continued = Meter(unbroken.total(), unbroken.samples, lambda sums: sums, CPU)
-    for meter in (unbroken, continued):
-        meter.add(torch.tensor([0.5, 0.0], dtype=torch.float64), 2)
+    unbroken = new()
+    unbroken.add(made(1.5, 1, 2), 2)
+    continued = Meter(unbroken.total(), lambda sums: sums, CPU)
+    for each in (unbroken, continued):
+        each.add(made(0.5, 0, 2), 2)
     assert continued.read()["loss"] == unbroken.read()["loss"] == 0.5
 
 
 def test_a_pause_is_not_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 10.0, 17.0, 18.0, 18.0])  # made, started, pause from 10 to 17, read at 18
     monkeypatch.setattr("trainer.meter.time.perf_counter", lambda: next(clock))
-    meter = Meter([0.0, 0.0], 0, lambda sums: sums, CPU)
-    meter.start()
-    with meter.paused():
+    found = new()
+    found.start()
+    with found.paused():
         pass
-    meter.add(torch.zeros(2, dtype=torch.float64), 1000)
-    assert meter.read()["samples_per_second"] == meter.mean_samples_per_second == 1000.0
+    found.add(made(0.0, 0, 4), 1000)
+    assert found.read()["samples_per_second"] == found.mean_samples_per_second == 1000.0

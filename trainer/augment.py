@@ -17,6 +17,7 @@ from trainer import randomness
 from trainer.settings import Data
 
 _QUANTILES = 1 << 14
+_PASS_BYTES = 1 << 20  # of floats written and read again: what stays in a CPU's cache in between
 # Mean and deviation of each channel of values in [0, 1].
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "cifar10": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
@@ -146,7 +147,12 @@ class Augment:
         if out is None:
             out = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
         scale, shift = self._normalizing[images.shape[1:]]
-        return torch.addcmul(shift, out.copy_(images), scale, out=out)
+        at_once = max(1, _PASS_BYTES // (4 * images[0].numel())) if len(images) else 1
+        if images.is_cuda or len(images) <= at_once:
+            return torch.addcmul(shift, out.copy_(images), scale, out=out)
+        for part, pixels in zip(torch.split(out, at_once), torch.split(images, at_once), strict=True):
+            torch.addcmul(shift, part.copy_(pixels), scale, out=part)
+        return out
 
     def _draw(self, purpose: str, ids: Tensor, epoch: int, end: int) -> Tensor:
         return randomness.integers(ids, randomness.key(self._seed, epoch, purpose), end)

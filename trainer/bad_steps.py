@@ -1,9 +1,56 @@
 """A step whose loss or gradient is not finite in, a line on its samples out; so many are skipped and no more."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from trainer.checkpoint import Progress
+from trainer.meter import Outcome
 from trainer.trackers import Lines
+
+_LAG_STEPS = 8
+
+
+class _Said(NamedTuple):
+    step: int
+    skipped: Tensor
+    """float32 [], in the CPU's memory when `arrived`"""
+    arrived: torch.cuda.Event | None
+    outcome: Outcome
+
+
+class Skipped:
+    """Which steps the device has skipped. A GPU is heard some steps later, always as many: the CPU does not wait for
+    the step in hand, and all ranks hear of a step at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._said: deque[_Said] = deque()
+
+    @property
+    def lag_steps(self) -> int:
+        return _LAG_STEPS if self._is_gpu else 0
+
+    def add(self, step: int, outcome: Outcome) -> None:
+        """What a step says of itself, on the device."""
+        skipped, arrived = outcome.skipped, None
+        if self._is_gpu:
+            on_host = torch.empty((), pin_memory=True)
+            skipped, arrived = on_host.copy_(skipped, non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self._said.append(_Said(step, skipped, arrived, outcome))
+
+    def heard(self, lag_steps: int = 0) -> Iterator[tuple[int, Outcome]]:
+        """The steps that were skipped, the last lag_steps left out, each once."""
+        while len(self._said) > lag_steps:
+            said = self._said.popleft()
+            if said.arrived is not None:
+                said.arrived.synchronize()
+            if said.skipped.item():
+                yield said.step, said.outcome
 
 
 class BadSteps:
@@ -12,21 +59,21 @@ class BadSteps:
     def __init__(self, progress: Progress, allowed: int, say: Callable[[str], None]) -> None:
         self._progress, self._allowed, self._say = progress, allowed, say
 
-    def skip(self, lines: Lines, epoch: int, loss_sum: float, ids: list[int]) -> str:
-        """Notes the step in hand and counts it. Returns what to tell the user when it is one too many, which is not
-        counted, or nothing.
+    def skip(self, lines: Lines, step: int, epoch: int, loss_sum: float, ids: list[int]) -> str:
+        """Notes a step and counts it. Returns what to tell the user when it is one too many, or nothing. One too many
+        that is the step in hand is not counted: the run will meet it again.
 
         loss_sum: over all ranks; ids: the samples of the global batch.
         """
-        step = self._progress.step
         lines.write({"step": step, "epoch": epoch, "loss_sum": loss_sum, "ids": ids})
         what = f"step {step:,}: loss or gradient was not finite (its samples are in bad_steps.jsonl)"
-        if self._progress.bad_steps >= self._allowed:
+        before = self._progress.bad_steps
+        self._progress.bad_steps += before < self._allowed or step < self._progress.step
+        if before >= self._allowed:
             return (
-                f"{what}, after {self._progress.bad_steps} steps skipped for that; the checkpoint before it is kept. "
+                f"{what}, after {before} steps skipped for that; the run so far is kept. "
                 "Lower optim.lr, set train.clip_grad_norm, look at those samples, or raise train.max_bad_steps to go "
                 "on without them"
             )
-        self._progress.bad_steps += 1
         self._say(f"{what}; skipped, {self._progress.bad_steps} of at most {self._allowed}")
         return ""

@@ -23,11 +23,11 @@ class Buffers:
             self._floats_before.copy_(self.floats)
             self._counters_before.copy_(self.counters)
 
-    def rewind(self) -> None:
-        """Back to where the step began."""
+    def rewind(self, where: Tensor | None = None) -> None:
+        """Back to where the step began, if `where`, float32 [] on the device, is not 0."""
         if self._floats_before.numel():
-            self.floats.copy_(self._floats_before)
-            self.counters.copy_(self._counters_before)
+            for now, before in ((self.floats, self._floats_before), (self.counters, self._counters_before)):
+                now.copy_(before if where is None else torch.where(where > 0, before, now))
 
     def moves(self, out: Tensor) -> None:
         """How far the statistics are from where the step began, into `out`: float32 [floats.numel()]."""

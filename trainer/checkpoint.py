@@ -46,9 +46,8 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """loss sum and correct predictions since the last line of training metrics, over all ranks"""
-    window_samples: int = 0
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """loss sum, correct predictions and samples since the last line of training metrics, over all ranks"""
     best: Best | None = None
     last_line: dict[str, float] = field(default_factory=dict)
     """the last line of training metrics"""

@@ -27,6 +27,7 @@ from trainer.world import World
 # To add a data set, write its file in datasets/, list it here, and name it in trainer/settings.py.
 DATASETS = {"cifar10": cifar10.load, "image_folder": image_folder.load, "digits": digits.load}
 
+_RUN_SAMPLES = 1 << 14  # of a rank whose ids are found at once: a hash has a fixed cost
 _BLOCK_BYTES = 3 << 20  # of uint8 images fetched at once: a thousand of 32 pixels, which fit into a CPU's caches
 
 
@@ -159,6 +160,8 @@ class _Blocks(Dataset[_Fetched]):
         return _Fetched(block, self._samples(block.ids), partners)
 
     def _samples(self, ids: Tensor) -> Samples:
+        if self._labels.is_cuda:
+            ids = ids.pin_memory()  # or the copy would wait for what the GPU has queued
         place = ids.to(self._labels.device, non_blocking=True)
         images = self._pixels.index_select(0, place).permute(0, 3, 1, 2)
         return Samples(images, self._labels.index_select(0, place), place)
@@ -174,39 +177,43 @@ class _RankBlocks(Sampler[_Block]):
         self._mixes = not {"mixup", "cutmix"}.isdisjoint(config.data.augment)
         self._rank, self._world_size = world.rank, world.size
         self._first_step, self._end_step = first_step, end_step
-        bytes_per_step = part.images[0].numel() * batches.global_batch_size / world.size
-        self._block_steps = max(1, int(_BLOCK_BYTES / bytes_per_step))
+        samples_per_step = batches.global_batch_size / world.size
+        self._block_steps = max(1, int(_BLOCK_BYTES / (part.images[0].numel() * samples_per_step)))
+        self._run_steps = max(self._block_steps, int(_RUN_SAMPLES / samples_per_step))
 
     def __iter__(self) -> Iterator[_Block]:
         step = self._first_step
         while step < self._end_step:
             epoch = self._batches.epoch(step)
-            end = min(step + self._block_steps, self._end_step, (epoch + 1) * self._batches.steps_per_epoch)
-            yield self._block(epoch, range(step, end))
+            end = min(step + self._run_steps, self._end_step, (epoch + 1) * self._batches.steps_per_epoch)
+            yield from self._blocks(epoch, range(step, end))
             step = end
 
-    def _block(self, epoch: int, steps: range) -> _Block:
-        cuts: list[list[_Cut]] = []
-        own: list[Tensor] = []
-        mixed: list[Tensor] = []
-        length = 0
-        for step in steps:
-            places = self._places(self._batches.size(step))
-            first, end = (places[0][1], places[-1][2]) if places else (0, 0)
-            step_cuts = [
-                _Cut(number, length + start - first, length + stop - first, 1.0) for number, start, stop in places
-            ]
-            if places and first == end:
-                first, end = 0, 1
-                step_cuts = [_Cut(places[0][0], length, length + 1, 0.0)]
-            cuts.append(step_cuts)
-            own.append(self._batches.positions(step, first, end))
-            if self._mixes:
-                mixed.append(self._batches.partner_positions(step, first, end))
-            length += end - first
-        ids = self._batches.order(epoch, torch.cat(own))
-        partners = self._batches.order(epoch, torch.cat(mixed)) if self._mixes else None
-        return _Block(ids, partners, epoch, cuts)
+    def _blocks(self, epoch: int, steps: range) -> Iterator[_Block]:
+        """The order is asked for all steps at once, which costs little more than one, then they are dealt to blocks."""
+        cuts = [self._cuts(step) for step in steps]
+        ids = self._ids(epoch, [self._batches.positions(*cut[:3]) for cut in cuts])
+        partners: list[Tensor] | None = None
+        if self._mixes:
+            partners = self._ids(epoch, [self._batches.partner_positions(*cut[:3]) for cut in cuts])
+        for start in range(0, len(steps), self._block_steps):
+            at = slice(start, start + self._block_steps)
+            shifted, length = [], 0
+            for _, first, end, places in cuts[at]:
+                shifted.append([place._replace(first=place.first + length, end=place.end + length) for place in places])
+                length += end - first
+            yield _Block(torch.cat(ids[at]), None if partners is None else torch.cat(partners[at]), epoch, shifted)
+
+    def _ids(self, epoch: int, positions: list[Tensor]) -> list[Tensor]:
+        return list(torch.split(self._batches.order(epoch, torch.cat(positions)), [len(each) for each in positions]))
+
+    def _cuts(self, step: int) -> tuple[int, int, int, list[_Cut]]:
+        """A step, from where to where this rank's samples are in its batch, and how these are cut."""
+        places = self._places(self._batches.size(step))
+        first, end = (places[0][1], places[-1][2]) if places else (0, 0)
+        if places and first == end:
+            return step, 0, 1, [_Cut(places[0][0], 0, 1, 0.0)]
+        return step, first, end, [_Cut(number, start - first, stop - first, 1.0) for number, start, stop in places]
 
     def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
         """Numbers of this rank's shards of a global batch, and where each begins and ends there."""

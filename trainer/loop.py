@@ -5,11 +5,10 @@ import json
 from time import perf_counter
 
 from accelerate.utils import set_seed
-from torch import Tensor
 
 from trainer import config as configs
 from trainer import data, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
-from trainer.bad_steps import BadSteps
+from trainer.bad_steps import BadSteps, Skipped
 from trainer.checkpoint import Best, Progress, State
 from trainer.console import Console, Quiet
 from trainer.errors import FolderError, PeerError, TrainingError
@@ -72,12 +71,12 @@ class Trainer:
         self.watch = guard
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         self.journal = Journal(config, self.parts, self.progress, self.console)
-        sums = self.progress.window if world.is_first else [0.0, 0.0]
-        self.meter = Meter(sums, self.progress.window_samples, world.sum, world.device)
+        self.meter = Meter(self.progress.window if world.is_first else [0.0] * 3, world.sum, world.device)
         self.saver: Saver = NoSaver()
         if world.is_first:
             keep = config.checkpoint.keep
             self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
+        self.skipped = Skipped(world.device)
         self.bad_steps = BadSteps(self.progress, config.train.max_bad_steps, self.console.say)
         self.pace = stop.Pace()
         self.stop_check = stop.StopCheck(
@@ -158,6 +157,7 @@ class Trainer:
             self.pace.step(perf_counter() - began)
             last = step == total_steps
             if last or step % config.log.every_steps == 0:
+                self._note_skipped()
                 self.journal.training(self.meter)
             is_best = False
             if last or durations.due(step, config.eval.every_epochs):
@@ -179,27 +179,29 @@ class Trainer:
 
     def _take_step(self, batch: list[Shard]) -> None:
         """One optimizer step, or its batch skipped when loss or gradient are not finite."""
-        progress, batches = self.progress, self.parts.batches
+        progress, batches, lag_steps = self.progress, self.parts.batches, self.skipped.lag_steps
         step = progress.step
         global_size = batches.size(step)
         optim.set_lr(self.parts.optimizer, self.config.optim, self.parts.schedule.lr_factor(step))
         outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step))
-        if outcome.is_finite:
-            self.meter.add(outcome.sums, global_size)
-        else:
-            self._skip_step(outcome.sums, global_size)
+        self.meter.add(outcome, global_size)
+        self.skipped.add(step, outcome)
+        if not lag_steps:  # what is heard at once is heard before the step counts
+            self._note_skipped()
         progress.step = step + 1
+        if lag_steps:
+            self._note_skipped(lag_steps)
 
-    def _skip_step(self, sums: Tensor, global_size: int) -> None:
-        """Raises TrainingError, with a checkpoint from before the step, when there were too many such."""
-        step, batches = self.progress.step, self.parts.batches
-        self.meter.skip(global_size)
-        loss_sum = float(self.world.sum(sums.clone())[0])
-        ids = batches.ids(step).tolist()
-        if too_many := self.bad_steps.skip(self.journal.bad_steps, batches.epoch(step), loss_sum, ids):
-            self._save()
-            self._wait_for_save()
-            raise TrainingError(too_many)
+    def _note_skipped(self, lag_steps: int = 0) -> None:
+        """Raises TrainingError when there were too many, with a checkpoint: from before the step, if it is in hand."""
+        batches = self.parts.batches
+        for step, outcome in self.skipped.heard(lag_steps):
+            everywhere = float(self.world.sum(outcome.loss_sum()))
+            ids = batches.ids(step).tolist()
+            if too_many := self.bad_steps.skip(self.journal.bad_steps, step, batches.epoch(step), everywhere, ids):
+                self._save()
+                self._wait_for_save()
+                raise TrainingError(too_many)
 
     def _asked_to_stop(self) -> str:
         step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
@@ -250,9 +252,10 @@ class Trainer:
         """A checkpoint by rank 0, written while training goes on."""
         progress, scaler = self.progress, self.world.accelerator.scaler
         self.watch.at(progress.step, "checkpoint")
+        self._note_skipped()
         with self.meter.paused():
             self.journal.position()
-            progress.window, progress.window_samples = self.meter.total(), self.meter.samples
+            progress.window = self.meter.total()
             progress.settings = configs.flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}

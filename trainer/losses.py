@@ -7,8 +7,6 @@ from torch import Tensor
 
 from trainer.settings import Loss
 
-SampleLoss = Callable[[Tensor, Tensor], Tensor]
-
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """logits float [B, num_classes], labels int64 [B] -> float [B]."""
@@ -33,7 +31,19 @@ def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1}
 
 
-def build(loss: Loss, training: bool) -> SampleLoss:
+class SampleLoss:
     """The loss by its name. Labels are smoothed in training only, so that test losses of any two runs compare."""
-    function, smoothing = LOSSES[loss.name], loss.label_smoothing if training else 0.0
-    return lambda logits, labels: function(logits, labels, smoothing)
+
+    def __init__(self, loss: Loss, training: bool) -> None:
+        self._name, self._function = loss.name, LOSSES[loss.name]
+        self._smoothing = loss.label_smoothing if training else 0.0
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits float [B, num_classes], labels int64 [B] -> float [B]."""
+        return self._function(logits, labels, self._smoothing)
+
+    def sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Over the samples: float []. In fewer operations where torch has them in one."""
+        if self._name == "cross_entropy":
+            return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._smoothing)
+        return self(logits, labels).sum()

@@ -4,21 +4,52 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+# Loss sums are rounded to multiples of this, so that float64 adds them without error in any order up to 2**29: what
+# a line of metrics says depends neither on the number of ranks nor on where a run was interrupted.
+_LOSS_QUANTUM = 2.0**-24
+# Steps are counted some at once: a dozen small operations at each step are some per cent of a small network's time.
+_STEPS_AT_ONCE = 32
+_LOGITS_AT_ONCE = 1 << 18
+
+
+class ShardResult(NamedTuple):
+    """What a shard of a batch came to, on the device."""
+
+    loss_sum: Tensor
+    """float []"""
+    logits: Tensor
+    """float [B, num_classes]"""
+    labels: Tensor
+    """int64 [B]"""
+    weight: float
+    """1, or 0 for a shard that does not count"""
+
+
+class Outcome(NamedTuple):
+    """Of one step on this rank: nothing here waits for the device."""
+
+    results: list[ShardResult]
+    skipped: Tensor
+    """float32 []; 1: loss or gradient were not finite, on whatever rank, and nothing was changed; else 0"""
+
+    def loss_sum(self) -> Tensor:
+        """float64 [], whatever it is."""
+        return _quantized(torch.stack([result.loss_sum for result in self.results])).sum()
 
 
 class Meter:
     """Loss, accuracy and speed of training. Every rank has one over its own slices; reading adds the ranks up."""
 
-    def __init__(
-        self, sums: list[float], samples: int, add_ranks: Callable[[Tensor], Tensor], device: torch.device
-    ) -> None:
-        """sums: loss sum and correct predictions to begin with, on one rank only; samples: their global number."""
+    def __init__(self, sums: list[float], add_ranks: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """sums: loss sum, correct predictions and samples to begin with, on one rank only."""
         self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
-        self._samples = samples
         self._add_ranks = add_ranks
+        self._outcomes: list[Outcome] = []
         self._timed_samples = 0
         self._since = time.perf_counter()
         self._all_samples, self._all_seconds = 0, 0.0
@@ -27,40 +58,59 @@ class Meter:
         """Starts the clock: what came before is not training time."""
         self._since = time.perf_counter()
 
-    def add(self, sums: Tensor, samples: int) -> None:
-        """A step's [loss sum, correct predictions] of this rank, float64 [2], and its samples on all ranks."""
-        self._sums += sums
-        self._samples += samples
+    def add(self, outcome: Outcome, samples: int) -> None:
+        """A step, and how many samples took its time on all ranks: those of a step that was skipped too, which do not
+        count."""
+        self._outcomes.append(outcome)
         self._timed_samples += samples
+        logits = sum(result.logits.numel() for result in outcome.results)
+        if len(self._outcomes) * max(1.0, logits * _STEPS_AT_ONCE / _LOGITS_AT_ONCE) >= _STEPS_AT_ONCE:
+            self._count()
 
-    def skip(self, samples: int) -> None:
-        """Samples that took their time and have no loss that counts."""
-        self._timed_samples += samples
+    def _count(self) -> None:
+        """Adds up the steps that have not been: loss sum, correct predictions, samples."""
+        results = [result for outcome in self._outcomes for result in outcome.results]
+        if not results:
+            return
+        sizes = [len(result.labels) for result in results]
+        device = self._sums.device
+        weights = torch.tensor([[result.weight, size] for result, size in zip(results, sizes, strict=True)])
+        weights = weights.to(device, torch.float64, non_blocking=True)
+        skipped = torch.stack([outcome.skipped for outcome in self._outcomes for _ in outcome.results])
+        counts = (1 - skipped.double()) * weights[:, 0]
+        losses = _quantized(torch.stack([result.loss_sum for result in results]))
+        predictions = torch.cat([result.logits for result in results]).argmax(1)
+        correct = (predictions == torch.cat([result.labels for result in results])).double()
+        number = torch.arange(len(results)).repeat_interleave(torch.tensor(sizes)).to(device, non_blocking=True)
+        self._sums += torch.stack(
+            [
+                torch.where(counts > 0, losses, 0.0).sum(),
+                (correct * counts[number]).sum(),
+                (counts * weights[:, 1]).sum(),
+            ]
+        )
+        self._outcomes.clear()
 
     def read(self) -> dict[str, float]:
         """loss, accuracy and samples_per_second since the last reading, over all ranks; begins anew."""
-        loss_sum, correct = self.total()
+        loss_sum, correct, samples = self.total()
         seconds = time.perf_counter() - self._since  # after the sums: on a GPU these wait for the last step
         self._all_samples += self._timed_samples
         self._all_seconds += seconds
         line = {
-            "loss": loss_sum / self._samples if self._samples else math.nan,
-            "accuracy": correct / self._samples if self._samples else math.nan,
+            "loss": loss_sum / samples if samples else math.nan,
+            "accuracy": correct / samples if samples else math.nan,
             "samples_per_second": self._timed_samples / seconds,
         }
         self._sums.zero_()
-        self._samples = self._timed_samples = 0
+        self._timed_samples = 0
         self._since = time.perf_counter()
         return line
 
     def total(self) -> list[float]:
-        """loss sum and correct predictions since the last reading, over all ranks."""
+        """loss sum, correct predictions and samples since the last reading, over all ranks."""
+        self._count()
         return self._add_ranks(self._sums.clone()).tolist()
-
-    @property
-    def samples(self) -> int:
-        """Samples since the last reading, over all ranks."""
-        return self._samples
 
     @property
     def mean_samples_per_second(self) -> float:
@@ -73,3 +123,7 @@ class Meter:
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
+
+
+def _quantized(losses: Tensor) -> Tensor:
+    return (losses.double() / _LOSS_QUANTUM).round() * _LOSS_QUANTUM

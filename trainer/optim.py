@@ -14,7 +14,7 @@ Groups = list[dict[str, Any]]
 
 
 def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, torch's own."""
+    """Stochastic gradient descent with momentum, by torch's fused kernel."""
     return uncompiled.SGD(
         groups,
         optim.lr,
@@ -53,26 +53,30 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "lr_factor": 1.0, "kind": "matrices", "weight_decay": weight_decay})
         self._momentum, self._sgd_momentum = momentum, sgd_momentum
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    @uncompiled.as_written
+    def step(self, closure: None = None) -> None:
+        """Changes nothing where `found_inf`, float32 [] on the device, is 1: PyTorch's own way to forbid a step."""
+        found: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             is_matrices = group["kind"] == "matrices"
             momentum = self._momentum if is_matrices else self._sgd_momentum
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            gradients = [weight.grad for weight in weights]
+            bad = weights[0].new_zeros(()) if found is None else found
+            gradients = [torch.where(bad > 0, 0.0, weight.grad) for weight in weights]
             means = [self._mean(weight) for weight in weights]
-            torch._foreach_mul_(means, momentum)
+            torch._foreach_mul_(means, momentum * (1 - bad) + bad)
             torch._foreach_add_(means, gradients)
             moves = torch._foreach_add(gradients, means, alpha=momentum)
+            torch._foreach_mul_(moves, 1 - bad)
             if is_matrices:
                 for weight, move in zip(weights, moves, strict=True):
-                    weight.mul_(len(weight) ** 0.5 / weight.norm())
+                    weight.mul_(torch.where(bad > 0, 1.0, len(weight) ** 0.5 / weight.norm()))
                     weight.add_(orthogonal(move.flatten(1)).view(move.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(weights, moves, alpha=-group["lr"])
-                torch._foreach_mul_(weights, 1 - group["weight_decay"] * group["lr_factor"])
+                torch._foreach_mul_(weights, 1 - group["weight_decay"] * group["lr_factor"] * (1 - bad))
 
     def _mean(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

@@ -23,7 +23,6 @@ from trainer.step import Step
 from trainer.watch import Unwatched
 from trainer.world import World
 
-
 # Accelerate need not move them; it would import a second's worth of tensors that are spread over devices, to ask.
 _WHERE_THEY_ARE = [False, False]
 
@@ -60,7 +59,7 @@ class Parts:
         found = evaluation.evaluate(
             predict,
             tta.build(config.eval.tta),
-            losses.build(config.loss, training=False),
+            losses.SampleLoss(config.loss, training=False),
             data.chunks(part, batch_size, world),
             data.num_chunks(part, batch_size),
             self.splits.classes,
@@ -128,7 +127,7 @@ def _prepare(
         accelerator,
         model,
         prepared,
-        losses.build(config.loss, training=True),
+        losses.SampleLoss(config.loss, training=True),
         augmentation,
         buffers,
         config.run.seed,

@@ -18,12 +18,9 @@ from trainer import randomness
 from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
+from trainer.meter import Outcome, ShardResult
 from trainer.reduction import OrderedReduction
 from trainer.watch import Unwatched
-
-# Loss sums are rounded to multiples of this, so that float64 adds them without error in any order up to 2**29: what
-# a line of metrics says depends neither on the number of ranks nor on where a run was interrupted.
-_LOSS_QUANTUM = 2.0**-24
 
 
 class Samples(NamedTuple):
@@ -45,13 +42,6 @@ class Shard(NamedTuple):
     """its place among the shards of the global batch"""
     weight: float
     """1, or 0 for a sample that only keeps a rank without any of its own in step with the others"""
-
-
-class Outcome(NamedTuple):
-    sums: Tensor
-    """[loss sum, correct predictions] of this rank's shards, float64 [2], on the device"""
-    is_finite: bool
-    """false: loss or gradient were not, on whatever rank, and nothing was changed"""
 
 
 class Step:
@@ -83,9 +73,10 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
+        # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
+        self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
         self._batches: dict[int, Tensor] = {}
-        self._found_infinite = torch.zeros(1, device=accelerator.device)
-        self._unscaled = torch.ones(1, device=accelerator.device)
+        self._unscaled = torch.ones((), device=accelerator.device)
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
@@ -98,45 +89,46 @@ class Step:
         self._buffers.begin()
         if self._reduction is None:
             (shard,) = shards
-            sums = self._one(shard, step, epoch, global_size)
+            results = [self._one(shard, step, epoch, global_size)]
             self._average_moves(shard.weight, num_shards)
         else:
-            sums = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
+            results = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
         if num_shards < self._world_size and self._buffers.counters.numel():
             # Ranks without a sample have not counted this step.
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
-        is_finite = self._update(sums)
-        self._optimizer.zero_grad()
-        return Outcome(sums, is_finite)
+        skipped = self._update(results)
+        for parameter in self._parameters:
+            parameter.grad = None
+        return Outcome(results, skipped)
 
-    def _one(self, shard: Shard, step: int, epoch: int, global_size: int) -> Tensor:
+    def _one(self, shard: Shard, step: int, epoch: int, global_size: int) -> ShardResult:
         """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
         is the gradient of the mean loss of the global batch, however unevenly the batch is cut."""
         if not shard.weight:  # what an idle rank runs must not enter the statistics
             self._set_norms(training=False)
-        loss_sum, correct = self._forward(shard, step, epoch)
+        loss_sum, logits = self._forward(shard, step, epoch)
         self._backward(loss_sum, self._world_size / global_size)
         if not shard.weight:
             self._set_norms(training=True)
-        return _quantized(loss_sum, correct)
+        return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
 
     def _some(
         self, reduction: OrderedReduction, shards: Sequence[Shard], step: int, epoch: int, size: int, num_shards: int
-    ) -> Tensor:
+    ) -> list[ShardResult]:
         reduction.begin(num_shards)
-        sums = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
+        results = []
         for shard in shards:
             reduction.begin_shard(shard.number, is_last=shard is shards[-1])
-            loss_sum, correct = self._forward(shard, step, epoch)
+            loss_sum, logits = self._forward(shard, step, epoch)
             reduction.forward_done()
             self._backward(loss_sum, 1 / size)
             reduction.end_shard()
-            sums += _quantized(loss_sum, correct)
+            results.append(ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight))
         reduction.finish()
-        return sums
+        return results
 
     def _forward(self, shard: Shard, step: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The loss sum and the correct predictions of a shard."""
+        """The loss sum, float [], and the logits, float [B, num_classes], of a shard."""
         self._watch.at(step, "forward pass")
         if self._draws:
             torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
@@ -144,17 +136,17 @@ class Step:
         batch = self._batch(0, own)
         if partners is None:
             logits = self._model(batch)
-            losses = self._loss(logits, own.labels)
+            loss_sum = self._loss.sum(logits, own.labels)
         else:
             others = self._batch(1, partners)
             batch, share = self._augment.mix(batch, others, own.ids, epoch)
             logits = self._model(batch)
             losses = share * self._loss(logits, own.labels) + (1 - share) * self._loss(logits, partners.labels)
-        loss_sum, correct = losses.sum(), (logits.detach().argmax(1) == own.labels).sum()
+            loss_sum = losses.sum()
         if shard.weight != 1:
-            loss_sum, correct = loss_sum * shard.weight, correct * shard.weight
+            loss_sum = loss_sum * shard.weight
         self._watch.at(step, "backward pass")
-        return loss_sum, correct
+        return loss_sum, logits
 
     def _batch(self, index: int, samples: Samples) -> Tensor:
         """The network's input: float32 [B, C, H, W], in the same memory at every step. Fresh memory costs as much as
@@ -167,7 +159,7 @@ class Step:
 
     def _backward(self, loss_sum: Tensor, scale: float) -> None:
         """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
-        loss = loss_sum * (scale + 0.0 * loss_sum.detach())
+        loss = loss_sum * (scale + 0.0 * loss_sum.detach() if self._gradient_must_tell else scale)
         if self._accelerator.scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
@@ -183,37 +175,44 @@ class Step:
         torch.distributed.all_reduce(moves)
         self._buffers.move(moves, active)
 
-    def _update(self, sums: Tensor) -> bool:
-        """Makes the update if the gradient is finite; returns whether the loss was, and the gradient for all we know.
+    def _update(self, results: Sequence[ShardResult]) -> Tensor:
+        """Makes the update if loss and gradient are finite: on the device, which is not waited for. Returns float32 [],
+        1 if they were not.
 
         With fp16 a gradient that overflows is an everyday matter of the loss scale, which is lowered for it.
         """
         scaler = self._accelerator.scaler
         if self._clip_grad_norm is not None:
             norm = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
-            is_finite = bool(norm.isfinite())
+            skipped: Tensor = norm.isfinite().logical_not().float()
         else:
-            is_finite = self._gradient_is_finite()
-        if is_finite:  # the same on all ranks, as the gradient is
+            skipped = self._finds_infinite(results)
+        if scaler is None:
+            self._optimizer.found_inf = skipped  # where PyTorch's fused optimizers look for what forbids a step
             self._optimizer.step()
-            return True
-        self._buffers.rewind()
-        if scaler is not None:
-            if scaler.get_scale() > 1 and self._is_finite_everywhere(sums):
-                self._optimizer.step()  # skipped, by the scaler
-                return True
-            scaler.update(scaler.get_scale())  # forgets this step
-        return False
+            self._buffers.rewind(where=skipped)
+            return skipped
+        if not skipped:  # the same on all ranks, as the gradient is
+            self._optimizer.step()
+            return skipped
+        self._buffers.rewind(where=skipped)
+        if scaler.get_scale() > 1 and self._is_finite_everywhere(results):
+            self._optimizer.step()  # skipped, by the scaler
+            return torch.zeros_like(skipped)
+        scaler.update(scaler.get_scale())  # forgets this step
+        return skipped
 
-    def _gradient_is_finite(self) -> bool:
-        """By the kernel that loss scaling has for it, which goes over all gradients in one call."""
+    def _finds_infinite(self, results: Sequence[ShardResult]) -> Tensor:
+        """Whether a gradient or a loss here has a part that is not finite: float32 [], 0 or 1. By the kernel that loss
+        scaling has for it, which goes over all in one call."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        self._found_infinite.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found_infinite, self._unscaled)
-        return not self._found_infinite.item()
+        gradients += [] if self._gradient_must_tell else [result.loss_sum for result in results]
+        found = torch.zeros_like(self._unscaled)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._unscaled)
+        return found
 
-    def _is_finite_everywhere(self, sums: Tensor) -> bool:
-        finite = sums.isfinite().all().int()
+    def _is_finite_everywhere(self, results: Sequence[ShardResult]) -> bool:
+        finite = torch.stack([result.loss_sum for result in results]).isfinite().all().int()
         if self._world_size > 1:
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)
@@ -221,11 +220,6 @@ class Step:
     def _set_norms(self, training: bool) -> None:
         for module in self._norms:
             module.train(training)
-
-
-def _quantized(loss_sum: Tensor, correct: Tensor) -> Tensor:
-    loss = (loss_sum.detach().double() / _LOSS_QUANTUM).round() * _LOSS_QUANTUM
-    return torch.stack([loss, correct.double()])
 
 
 def _draws(module: nn.Module) -> bool:

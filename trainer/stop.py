@@ -23,7 +23,7 @@ REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_EN
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
-_LOOK_AGAIN_SECONDS = 0.02
+_LOOK_AGAIN_SECONDS = 0.1
 _MOST_STEPS = 20
 
 

@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from time import perf_counter
 
-import common
+import given
 import torch
 import torchvision.transforms as T
 from airbench import lib_airbench94 as lib
@@ -95,10 +95,10 @@ def train(loader: Loader, net: nn.Sequential, epochs: float, is_bf16: bool) -> I
             yield
 
 
-settings = common.given()
+settings = given.settings()
 epochs, is_bf16 = settings["epochs"], settings["precision"] == "bf16"
-turn = None if settings.get("result") else common.Turn()
-images, labels = common.arrays(settings)
+turn = None if settings.get("result") else given.Turn()
+images, labels = given.arrays(settings)
 aug = {"flip": True, "translate": 2}
 loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), True, settings["batch_size"], aug)
 net = make_net()
@@ -110,7 +110,7 @@ for _ in train(loader, net, epochs, is_bf16):
         turn()
 seconds = perf_counter() - began
 if settings.get("result"):
-    images, labels = common.arrays(settings, "test")
+    images, labels = given.arrays(settings, "test")
     test_loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), False, 2000, {})
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         accuracies = {

@@ -1,19 +1,19 @@
 """No data work at all: the bare loop over batches that are ready, augmented and normalized, in the network's format."""
 
-import common
+import given
 import torch
 import torch.nn.functional as F
 
 _BATCHES = 16
 
-settings = common.given()
-turn, device = common.turns(settings), settings["device"]
-network = common.network(settings)
+settings = given.settings()
+turn, device = given.turns(settings), settings["device"]
+network = given.network(settings)
 channels_last = settings.get("channels_last", True)
 format = torch.channels_last if channels_last else torch.contiguous_format
 network.to(device, memory_format=format)
 optimizer = torch.optim.SGD(
-    network.parameters(), common.LR, common.MOMENTUM, weight_decay=common.WEIGHT_DECAY,
+    network.parameters(), given.LR, given.MOMENTUM, weight_decay=given.WEIGHT_DECAY,
     fused=settings.get("fused", True),
 )  # fmt: skip
 size = settings["batch_size"]

@@ -3,7 +3,7 @@
 import logging
 import warnings
 
-import common
+import given
 import lightning
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,12 @@ class Classifier(lightning.LightningModule):
         return F.cross_entropy(self.net(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            self.parameters(), lr=common.LR, momentum=common.MOMENTUM, weight_decay=common.WEIGHT_DECAY
-        )
+        return torch.optim.SGD(self.parameters(), lr=given.LR, momentum=given.MOMENTUM, weight_decay=given.WEIGHT_DECAY)
 
 
 class Turns(lightning.Callback):
     def __init__(self) -> None:
-        self._turn = common.Turn()
+        self._turn = given.Turn()
 
     def on_train_start(self, trainer: object, pl_module: object) -> None:
         self._turn.begin()
@@ -39,10 +37,10 @@ class Turns(lightning.Callback):
         self._turn()
 
 
-settings = common.given()
+settings = given.settings()
 trainer = lightning.Trainer(
     accelerator="cpu", devices=1, max_epochs=-1, precision="bf16-mixed" if settings["precision"] == "bf16" else 32,
     logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
     callbacks=[Turns()],
 )  # fmt: skip
-trainer.fit(Classifier(common.network(settings)), common.loader(settings))
+trainer.fit(Classifier(given.network(settings)), given.loader(settings))

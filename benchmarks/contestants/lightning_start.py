@@ -1,6 +1,6 @@
 """A first step by Lightning: LeNet on the digits, one DataLoader, and a line when the step is done."""
 
-import common  # noqa: F401 (finds trainer)
+import given  # noqa: F401 (finds trainer)
 import lightning
 import torch
 import torch.nn.functional as F

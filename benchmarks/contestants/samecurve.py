@@ -10,14 +10,14 @@ import subprocess
 import sys
 import tempfile
 
-import common
+import given
 
 from trainer import config as configs
 from trainer import loop
 from trainer.stop import Signals
 from trainer.world import World
 
-settings = common.given()
+settings = given.settings()
 ranks = settings.get("ranks", 1)
 
 
@@ -33,7 +33,7 @@ if ranks > 1 and "RANK" not in os.environ:
     start_others()
 elif ranks > 1:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-turn = common.turns(settings) if os.environ.get("RANK", "0") == "0" else None
+turn = given.turns(settings) if os.environ.get("RANK", "0") == "0" else None
 take_step = loop.Trainer._take_step
 begun = False
 
@@ -53,9 +53,9 @@ with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
     config = configs.load(
         [configs.find(name) for name in settings.get("configs", [])],
         [
-            "data.name=image_folder", f"data.root={settings['images']}", *common.cache(settings),
+            "data.name=image_folder", f"data.root={settings['images']}", *given.cache(settings),
             "data.augment=[flip,crop]", "data.normalize=cifar10", f"data.global_batch_size={settings['batch_size']}",
-            f"model.name={settings['model']}", f"optim.lr={common.LR}", f"optim.weight_decay={common.WEIGHT_DECAY}",
+            f"model.name={settings['model']}", f"optim.lr={given.LR}", f"optim.weight_decay={given.WEIGHT_DECAY}",
             f"train.device={settings['device']}", f"train.precision={settings['precision']}",
             f"train.threads_per_rank={settings['threads']}", "train.epochs=10000", "checkpoint.every_epochs=0",
             "eval.every_epochs=0", "schedule.name=constant", "log.tensorboard=false", "log.wandb=off",

@@ -1,16 +1,16 @@
 """The tutorials' own script: a data set of PIL images, torchvision's transforms one image at a time, a DataLoader."""
 
-import common
+import given
 import torch
 from torch import nn
 
-settings = common.given()
-turn = common.Turn()
-net = common.network(settings)
-trainloader = common.loader(settings)
+settings = given.settings()
+turn = given.Turn()
+net = given.network(settings)
+trainloader = given.loader(settings)
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(
-    net.parameters(), lr=common.LR, momentum=common.MOMENTUM, weight_decay=common.WEIGHT_DECAY
+    net.parameters(), lr=given.LR, momentum=given.MOMENTUM, weight_decay=given.WEIGHT_DECAY
 )  # fmt: skip
 
 turn.begin()

@@ -20,16 +20,16 @@ from trainer.settings import Model  # noqa: E402
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 
-__all__ = ["LR", "MEAN", "MOMENTUM", "STD", "WEIGHT_DECAY", "Turn", "arrays", "given", "loader", "network", "turns"]
+__all__ = ["LR", "MEAN", "MOMENTUM", "STD", "WEIGHT_DECAY", "Turn", "arrays", "loader", "network", "settings", "turns"]
 
 
-def given() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
     """model, batch_size, precision, threads, images (a folder), workers. Sets the threads."""
-    settings: dict[str, Any] = json.loads(sys.argv[1])
-    torch.set_num_threads(settings["threads"])
-    settings.setdefault("device", "cpu")
+    found: dict[str, Any] = json.loads(sys.argv[1])
+    torch.set_num_threads(found["threads"])
+    found.setdefault("device", "cpu")
     torch.manual_seed(0)
-    return settings
+    return found
 
 
 def arrays(settings: dict[str, Any], split: str = "train") -> tuple[np.ndarray, np.ndarray]:
