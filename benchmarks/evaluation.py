@@ -5,6 +5,7 @@
 In one process, one after the other; medians of the rounds. Writes evaluation.json and evaluation.md.
 """
 
+import argparse
 import statistics
 import tempfile
 from time import perf_counter
@@ -35,7 +36,7 @@ def main() -> int:
     return 0
 
 
-def _race(arguments: "report.argparse.Namespace", model: str, rounds: int) -> tuple[list[float], list[float]]:
+def _race(arguments: argparse.Namespace, model: str, rounds: int) -> tuple[list[float], list[float]]:
     with tempfile.TemporaryDirectory() as root:
         settings = [
             "data.name=image_folder", f"data.root={arguments.images}", f"model.name={model}", f"run.root={root}",

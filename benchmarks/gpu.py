@@ -7,6 +7,7 @@ that lie on the GPU. The speedrun is trained whole, tracked and evaluated, and s
 Idle: the share of 20 steps, by torch.profiler, in which no kernel ran. Writes gpu.json and gpu.md.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -77,9 +78,7 @@ def main() -> int:
     return 0
 
 
-def _own(
-    arguments: "report.argparse.Namespace", config: str, overrides: list[str], profile: bool = False
-) -> dict[str, Any]:
+def _own(arguments: argparse.Namespace, config: str, overrides: list[str], profile: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, str(Path(__file__).parent / "contestants" / "gpu_run.py"), str(int(profile)), root]
         command += ["--config", config, "data.name=image_folder", f"data.root={arguments.images}", "log.wandb=off"]
@@ -91,7 +90,7 @@ def _own(
     return found | {name: test[name] for name in ("accuracy", "tta_accuracy")}
 
 
-def _airbench(arguments: "report.argparse.Namespace") -> str:
+def _airbench(arguments: argparse.Namespace) -> str:
     """What its own program says of three trainings."""
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-c", AIRBENCH, json.dumps(report.given(arguments)), str(report.REPOSITORY)]

@@ -6,6 +6,7 @@ Each a process of its own, its largest resident set as the kernel counts it; med
 `python trainer/main.py` does, evaluation, checkpoint and JSON lines included. Writes memory.json and memory.md.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -41,7 +42,7 @@ def main() -> int:
     return 0
 
 
-def _command(arguments: "report.argparse.Namespace", model: str, batch_size: str, root: str) -> list[str]:
+def _command(arguments: argparse.Namespace, model: str, batch_size: str, root: str) -> list[str]:
     command = [
         sys.executable, str(report.REPOSITORY / "trainer" / "main.py"), "data.name=image_folder",
         f"data.root={arguments.images}", f"model.name={model}", f"data.global_batch_size={batch_size}",

@@ -2,12 +2,13 @@
 
     python benchmarks/messages.py
 
-Counted: every exchange of a training on 2 and on 4 gloo ranks, 60 steps, from the 5th on, DDP's own all-reduce of the
-gradients apart. Modelled: with N ranks a ring's all-reduce of S bytes sends 2 (N - 1) / N S bytes from each, a tree's
-small one takes 2 log2 N messages one after the other, of --latency-microseconds each. Writes messages.json and
-messages.md.
+Counted: all-reduces and messages between two ranks of a training on 2 and on 4 gloo ranks, 60 steps, from the 5th on,
+DDP's own all-reduce of the gradients apart. Modelled: with N ranks a ring's all-reduce of S bytes sends 2 (N - 1) / N S
+bytes from each, a tree's small one takes 2 log2 N messages one after the other, of --latency-microseconds each. Writes
+messages.json and messages.md.
 """
 
+import argparse
 import json
 import math
 import subprocess
@@ -60,7 +61,9 @@ def _count(model: str, ranks: int, virtual_ranks: str) -> dict[str, Any]:
         ]  # fmt: skip
         if model == "resnet18":
             command += ["data.global_batch_size=8"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
         found = json.loads(result.read_text())
     steps = sorted({step for step, _, _ in found["calls"] if step >= 0} | {0})
     kept = range(FIRST, (steps[-1] if steps[-1] > FIRST else 12) - 1)
@@ -75,7 +78,7 @@ def _count(model: str, ranks: int, virtual_ranks: str) -> dict[str, Any]:
     }
 
 
-def _model(arguments: "report.argparse.Namespace", counted: list[dict[str, Any]]) -> str:
+def _model(arguments: argparse.Namespace, counted: list[dict[str, Any]]) -> str:
     """ResNet-18, plain; the stop's agreement every half second at least, a line every 50 steps, a beat every 5 s."""
     gradient = next(case["gradient_bytes"] for case in counted if case["model"] == "resnet18")
     statistics = 2 * 4 * 4800  # BatchNorm's means and variances of ResNet-18, float32

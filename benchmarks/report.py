@@ -55,12 +55,20 @@ def write(folder: Path, name: str, description: str | None, result: dict[str, An
     """NAME.json and NAME.md: the command's first line, the machine, the result."""
     folder.mkdir(parents=True, exist_ok=True)
     where = machine()
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = _command()
     (folder / f"{name}.json").write_text(json.dumps({"command": command, "machine": where} | result, indent=1) + "\n")
     gpu = where["gpu"] or ("CPU with native bf16" if where["native_bf16"] else "CPU without native bf16")
     title = (description or name).partition("\n")[0]
     line = f"`{command}`\n\n{where['cores']} cores, {gpu}, Python {where['python']}, torch {where['torch']}.\n\n"
     (folder / f"{name}.md").write_text(f"# {title}\n\n{line}{table}")
+
+
+def _command() -> str:
+    """As it was typed, without this machine's folders."""
+    words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
+    for before, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):
+        words.append("FOLDER" if before in ("--images", "--cache", "--output", "--root") else word)
+    return " ".join(words).replace(" --output FOLDER", "").replace(" --cache FOLDER", "")
 
 
 def _cpu_flags() -> set[str]:

@@ -34,7 +34,7 @@ def main() -> int:
         }
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for index in range(arguments.rounds + 1):
-            for name, command in commands.items():
+            for name, command in list(commands.items())[:: -1 if index % 2 else 1]:
                 took = _to_first_step([*command, f"run.name=run-{index}"] if name == OWN else command)
                 if index:
                     seconds[name].append(took)

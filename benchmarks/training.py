@@ -51,16 +51,15 @@ def _case(arguments: argparse.Namespace, model: str, batch_size: int, precision:
         for workers in WORKERS
     }
     race([bare], 3, 3, 2)
-    steps = max(1, round(arguments.turn_seconds / statistics.median(bare.seconds)))
+    steps = max(8, round(arguments.turn_seconds / statistics.median(bare.seconds)))  # some blocks of images at least
     bare.seconds.clear()
-    warmup = steps + 1
-    race(list(peers.values()), 3 if steps > 1 else 1, steps, warmup)  # which number of workers is each one's best
+    race(list(peers.values()), 3 if steps > 8 else 1, steps, 2)  # which number of workers is each one's best
     best = {peer: min(WORKERS, key=lambda n, p=peer: statistics.median(peers[p, n].seconds)) for peer in PEERS}  # type: ignore[misc]
     chosen = {peer: peers[peer, best[peer]] for peer in PEERS}
     for contestant in chosen.values():
         contestant.seconds.clear()
-    rounds = arguments.rounds if steps > 1 else arguments.rounds // 2 or 1  # a step of a second says more
-    race([bare, own, *chosen.values()], rounds, steps, warmup)
+    rounds = arguments.rounds if steps > 8 else arguments.rounds // 3 or 1  # a turn of many seconds says more
+    race([bare, own, *chosen.values()], rounds, steps, 2 + steps // 4)
     fastest = min(chosen.values(), key=lambda peer: statistics.median(peer.seconds))
     return {
         "model": model, "batch_size": batch_size, "precision": precision, "steps_a_turn": steps,

@@ -5,6 +5,7 @@ again; each is timed by its own clock, around its own steps. A ratio is that of 
 is reported is the median over the rounds.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -77,7 +78,8 @@ class Contestant:
 
     def turn(self, steps: int, timeout_seconds: float = _TURN_SECONDS) -> float:
         """Seconds of one of so many steps. Raises RuntimeError with what the program has said when it ends."""
-        os.write(self._go, str(steps).encode())
+        with contextlib.suppress(BrokenPipeError):  # it has ended: what it said is told below
+            os.write(self._go, str(steps).encode())
         ready, _, _ = select.select([self._done], [], [], timeout_seconds)
         word = os.read(self._done, 64) if ready else b""
         if not word:

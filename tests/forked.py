@@ -61,13 +61,13 @@ def stuck_rank() -> None:
     Step._batch = sleeps  # type: ignore[method-assign]
 
 
-def poisoned_sample() -> None:
-    """The image of the sample of id 7 holds no numbers."""
+def poisoned_sample(number: int = 7) -> None:
+    """The image of the sample of this id holds no numbers. LeNet's place is taken by a network with BatchNorm."""
     tiny_network()
     batch = Step._batch
 
     def poisons(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        return torch.where((samples.ids == 7).view(-1, 1, 1, 1), torch.nan, batch(self, index, samples))
+        return torch.where((samples.ids == number).view(-1, 1, 1, 1), torch.nan, batch(self, index, samples))
 
     Step._batch = poisons  # type: ignore[method-assign]
 
@@ -106,6 +106,7 @@ PLANTS = {
     "tiny": tiny_network,
     "stuck": stuck_rank,
     "poisoned": poisoned_sample,
+    "poisoned_last": lambda: poisoned_sample(1432),
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "slow_start": slow_start,

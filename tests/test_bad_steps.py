@@ -44,6 +44,15 @@ def test_a_bad_sample_costs_its_batch_alone_on_any_number_of_ranks(ranks: Ranks,
         assert rows(Path("runs/on-1")) == rows(Path("runs/on-2"))
 
 
+def test_a_rank_without_a_shard_hears_of_a_bad_sample_too(ranks: Ranks) -> None:
+    # 1,433 samples in batches of 358: the last one of an epoch is a single sample, and one rank has none of it.
+    alone = [*RUN, "data.global_batch_size=358", "train.virtual_ranks=2", "train.max_steps=10", "data.shuffle=false"]
+    for size in (1, 2):
+        ranks.run(size, *alone, f"run.name=on-{size}", plant="poisoned_last")
+        assert [row["step"] for row in bad_steps(f"on-{size}")] == [4, 9]
+    assert rows(Path("runs/on-1")) == rows(Path("runs/on-2"))
+
+
 def test_one_too_many_ends_the_run_with_a_checkpoint_from_before(ranks: Ranks) -> None:
     text = ranks.run(1, *RUN, "run.name=x", "train.max_bad_steps=1", plant="poisoned", code=2)
     second = bad_steps("x")[1]["step"]
@@ -135,7 +144,7 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
     accelerator.scaler.scale(torch.zeros(1))  # its state is made at first use
     step = Step.__new__(Step)
     step._accelerator, step._clip_grad_norm, step._world_size = accelerator, None, 1
-    step._optimizer = accelerator.prepare_optimizer(torch.optim.SGD(net.parameters(), lr=0.1))
+    step._optimizer = accelerator.prepare_optimizer(optim.build(net, Optim(lr=0.1, momentum=0.0)))
     step._parameters, step._buffers = list(net.parameters()), Buffers(net)
     step._unscaled, step._gradient_must_tell = torch.ones(()), False
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -153,3 +162,11 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert accelerator.scaler.get_scale() == scale_after
         step._optimizer.zero_grad()
+    # A step that is taken is taken by the true gradient, not by the scaled one.
+    accelerator.scaler.update(1024.0)
+    accelerator.backward(net(images.nan_to_num(posinf=3.0))[:, 0].sum())
+    scaled = [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
+    old = [weight.detach().clone() for weight in net.parameters()]
+    assert not step._update([ShardResult(torch.tensor(1.0), torch.zeros(2, 2), torch.zeros(2), 1.0)])
+    for weight, before_it, gradient in zip(net.parameters(), old, scaled, strict=True):
+        torch.testing.assert_close(weight.detach(), before_it - 0.1 * gradient / 1024)

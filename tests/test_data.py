@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import paint
 
-from trainer import data
+from trainer import blocks, data
 from trainer.augment import Augment, Normalization
 from trainer.data import Images
 from trainer.errors import DataError
@@ -35,7 +35,7 @@ def shards(
     batches = GlobalBatches(len(PART), 16, seed=2)
     config = RunConfig(data=Data(workers=workers), train=Train(virtual_ranks=virtual_ranks))
     augment = Augment(config.data, Normalization((0.0,) * 3, (1.0,) * 3), 0, torch.device("cpu"), PART.images.shape[1:])
-    return list(data.train_loader(PART, batches, augment, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
+    return list(blocks.train_loader(PART, batches, augment, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16])

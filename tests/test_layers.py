@@ -40,6 +40,7 @@ LAYERS = [
     {"watch", "saver", "trackers", "resume", "starts", "rank_log"},
     {"step", "bad_steps"},
     {"data"},
+    {"blocks"},
     {"parts"},
     {"result", "journal"},
     {"loop"},

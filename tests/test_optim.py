@@ -1,5 +1,6 @@
 """The optimizers are the named ones, with learning rates by kind of weight; Muon's steps are orthogonal."""
 
+import copy
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from conftest import MAIN, REPOSITORY, SMALL
 from torch import nn
 
 from trainer import models, optim, uncompiled
+from trainer.errors import ConfigError
 from trainer.settings import Model, Optim
 
 
@@ -109,3 +111,51 @@ def test_a_training_does_not_import_the_compiler() -> None:
     command = [sys.executable, "-c", program, "train.max_steps=2", "run.root=runs"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_muon_leaves_tokens_and_scales_to_sgd_and_survives_weights_of_zero() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.scale = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.full((6, 1, 1), 1e-6))
+            self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
+            nn.init.zeros_(self.middle.weight)
+
+    net = Net()
+    made = optim.build(net, Optim(name="muon"))
+    kinds = {group["kind"]: [tuple(weight.shape) for weight in group["params"]] for group in made.param_groups}
+    assert kinds == {"matrices": [(6, 6)], "head": [(2, 6)], "vectors": [(1, 1, 6), (6, 1, 1), (6,), (2,)]}
+    for weight in net.parameters():
+        weight.grad = torch.ones_like(weight)
+    made.step()
+    assert all(torch.isfinite(weight).all() for weight in net.parameters())
+
+
+def test_a_rate_for_a_head_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr_head=0\.1: the network has no linear layer"):
+        optim.build(nn.Sequential(nn.Conv2d(3, 2, 1)), Optim(lr_head=0.1))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_an_optimizer_goes_on_from_a_checkpoint_whose_tensors_are_laid_out_otherwise(name: str) -> None:
+    settings = Optim(name=name, lr=1e-3, momentum=0.9)  # type: ignore[arg-type]
+    images = torch.randn(2, 3, 3, 3)
+
+    def steps(net: nn.Module, made: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            net(images).square().sum().backward()
+            made.step()
+            made.zero_grad()
+
+    whole = small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    made = optim.build(whole, settings)
+    steps(whole, made, 2)
+    again = small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    again.load_state_dict({key: value.contiguous() for key, value in whole.state_dict().items()})
+    made_again, state = optim.build(again, settings), copy.deepcopy(made.state_dict())
+    for entry in state["state"].values():
+        entry |= {key: value.clone(memory_format=torch.contiguous_format) for key, value in entry.items()}
+    optim.restore(made_again, state)
+    steps(whole, made, 2)
+    steps(again, made_again, 2)
+    assert all(torch.equal(*pair) for pair in zip(whole.parameters(), again.parameters(), strict=True))

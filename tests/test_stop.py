@@ -74,7 +74,7 @@ def test_short_steps_are_not_all_asked(signals: Signals, tmp_path: Path) -> None
     exchanges.clear()
     assert [alone_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) < 10
     (tmp_path / "stop").touch()
-    time.sleep(0.03)
+    time.sleep(0.11)
     assert alone_check(11, 0.0, never)
     (tmp_path / "stop").unlink()
     slow = StopCheck(signals, tmp_path, None, paced(3.0), 2, counted)

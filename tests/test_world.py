@@ -55,7 +55,7 @@ def test_the_launchers_precision_does_not_count(monkeypatch: pytest.MonkeyPatch)
 def test_a_cpu_trains_in_bf16_where_it_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, has_amx: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_amx})
     assert World(Train(device="cpu")).precision == precision
 
 

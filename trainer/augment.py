@@ -89,7 +89,8 @@ class Augment:
         self._shares = {name: beta_quantiles(alphas[name]).to(device) for name in alphas if name in data.augment}
 
     def pixels(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """Flip, crop and cutout: uint8 [N, C, H, W] and the samples' ids int64 [N] in, uint8 [N, C, H, W] out."""
+        """Flip, crop, cutout, and the size of the epoch: uint8 [N, C, H, W] and the samples' ids int64 [N] in, uint8
+        [N, C, size, size] out."""
         if not len(images):
             return images
         height, width = images.shape[2:]
@@ -189,7 +190,7 @@ class Windows:
         number, channels = sum(map(len, sources)), sources[0].shape[1]
         memory, padding = self._memory, self._padding
         if memory.shape[1:] != (high, wide, channels) or len(memory) < number or memory.device != sources[0].device:
-            memory = self._memory = sources[0].new_zeros(2 * len(sources[0]), high, wide, channels)
+            memory = self._memory = sources[0].new_zeros(len(sources) * len(sources[0]), high, wide, channels)
         padded, first = memory[:number], 0
         inside = padded[:, padding : high - padding, padding : wide - padding]
         for source in sources:

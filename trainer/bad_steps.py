@@ -59,6 +59,15 @@ class BadSteps:
     def __init__(self, progress: Progress, allowed: int, say: Callable[[str], None]) -> None:
         self._progress, self._allowed, self._say = progress, allowed, say
 
+    def too_many_before(self) -> str:
+        """What to tell the user of a run that goes on after more than are allowed, or nothing."""
+        if self._progress.bad_steps <= self._allowed:
+            return ""
+        return (
+            f"{self._progress.bad_steps} steps of this run were skipped because loss or gradient was not finite, more "
+            f"than train.max_bad_steps={self._allowed}; raise it to go on without them, or start afresh"
+        )
+
     def skip(self, lines: Lines, step: int, epoch: int, loss_sum: float, ids: list[int]) -> str:
         """Notes a step and counts it. Returns what to tell the user when it is one too many, or nothing. One too many
         that is the step in hand is not counted: the run will meet it again.

@@ -53,6 +53,8 @@ class Progress:
     """the last line of training metrics"""
     settings: dict[str, Any] = field(default_factory=dict)
     """those it was made with, by their full names"""
+    precision: str = ""
+    """what it is trained in: `auto` may mean something else on another machine"""
     bad_steps: int = 0
     """steps skipped because loss or gradient was not finite"""
 

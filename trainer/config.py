@@ -236,6 +236,16 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield f"data.cutout_size={data.cutout_size} is larger than data.image_size={data.image_size}; lower it"
     if not all(1 <= size <= data.image_size for size in data.progressive_sizes):
         yield f"data.progressive_sizes={data.progressive_sizes}: wanted 1 to data.image_size={data.image_size}"
+    if len(data.progressive_sizes) > train.epochs:
+        yield f"data.progressive_sizes={data.progressive_sizes}: more than train.epochs={train.epochs}; leave some out"
+    if "flip" in data.augment and "alternating_flip" in data.augment:
+        yield f"data.augment={data.augment}: flip and alternating_flip are two ways to mirror an image; choose one"
+    if data.crop_border == "reflect" and data.crop_padding >= data.image_size:
+        yield f"data.crop_padding={data.crop_padding}: {data.image_size} pixels cannot reflect so many; lower it"
+    if config.eval.tta == "mirror_and_shift" and data.image_size < 2:
+        yield "eval.tta=mirror_and_shift: data.image_size=1 leaves nothing to shift; choose mirror"
+    if config.optim.name == "muon" and config.optim.weight_decay > 1:
+        yield f"optim.weight_decay={config.optim.weight_decay}: muon's is a share of the weights; wanted 1 or less"
     if data.progressive_sizes and model.name in ("lenet", "tudui"):
         yield f"data.progressive_sizes={data.progressive_sizes}: {model.name} takes 32 pixels only; leave it []"
     if not model.widths or min(model.widths) < 1:

@@ -6,8 +6,8 @@ from time import perf_counter
 
 from accelerate.utils import set_seed
 
+from trainer import blocks, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
 from trainer import config as configs
-from trainer import data, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
 from trainer.bad_steps import BadSteps, Skipped
 from trainer.checkpoint import Best, Progress, State
 from trainer.console import Console, Quiet
@@ -33,6 +33,7 @@ def train(config: RunConfig, world: World, signals: Signals) -> str:
     """
     settings = {name: value for name, value in configs.flatten(config).items() if name not in _OF_A_MACHINE}
     world.agree("settings", json.dumps(settings))
+    world.agree("precision (train.precision=auto depends on the machine)", world.precision)
     configs.check_ranks(config, world.size)
     folder = RunFolder(config.folder)
     log, hang_timeout = RankLog(folder.path, world.rank), config.train.hang_timeout_seconds
@@ -67,7 +68,7 @@ class Trainer:
         set_seed(config.run.seed)
 
         saved = resume.find_checkpoint(config, folder, world, self.console.say)
-        self.progress = saved.progress if saved is not None else Progress()
+        self.progress = saved.progress if saved is not None else Progress(precision=world.precision)
         self.watch = guard
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         self.journal = Journal(config, self.parts, self.progress, self.console)
@@ -86,6 +87,7 @@ class Trainer:
             self.pace,
             world.size,
             world.largest,
+            self.skipped.lag_steps,
         )
 
     def is_finished(self) -> bool:
@@ -145,9 +147,11 @@ class Trainer:
         """From the step where the run is to its last, unless it is asked to stop: then returns why."""
         config, progress, durations = self.config, self.progress, self.parts.durations
         first_step, total_steps = progress.step, durations.total_steps
+        if too_many := self.bad_steps.too_many_before():
+            raise TrainingError(too_many)
         self.journal.start()
         self.meter.start()
-        batches = data.train_loader(
+        batches = blocks.train_loader(
             self.parts.splits.train, self.parts.batches, self.parts.augment, config, self.world, first_step, total_steps
         )
         began = perf_counter()
@@ -194,14 +198,21 @@ class Trainer:
 
     def _note_skipped(self, lag_steps: int = 0) -> None:
         """Raises TrainingError when there were too many, with a checkpoint: from before the step, if it is in hand."""
-        batches = self.parts.batches
+        if too_many := self._hear_skipped(lag_steps):
+            self._hear_skipped(0)
+            self._save()
+            self._wait_for_save()
+            raise TrainingError(too_many)
+
+    def _hear_skipped(self, lag_steps: int) -> str:
+        """What to tell the user of the first step that is one too many."""
+        batches, too_many = self.parts.batches, ""
         for step, outcome in self.skipped.heard(lag_steps):
-            everywhere = float(self.world.sum(outcome.loss_sum()))
+            loss_sum = float(self.world.sum(outcome.loss_sum()))
             ids = batches.ids(step).tolist()
-            if too_many := self.bad_steps.skip(self.journal.bad_steps, step, batches.epoch(step), everywhere, ids):
-                self._save()
-                self._wait_for_save()
-                raise TrainingError(too_many)
+            problem = self.bad_steps.skip(self.journal.bad_steps, step, batches.epoch(step), loss_sum, ids)
+            too_many = too_many or problem
+        return too_many
 
     def _asked_to_stop(self) -> str:
         step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
@@ -228,6 +239,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluates on the held-out part, if there is one, and on the test set; whether this is the best so far."""
         progress, splits = self.progress, self.parts.splits
+        self._note_skipped()
         with self.meter.paused():
             began = perf_counter()
             for split, part in (("validation", splits.validation), ("test", splits.test)):

@@ -9,7 +9,7 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST_BLOCK_BYTES = 1 << 30
-_NEVER = (1 << 31) - 1
+_MOST_KEPT_BYTES = (1 << 31) - 1
 
 
 def keep() -> bool:
@@ -19,4 +19,5 @@ def keep() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    done = [mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES), mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT_BYTES)]
+    return all(done)  # each does some good without the other

@@ -38,8 +38,11 @@ class Outcome(NamedTuple):
     """float32 []; 1: loss or gradient were not finite, on whatever rank, and nothing was changed; else 0"""
 
     def loss_sum(self) -> Tensor:
-        """float64 [], whatever it is."""
-        return _quantized(torch.stack([result.loss_sum for result in self.results])).sum()
+        """float64 [], whatever it is; 0 on a rank without a shard."""
+        total = self.skipped.new_zeros((), dtype=torch.float64)
+        for result in self.results:
+            total = total + _quantized(result.loss_sum)
+        return total
 
 
 class Meter:
@@ -81,7 +84,8 @@ class Meter:
         losses = _quantized(torch.stack([result.loss_sum for result in results]))
         predictions = torch.cat([result.logits for result in results]).argmax(1)
         correct = (predictions == torch.cat([result.labels for result in results])).double()
-        number = torch.arange(len(results)).repeat_interleave(torch.tensor(sizes)).to(device, non_blocking=True)
+        places = torch.arange(len(results), device=device)
+        number = places.repeat_interleave(weights[:, 1].long(), output_size=sum(sizes))
         self._sums += torch.stack(
             [
                 torch.where(counts > 0, losses, 0.0).sum(),

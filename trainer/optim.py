@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import uncompiled
+from trainer.errors import ConfigError
 from trainer.settings import Optim
 
 Groups = list[dict[str, Any]]
@@ -72,7 +73,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(moves, 1 - bad)
             if is_matrices:
                 for weight, move in zip(weights, moves, strict=True):
-                    weight.mul_(torch.where(bad > 0, 1.0, len(weight) ** 0.5 / weight.norm()))
+                    weight.mul_(torch.where(bad > 0, 1.0, len(weight) ** 0.5 / weight.norm().clamp(min=1e-12)))
                     weight.add_(orthogonal(move.flatten(1)).view(move.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(weights, moves, alpha=-group["lr"])
@@ -108,13 +109,18 @@ OPTIMIZERS: dict[str, Callable[[Groups, Optim], torch.optim.Optimizer]] = {"sgd"
 
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """The named optimizer of all weights that are trained: in one group where one learning rate does for all."""
+    uncompiled.leave_alone()
     trained = [weight for weight in module.parameters() if weight.requires_grad]
     if optim.name != "muon" and optim.lr_vectors is None and optim.lr_head is None:
         return OPTIMIZERS[optim.name]([{"params": trained}], optim)
     heads = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
+    if optim.lr_head is not None and not any(head.requires_grad for head in heads):
+        raise ConfigError(f"optim.lr_head={optim.lr_head}: the network has no linear layer that is trained; unset it")
     kinds: dict[str, list[Tensor]] = {"matrices": [], "head": [], "vectors": []}
     for weight in trained:
-        kind = "vectors" if weight.ndim < 2 else "head" if any(weight is head for head in heads) else "matrices"
+        # Scales of channels and learned tokens are vectors too, whatever their shape.
+        is_vector = weight.numel() == max(weight.shape, default=1) or weight.shape[0] == 1
+        kind = "head" if any(weight is head for head in heads) else "vectors" if is_vector else "matrices"
         kinds[kind].append(weight)
     groups = [{"params": weights, "kind": kind} for kind, weights in kinds.items() if weights]
     return OPTIMIZERS[optim.name](groups, optim)

@@ -77,12 +77,13 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     for line in splits.notes:
         say(line)
     normalization = augment.normalization(config.data.normalize, splits.train.images)
-    image_shape, epochs = splits.train.images.shape[1:], config.train.epochs
-    augmentation = Augment(config.data, normalization, config.run.seed, world.device, image_shape, epochs)
+    image_shape = splits.train.images.shape[1:]
     splits = data.on_device(splits, config.data, world)
     shuffle, drop_last = config.data.shuffle, config.data.drop_last
     batches = GlobalBatches(len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last)
     durations = Durations.of(config, batches.steps_per_epoch)
+    epochs = -(-durations.total_steps // batches.steps_per_epoch)
+    augmentation = Augment(config.data, normalization, config.run.seed, world.device, image_shape, epochs)
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
     module = _network(config, world, splits, batches)
     optimizer = optim.build(module, config.optim)
@@ -118,7 +119,7 @@ def _prepare(
         model = accelerator.prepare_model(  # evaluation mode: its name for precision, but no DDP
             module, device_placement=False, evaluation_mode=True
         )
-        prepared = accelerator.prepare_optimizer(optimizer)
+        prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
     if config.train.virtual_ranks is not None:
@@ -141,7 +142,8 @@ def _prepare(
 def _network(config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:
     channels, image_size = splits.train.images.shape[1:3]
     module = world.together(lambda: models.build(config.model, len(splits.classes), channels, image_size))
-    shape = (channels, image_size, image_size)
+    smallest = min([image_size, *config.data.progressive_sizes])
+    shape = (channels, smallest, smallest)
     world.together(lambda: _check_sizes(config, module, channels))
     world.together(lambda: _check_smallest_shard(config, world, module, shape, batches))
     # Convolutions read all channels of a pixel at once: on a CPU 1.3 to 1.5 times as fast, on a GPU's matrix units too.
@@ -149,18 +151,18 @@ def _network(config: RunConfig, world: World, splits: data.Splits, batches: Glob
 
 
 def _check_sizes(config: RunConfig, module: nn.Module, channels: int) -> None:
-    """Raises DataError when the network refuses the smallest of data.progressive_sizes."""
-    if not config.data.progressive_sizes:
-        return
-    size = min(config.data.progressive_sizes)
-    try:
-        copy.deepcopy(module).eval()(torch.zeros(1, channels, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:  # how networks refuse, each its own way
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot take {size} pixels "
-            f"({reason}); choose larger ones"
-        ) from None
+    """Raises DataError when the network refuses one of data.progressive_sizes."""
+    tried = copy.deepcopy(module).eval()
+    for size in sorted(set(config.data.progressive_sizes)):
+        try:
+            with torch.no_grad():
+                tried(torch.zeros(1, channels, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:  # how networks refuse, each its own way
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(
+                f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot take "
+                f"{size} pixels ({reason}); choose others"
+            ) from None
 
 
 def _check_smallest_shard(

@@ -27,12 +27,17 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Cal
                 "choose another run.name to branch off"
             )
         place = place or named
-    return world.together(lambda: _load(place, config)) if place is not None else None
+    return world.together(lambda: _load(place, config, world.precision)) if place is not None else None
 
 
-def _load(place: Path, config: RunConfig) -> State:
+def _load(place: Path, config: RunConfig, precision: str) -> State:
     saved = checkpoint.load(place)
     changed = differences(saved.progress.settings | {"run.name": config.run.name}, config)
     if changed:
         raise FolderError(f"checkpoint {place} was made with other settings ({changed}); give the same ones")
+    if saved.progress.precision not in ("", precision):
+        raise FolderError(
+            f"checkpoint {place} was trained in {saved.progress.precision}, and here "
+            f"train.precision={config.train.precision} means {precision}; go on with it on a machine like that"
+        )
     return saved

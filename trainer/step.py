@@ -212,7 +212,9 @@ class Step:
         return found
 
     def _is_finite_everywhere(self, results: Sequence[ShardResult]) -> bool:
-        finite = torch.stack([result.loss_sum for result in results]).isfinite().all().int()
+        finite = torch.ones((), dtype=torch.int32, device=self._accelerator.device)
+        for result in results:
+            finite *= result.loss_sum.isfinite()
         if self._world_size > 1:
             torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
         return bool(finite)

@@ -128,8 +128,11 @@ class StopCheck:
         pace: Pace,
         world_size: int,
         largest: Callable[[list[float]], list[float]],
+        lag_steps: int = 0,
     ) -> None:
-        """folder: the run's, for the one rank that looks for the file; deadline: for that rank."""
+        """folder: the run's, for the one rank that looks for the file; deadline: for that rank; lag_steps: so many may
+        be under way on a GPU, which a save waits for."""
+        self._lag_steps = lag_steps
         self._signals = signals
         self._file = folder / "stop" if folder is not None else None
         self._deadline = deadline
@@ -151,6 +154,7 @@ class StopCheck:
             return ""
         slowest = self._pace.step_seconds
         margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
+        margin += self._lag_steps * slowest
         margin += self._pace.evaluation_seconds if evaluates(self._stride) else 0.0
         asked, slowest = self._largest([float(self._asked(margin)), slowest])
         self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(slowest, 1e-6))))

@@ -230,7 +230,7 @@ def _precision(asked: str, on_gpu: bool) -> str:
 
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has units for it (AMX). Others make bf16 products of fp32 ones, at several times their cost."""
-    return torch.cpu._is_amx_tile_supported()
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _threads(asked: int | str, local_world_size: int) -> int:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 _BATCHES = 16
 
 settings = given.settings()
+torch.backends.cudnn.benchmark = True
 turn, device = given.turns(settings), settings["device"]
 network = given.network(settings)
 channels_last = settings.get("channels_last", True)

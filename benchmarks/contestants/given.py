@@ -32,13 +32,15 @@ def settings() -> dict[str, Any]:
     return found
 
 
-def arrays(settings: dict[str, Any], split: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    """The images of a split, uint8 [N, 32, 32, 3], and labels, int64 [N], in no order of classes."""
+def arrays(settings: dict[str, Any], split: str = "train", shuffled: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split, uint8 [N, 32, 32, 3], and labels, int64 [N], in no order of classes if shuffled."""
     from trainer import config
     from trainer.datasets import image_folder
 
     data = config.load([], ["data.name=image_folder", f"data.root={settings['images']}", *cache(settings)]).data
     found = getattr(image_folder.load(data), split)
+    if not shuffled:
+        return found.images, found.labels
     order = np.random.default_rng(0).permutation(len(found.labels))
     return found.images[order], found.labels[order]
 

@@ -22,6 +22,20 @@ profiler = profile(activities=[ProfilerActivity.CUDA])
 began = 0.0
 
 
+def busy_seconds(profiler: Any) -> float:
+    """How long at least one kernel ran: the union of their times."""
+    times = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+    busy, until = 0.0, 0.0
+    for start, end in times:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy / 1e6
+
+
 def one_step(trainer: loop.Trainer, batch: Any) -> None:
     global began
     step = trainer.progress.step
@@ -34,12 +48,12 @@ def one_step(trainer: loop.Trainer, batch: Any) -> None:
         torch.cuda.synchronize()
         seconds = perf_counter() - began
         profiler.stop()
-        busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-        found["idle_share"] = round(1 - busy / seconds, 4)
+        found["idle_share"] = round(1 - busy_seconds(profiler) / seconds, 4)
 
 
 def timed_save(trainer: loop.Trainer) -> None:
     torch.cuda.synchronize()
+    trainer.saver.wait()
     before = perf_counter()
     save(trainer)
     found["checkpoint_stall_ms"] = round(1e3 * (perf_counter() - before), 2)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 settings = given.settings()
-images, labels = given.arrays(settings)
+images, labels = given.arrays(settings, shuffled=False)
 pixels, targets = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 net = given.network(settings).to(memory_format=torch.channels_last)
 optimizer = torch.optim.SGD(net.parameters(), given.LR, given.MOMENTUM, weight_decay=given.WEIGHT_DECAY, fused=True)

@@ -17,7 +17,7 @@ _PATCH = 2  # side of what the first layer whitens, pixels
 _VARIANCE_FLOOR = 5e-4  # added to each direction's variance: what hardly varies is noise
 _NORM_MOMENTUM = 0.4
 _NORM_EPSILON = 1e-12
-_IMAGES_AT_ONCE = 200
+_PIXELS_AT_ONCE = 1 << 18
 
 
 class Whitening(nn.Module):
@@ -37,8 +37,9 @@ class Whitening(nn.Module):
         channels = images.shape[1]
         size = channels * _PATCH**2
         products, sums, count = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), 0
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            some = images[start : start + _IMAGES_AT_ONCE].double()
+        at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
+        for start in range(0, len(images), at_once):
+            some = images[start : start + at_once].double()
             patches = some.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # [N, C, H - 1, W - 1, 2, 2]
             rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
             products, sums, count = products + rows.T @ rows, sums + rows.sum(0), count + len(rows)
