@@ -26,7 +26,7 @@ BEAT_SECONDS = 5.0  # trainer/watch.py
 
 
 def main() -> int:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, needs_images=False)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--latency-microseconds", type=float, default=20.0)
     parser.add_argument("--step-milliseconds", type=float, default=100.0, help="of the modelled training")

@@ -30,7 +30,7 @@ RANK_BATCH, BLOCK_STEPS = 64, 16
 
 
 def main() -> int:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, needs_images=False)
     parser.add_argument("--keys", type=int, default=20_000)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -21,7 +21,7 @@ def main() -> int:
     for named in arguments.models:
         model, _, batch_size = named.partition(":")
         settings = report.given(arguments, model=model, batch_size=int(batch_size), precision="fp32")
-        threads = arguments.threads // 2
+        threads = max(1, arguments.threads // 2)
         split = settings | {"ranks": 2, "threads": threads, "port": free_port()}
         one = Contestant(f"1 process, {arguments.threads} threads", script("samecurve", settings))
         two = Contestant(f"2 ranks, {threads} threads each", script("samecurve", split))

@@ -12,11 +12,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None, needs_images: bool = True) -> argparse.ArgumentParser:
     """With --threads (default: cores), --images, --cache and --output."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    made.add_argument("--images", type=Path, help="CIFAR-10 as image files: train/<class>/*, test/<class>/*")
+    made.add_argument(
+        "--images", type=Path, required=needs_images, help="CIFAR-10 as image files: train/<class>/*, test/<class>/*"
+    )
     made.add_argument("--cache", type=Path, help="folder for the decoded images; by default beside them")
     made.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return made

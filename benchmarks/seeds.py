@@ -17,7 +17,7 @@ import report
 
 
 def main() -> int:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, needs_images=False)
     parser.add_argument("--config", default="speedrun94")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--root", type=Path, default=Path("runs") / "seeds")

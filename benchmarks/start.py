@@ -19,7 +19,7 @@ IMPORTS, OWN, LIGHTNING = "import torch, accelerate", "samecurve", "Lightning"
 
 
 def main() -> int:
-    parser = report.parser(__doc__)
+    parser = report.parser(__doc__, needs_images=False)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:

@@ -65,9 +65,10 @@ class Contestant:
         go, self._go = os.pipe()
         self._done, done = os.pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._place = tempfile.TemporaryDirectory(prefix="samecurve-turns-")  # it leaves without cleaning up
         self._process = subprocess.Popen(
             self.argv,
-            env=os.environ | self.environment | {_GO: str(go), _DONE: str(done)},
+            env=os.environ | self.environment | {"TMPDIR": self._place.name, _GO: str(go), _DONE: str(done)},
             pass_fds=(go, done),
             stdin=subprocess.DEVNULL,
             stdout=self._said,
@@ -96,6 +97,7 @@ class Contestant:
             self._process.wait()
         os.close(self._done)
         self._said.close()
+        self._place.cleanup()
 
 
 def race(contestants: Sequence[Contestant], rounds: int, steps: int, warmup_steps: int) -> None:
