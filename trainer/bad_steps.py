@@ -1,7 +1,7 @@
 """A step whose loss or gradient is not finite in, a line on its samples out; so many are skipped and no more."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Progress
 from trainer.meter import Outcome
+from trainer.sampler import GlobalBatches
 from trainer.trackers import Lines
 
 _LAG_STEPS = 8
@@ -56,8 +57,16 @@ class Skipped:
 class BadSteps:
     """Counts in the run's progress, so that a run that goes on is allowed no more than one that never stopped."""
 
-    def __init__(self, progress: Progress, allowed: int, say: Callable[[str], None]) -> None:
-        self._progress, self._allowed, self._say = progress, allowed, say
+    def __init__(
+        self,
+        progress: Progress,
+        batches: GlobalBatches,
+        allowed: int,
+        say: Callable[[str], None],
+        add_ranks: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._progress, self._batches, self._allowed = progress, batches, allowed
+        self._say, self._add_ranks = say, add_ranks
 
     def too_many_before(self) -> str:
         """What to tell the user of a run that goes on after more than are allowed, or nothing."""
@@ -68,12 +77,15 @@ class BadSteps:
             f"than train.max_bad_steps={self._allowed}; raise it to go on without them, or start afresh"
         )
 
-    def skip(self, lines: Lines, step: int, epoch: int, loss_sum: float, ids: list[int]) -> str:
-        """Notes a step and counts it. Returns what to tell the user when it is one too many, or nothing. One too many
-        that is the step in hand is not counted: the run will meet it again.
+    def note(self, skipped: Iterable[tuple[int, Outcome]], lines: Lines) -> str:
+        """Notes steps and counts them. Returns what to tell the user of the first that is one too many, or nothing."""
+        problems = [self._note(step, outcome, lines) for step, outcome in skipped]
+        return next(filter(None, problems), "")
 
-        loss_sum: over all ranks; ids: the samples of the global batch.
-        """
+    def _note(self, step: int, outcome: Outcome, lines: Lines) -> str:
+        """One too many that is the step in hand is not counted: the run will meet it again."""
+        loss_sum, epoch = float(self._add_ranks(outcome.loss_sum())), self._batches.epoch(step)
+        ids = self._batches.ids(step).tolist()
         lines.write({"step": step, "epoch": epoch, "loss_sum": loss_sum, "ids": ids})
         what = f"step {step:,}: loss or gradient was not finite (its samples are in bad_steps.jsonl)"
         before = self._progress.bad_steps

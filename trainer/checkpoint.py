@@ -58,6 +58,16 @@ class Progress:
     bad_steps: int = 0
     """steps skipped because loss or gradient was not finite"""
 
+    def judge(self, accuracies: dict[str, float]) -> bool:
+        """Takes note of an evaluation, by split; whether it is the best so far on the held-out part."""
+        if "validation" not in accuracies:  # nothing is ever picked by the test set: the latest counts
+            self.best = Best(self.step, accuracies["test"], "test")
+            return False
+        is_best = self.best is None or accuracies["validation"] > self.best.accuracy
+        if is_best:
+            self.best = Best(self.step, accuracies["validation"], "validation")
+        return is_best
+
 
 @dataclass
 class State:

@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 from trainer import blocks, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
 from trainer import config as configs
 from trainer.bad_steps import BadSteps, Skipped
-from trainer.checkpoint import Best, Progress, State
+from trainer.checkpoint import Progress, State
 from trainer.console import Console, Quiet
 from trainer.errors import FolderError, PeerError, TrainingError
 from trainer.folder import RunFolder, told
@@ -78,7 +78,8 @@ class Trainer:
             keep = config.checkpoint.keep
             self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
         self.skipped = Skipped(world.device)
-        self.bad_steps = BadSteps(self.progress, config.train.max_bad_steps, self.console.say)
+        allowed = config.train.max_bad_steps
+        self.bad_steps = BadSteps(self.progress, self.parts.batches, allowed, self.console.say, world.sum)
         self.pace = stop.Pace()
         self.stop_check = stop.StopCheck(
             signals,
@@ -198,21 +199,12 @@ class Trainer:
 
     def _note_skipped(self, lag_steps: int = 0) -> None:
         """Raises TrainingError when there were too many, with a checkpoint: from before the step, if it is in hand."""
-        if too_many := self._hear_skipped(lag_steps):
-            self._hear_skipped(0)
+        lines = self.journal.bad_steps
+        if too_many := self.bad_steps.note(self.skipped.heard(lag_steps), lines):
+            self.bad_steps.note(self.skipped.heard(), lines)
             self._save()
             self._wait_for_save()
             raise TrainingError(too_many)
-
-    def _hear_skipped(self, lag_steps: int) -> str:
-        """What to tell the user of the first step that is one too many."""
-        batches, too_many = self.parts.batches, ""
-        for step, outcome in self.skipped.heard(lag_steps):
-            loss_sum = float(self.world.sum(outcome.loss_sum()))
-            ids = batches.ids(step).tolist()
-            problem = self.bad_steps.skip(self.journal.bad_steps, step, batches.epoch(step), loss_sum, ids)
-            too_many = too_many or problem
-        return too_many
 
     def _asked_to_stop(self) -> str:
         step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
@@ -248,14 +240,7 @@ class Trainer:
                     self.results[split] = found
                     self.journal.evaluated(split, found)
             self.pace.evaluation(perf_counter() - began)
-        if "validation" not in self.results:  # nothing is ever picked by the test set: the latest counts
-            progress.best = Best(progress.step, self.results["test"].accuracy, "test")
-            return False
-        accuracy = self.results["validation"].accuracy
-        is_best = progress.best is None or accuracy > progress.best.accuracy
-        if is_best:
-            progress.best = Best(progress.step, accuracy, "validation")
-        return is_best
+        return progress.judge({split: found.accuracy for split, found in self.results.items()})
 
     def _at_evaluation(self) -> None:
         self.watch.at(self.progress.step, "evaluation")
