@@ -20,7 +20,7 @@ from workers.tiny import tiny
 
 import trainer.loop
 from trainer import bad_steps, data, main, models
-from trainer.step import Samples, Step
+from trainer.step import Samples, Shard, Step
 
 __all__ = ["sklearn", "torchvision", "trainer"]
 
@@ -72,6 +72,18 @@ def poisoned_sample(number: int = 7) -> None:
     Step._batch = poisons  # type: ignore[method-assign]
 
 
+def infinite_loss() -> None:
+    """The loss of the shard that has the sample of id 7 is infinite, and its gradient is not."""
+    tiny_network()
+    forward = Step._forward
+
+    def spoils(self: Step, shard: Shard, step: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_sum, logits = forward(self, shard, step, epoch)
+        return (loss_sum + torch.inf if 7 in shard.own.ids else loss_sum), logits
+
+    Step._forward = spoils  # type: ignore[method-assign]
+
+
 def poisoned_sample_late() -> None:
     """The same, and the loop hears of a step as late as it does with a GPU."""
     poisoned_sample()
@@ -107,6 +119,7 @@ PLANTS = {
     "stuck": stuck_rank,
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
+    "infinite_loss": infinite_loss,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "slow_start": slow_start,

@@ -44,6 +44,15 @@ def test_a_bad_sample_costs_its_batch_alone_on_any_number_of_ranks(ranks: Ranks,
         assert rows(Path("runs/on-1")) == rows(Path("runs/on-2"))
 
 
+@pytest.mark.parametrize("mode", ["train.virtual_ranks=null", "train.virtual_ranks=3", "train.clip_grad_norm=1.0"])
+def test_a_loss_that_is_infinite_on_one_rank_alone_is_heard_by_all(ranks: Ranks, mode: str) -> None:
+    for size in (1, 2):
+        ranks.run(size, *RUN, mode, "train.max_steps=25", f"run.name=on-{size}", plant="infinite_loss")
+    batches = GlobalBatches(1433, 64, seed=0)
+    wanted = [step for step in range(25) if 7 in batches.ids(step)]
+    assert wanted and all([row["step"] for row in bad_steps(f"on-{size}")] == wanted for size in (1, 2))
+
+
 def test_a_rank_without_a_shard_hears_of_a_bad_sample_too(ranks: Ranks) -> None:
     # 1,433 samples in batches of 358: the last one of an epoch is a single sample, and one rank has none of it.
     alone = [*RUN, "data.global_batch_size=358", "train.virtual_ranks=2", "train.max_steps=10", "data.shuffle=false"]
