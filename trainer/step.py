@@ -14,7 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer import randomness
+from trainer import randomness, uncompiled
 from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
@@ -76,6 +76,7 @@ class Step:
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
         self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
         self._batches: dict[int, Tensor] = {}
+        self._scales: dict[float, Tensor] = {}
         self._unscaled = torch.ones((), device=accelerator.device)
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
@@ -159,11 +160,15 @@ class Step:
 
     def _backward(self, loss_sum: Tensor, scale: float) -> None:
         """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
-        loss = loss_sum * (scale + 0.0 * loss_sum.detach() if self._gradient_must_tell else scale)
+        if scale not in self._scales:  # one for a whole batch, one for an epoch's last
+            self._scales[scale] = torch.full_like(loss_sum, scale, requires_grad=False)
+        factor = self._scales[scale]
+        if self._gradient_must_tell:
+            factor = factor + 0.0 * loss_sum.detach()
         if self._accelerator.scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            uncompiled.backward(loss_sum, factor)
         else:
-            self._accelerator.backward(loss)
+            self._accelerator.backward(loss_sum * factor)
 
     def _average_moves(self, weight: float, active: int) -> None:
         """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""

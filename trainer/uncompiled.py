@@ -1,4 +1,4 @@
-"""PyTorch's optimizers without its compiler.
+"""PyTorch's backward pass and optimizers without its compiler.
 
 They import it when the first one is made, for seconds, to tell it to leave them alone; each step tells it again. Here
 optimizers are never compiled, train.compile or not, so that there is nobody to tell, and a training starts in half the
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.optim import Optimizer
 
 
@@ -19,6 +21,11 @@ def leave_alone() -> None:
         own = getattr(method, "__wrapped__", None)
         if own is not None and not hasattr(own, "__dynamo_disable"):  # torch/_compile.py keeps its answer there
             own.__dynamo_disable = own
+
+
+def backward(result: Tensor, gradient: Tensor) -> None:
+    """result.backward(gradient), both float [] of one type: PyTorch's own imports sympy to compare their shapes."""
+    _engine_run_backward((result,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def as_written(step: Callable[..., None]) -> Any:
