@@ -82,7 +82,7 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
 
 def test_the_second_start_reads_the_pack(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(image_folder)
-    monkeypatch.setattr("trainer.datasets.image_folder._decode_all", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("trainer.datasets.pack._decode_all", lambda *_: pytest.fail("decoded again"))
     again = load(image_folder)
     assert np.array_equal(first.train.images, again.train.images) and np.array_equal(
         first.test.labels, again.test.labels
@@ -118,10 +118,35 @@ def test_without_a_place_for_the_pack_it_goes_on(image_folder: Path) -> None:
     assert len(data.train) == 12 and "set data.cache_dir" in data.notes[0]
 
 
+def test_a_full_disk_is_seen_before_decoding(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve, asked = os.posix_fallocate, []
+
+    def full_at_first(*place: int) -> None:
+        asked.append(place)
+        if len(asked) == 1:
+            raise OSError(28, "No space left on device")
+        reserve(*place)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_first)
+    data = load(image_folder)
+    assert "No space left" in data.notes[0] and not list((image_folder / ".samecurve").iterdir())
+    assert np.array_equal(load(image_folder).train.images, data.train.images)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_: reserve(-1, 0, 1))  # a bad place everywhere
+    with pytest.raises(DataError, match="no room in"):
+        load(image_folder, cache_dir=str(image_folder / "other"))
+
+
+def test_what_was_decoded_before_a_broken_file_is_not_left_behind(image_folder: Path) -> None:
+    (image_folder / "train" / "dog" / "3.png").write_bytes(b"nothing like an image")
+    with pytest.raises(DataError, match="no kind of image"):
+        load(image_folder)
+    assert not list((image_folder / ".samecurve").iterdir())
+
+
 def test_many_files_are_decoded_by_all_cores(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = load(image_folder, cache_dir=str(image_folder / "one"))
-    monkeypatch.setattr("trainer.datasets.image_folder._FILES_WORTH_A_POOL", 1)
-    monkeypatch.setattr("trainer.datasets.image_folder._FILES_PER_TASK", 5)
+    monkeypatch.setattr("trainer.datasets.pack._FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr("trainer.datasets.pack._FILES_PER_TASK", 5)
     monkeypatch.setattr("trainer.rank_env.cores", lambda: 2)
     together = load(image_folder, cache_dir=str(image_folder / "two"))
     assert np.array_equal(alone.train.images, together.train.images)

@@ -27,6 +27,7 @@ LAYERS = [
     },
     {"config", "datasets.dataset", "schedule", "probe"},
     {"datasets.pixels", "sampler", "augment", "losses", "meter", "evaluation", "checkpoint", "console", "reduction"},
+    {"datasets.pack"},
     {
         "datasets.cifar10",
         "datasets.image_folder",

@@ -1,35 +1,25 @@
-"""Image files in folders of their class in, one packed array out, kept for the next start.
+"""Image files in folders of their class in, a data set out.
 
     root/train/<class>/**/*.jpg|png|...      root/test/<class>/**/*.jpg|png|...
 
-Decoding is done once, by all cores; the pack is keyed by the folder's contents, so a changed file is seen.
+Decoded images are kept in a pack (pack.py) that is named by the folder's contents, so that a changed file is seen.
 """
 
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from trainer import rank_env
 from trainer.datasets.dataset import Dataset, Split
-from trainer.datasets.pixels import fit
+from trainer.datasets.pack import decoded
 from trainer.errors import DataError
 from trainer.settings import Data
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _PACK_FORMAT = 1
-_Task = tuple[list[str], int, int]  # paths, image_size, channels
-_FILES_PER_TASK = 256
-_FILES_WORTH_A_POOL = 2000  # starting worker processes takes as long as decoding about so many small files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +45,8 @@ def load(data: Data) -> Dataset:
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
     pack = cache / f"{_fingerprint(data.image_size, channels, classes, splits)}.npy"
     files = [*splits["train"], *splits["test"]]
-    notes: tuple[str, ...] = ()
-    images = _read_pack(pack, (len(files), data.image_size, data.image_size, channels))
-    if images is None:
-        images = _decode_all(root, files, data.image_size, channels)
-        notes = _write_pack(pack, images)
+    paths = [os.path.join(root, file.path) for file in files]
+    images, notes = decoded(pack, paths, data.image_size, channels)
     labels = np.array([file.label for file in files], dtype=np.int64)
     cut = len(splits["train"])
     return Dataset(Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), classes, notes)
@@ -150,72 +137,3 @@ def _fingerprint(image_size: int, channels: int, classes: tuple[str, ...], split
         lines = (f"{file.path}\0{file.size}\0{file.changed}" for file in files)
         digest.update("\n".join(lines).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
-
-
-def _read_pack(pack: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    try:
-        images: NDArray[np.uint8] = np.load(pack, allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):  # cut off or foreign: made anew
-        return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def _write_pack(pack: Path, images: NDArray[np.uint8]) -> tuple[str, ...]:
-    """Written beside its place and renamed, so that nobody reads half of it; a line for the user when it cannot be."""
-    try:
-        pack.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=pack.parent, suffix=".partial", delete=False) as file:
-            np.save(file, images, allow_pickle=False)
-        Path(file.name).chmod(0o644)
-        Path(file.name).replace(pack)
-    except OSError as error:
-        problem = f"decoded images not kept in {pack.parent} ({error.strerror})"
-        return (f"{problem}; set data.cache_dir to start faster next time",)
-    return ()
-
-
-def _decode_all(root: Path, files: list[_File], image_size: int, channels: int) -> NDArray[np.uint8]:
-    """uint8 [N, image_size, image_size, channels], by all cores, with a progress bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    paths = [os.path.join(root, file.path) for file in files]
-    tasks = [(paths[at : at + _FILES_PER_TASK], image_size, channels) for at in range(0, len(paths), _FILES_PER_TASK)]
-    out = np.empty((len(paths), image_size, image_size, channels), dtype=np.uint8)
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(paths))
-        done = 0
-        for images, broken in _results(tasks, len(paths)):
-            if broken:
-                raise DataError(f"{broken}; replace or remove that file")
-            out[done : done + len(images)] = images
-            done += len(images)
-            progress.update(bar, completed=done)
-    return out
-
-
-def _results(tasks: list[_Task], num_files: int) -> Iterator[tuple[NDArray[np.uint8], str]]:
-    workers = rank_env.cores()
-    if num_files < _FILES_WORTH_A_POOL or workers == 1:
-        yield from map(_decode, tasks)
-        return
-    # Spawned, not forked: this process may hold threads and a GPU, of which a fork would take broken copies.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_decode, tasks)
-
-
-def _decode(task: _Task) -> tuple[NDArray[np.uint8], str]:
-    """Images of one task, and the first file that is none, with what is wrong with it."""
-    paths, image_size, channels = task
-    out = np.empty((len(paths), image_size, image_size, channels), dtype=np.uint8)
-    for place, path in enumerate(paths):
-        try:
-            with Image.open(path) as picture:
-                out[place] = fit(picture, image_size, channels)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return out, f"corrupt image {path} ({' '.join(str(error).split()) or type(error).__name__})"
-    return out, ""

@@ -12,7 +12,9 @@ def fit(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint
     """
     if "exif" in picture.info or picture.format in ("PNG", "TIFF", "MPO"):  # parsing it costs as much as a small JPEG
         picture = ImageOps.exif_transpose(picture)
-    picture = _opaque(picture).convert("L" if channels == 1 else "RGB")
+    picture, mode = _opaque(picture), "L" if channels == 1 else "RGB"
+    if picture.mode != mode:  # or it would be copied
+        picture = picture.convert(mode)
     if picture.size != (image_size, image_size):
         picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(image_size, image_size, channels)
