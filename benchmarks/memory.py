@@ -19,33 +19,33 @@ from turns import script
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=["lenet:64", "tudui:64", "resnet18:128"])
+    report.add_workloads(parser)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
     cases, rows = [], []
-    for named in arguments.models:
-        model, _, batch_size = named.partition(":")
-        settings = report.given(arguments, model=model, batch_size=int(batch_size), steps=arguments.steps)
+    for workload in arguments.models:
+        settings = report.given(arguments, **workload.settings, steps=arguments.steps)
         peaks: dict[str, list[int]] = {"bare": [], "samecurve": []}
         for _ in range(arguments.rounds):
             peaks["bare"].append(_peak(script("memory_bare", settings)))
             with tempfile.TemporaryDirectory() as root:
-                peaks["samecurve"].append(_peak(_command(arguments, model, batch_size, root)))
+                peaks["samecurve"].append(_peak(_command(arguments, workload, root)))
         megabytes = {name: round(statistics.median(found) / 1e3) for name, found in peaks.items()}
         ratio = round(megabytes["samecurve"] / megabytes["bare"], 3)
-        cases.append({"model": model, "megabytes": megabytes, "ratio": ratio, "goal": 1.15})
-        rows.append(f"{model}, batch {batch_size} | {megabytes['bare']:,} | {megabytes['samecurve']:,} | {ratio:.3f}")
+        cases.append(workload.settings | {"megabytes": megabytes, "ratio": ratio, "goal": 1.15})
+        rows.append(f"{workload} | {megabytes['bare']:,} | {megabytes['samecurve']:,} | {ratio:.3f}")
         print(rows[-1], flush=True)
         head = " | bare loop, MB | samecurve, MB | ratio"
         report.write(arguments.output, "memory", __doc__, {"cases": cases}, report.table(head, rows))
     return 0
 
 
-def _command(arguments: argparse.Namespace, model: str, batch_size: str, root: str) -> list[str]:
+def _command(arguments: argparse.Namespace, workload: report.Workload, root: str) -> list[str]:
     command = [
         sys.executable, str(report.REPOSITORY / "trainer" / "main.py"), "data.name=image_folder",
-        f"data.root={arguments.images}", f"model.name={model}", f"data.global_batch_size={batch_size}",
+        f"data.root={arguments.images}", f"model.name={workload.model}",
+        f"data.global_batch_size={workload.batch_size}",
         "data.augment=[flip,crop]", f"train.max_steps={arguments.steps}", "log.tensorboard=false", "log.wandb=off",
         f"train.threads_per_rank={arguments.threads}", f"run.root={root}", "run.name=run", "train.precision=fp32",
     ]  # fmt: skip

@@ -4,9 +4,10 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -22,6 +23,33 @@ def parser(description: str | None, needs_images: bool = True) -> argparse.Argum
     made.add_argument("--cache", type=Path, help="folder for the decoded images; by default beside them")
     made.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return made
+
+
+class Workload(NamedTuple):
+    model: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, batch {self.batch_size}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a contestant is told of it."""
+        return self._asdict()
+
+    def images_per_second(self, seconds_a_step: list[float]) -> float:
+        return round(self.batch_size / statistics.median(seconds_a_step), 1)
+
+
+def add_workloads(parser: argparse.ArgumentParser) -> None:
+    """--models MODEL:BATCH_SIZE..."""
+
+    def workload(text: str) -> Workload:
+        model, _, batch_size = text.partition(":")
+        return Workload(model, int(batch_size))
+
+    wanted = [Workload("lenet", 64), Workload("tudui", 64), Workload("resnet18", 128)]
+    parser.add_argument("--models", nargs="+", type=workload, default=wanted, metavar="MODEL:BATCH_SIZE")
 
 
 def given(arguments: argparse.Namespace, **settings: Any) -> dict[str, Any]:

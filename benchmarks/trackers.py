@@ -13,14 +13,13 @@ from turns import Contestant, race, script, speed_ratio
 
 def main() -> int:
     parser = report.parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=["lenet:64", "tudui:64", "resnet18:128"])
+    report.add_workloads(parser)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--turn-seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     cases, rows = [], []
-    for named in arguments.models:
-        model, _, batch_size = named.partition(":")
-        settings = report.given(arguments, model=model, batch_size=int(batch_size), precision="fp32")
+    for workload in arguments.models:
+        settings = report.given(arguments, **workload.settings, precision="fp32")
         on = ["log.tensorboard=true", "log.wandb=offline", "log.every_steps=10"]
         without = Contestant("none", script("samecurve", settings | {"overrides": ["log.every_steps=100000"]}))
         tracked = Contestant("all three", script("samecurve", settings | {"overrides": on}))
@@ -29,9 +28,10 @@ def main() -> int:
         without.seconds.clear()
         race([without, tracked], arguments.rounds, steps, steps)
         cost = round(1 / speed_ratio(tracked, without) - 1, 4)
-        speeds = {each.name: round(int(batch_size) / statistics.median(each.seconds), 1) for each in (without, tracked)}
-        cases.append({"model": model, "steps_a_turn": steps, "images_per_second": speeds, "cost": cost, "goal": 0.01})
-        rows.append(f"{model}, batch {batch_size} | {steps} | {cost:+.1%}")
+        speeds = {each.name: workload.images_per_second(each.seconds) for each in (without, tracked)}
+        found = {"steps_a_turn": steps, "images_per_second": speeds, "cost": cost, "goal": 0.01}
+        cases.append(workload.settings | found)
+        rows.append(f"{workload} | {steps} | {cost:+.1%}")
         print(rows[-1], flush=True)
         head = " | steps a turn | time more than without"
         report.write(arguments.output, "trackers", __doc__, {"cases": cases}, report.table(head, rows))

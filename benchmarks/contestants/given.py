@@ -1,6 +1,10 @@
 """What all contestants share: the images, the network, the settings that they were given."""
 
+import ctypes
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,13 @@ from trainer import models  # noqa: E402
 from trainer.settings import Model  # noqa: E402
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_PR_SET_PDEATHSIG = 1  # prctl.h
 LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 
-__all__ = ["LR", "MEAN", "MOMENTUM", "STD", "WEIGHT_DECAY", "Turn", "arrays", "loader", "network", "settings", "turns"]
+__all__ = [
+    "LR", "MEAN", "MOMENTUM", "STD", "WEIGHT_DECAY", "Turn", "arrays", "loader", "network", "settings",
+    "start_ranks", "turns",
+]  # fmt: skip
 
 
 def settings() -> dict[str, Any]:
@@ -30,6 +38,22 @@ def settings() -> dict[str, Any]:
     found.setdefault("device", "cpu")
     torch.manual_seed(0)
     return found
+
+
+def start_ranks(settings: dict[str, Any]) -> bool:
+    """Starts settings["ranks"] - 1 processes more, with the environment that torchrun would make, and tells whether
+    this one is the first; the others end with it."""
+    ranks = settings.get("ranks", 1)
+    if ranks == 1:
+        return True
+    if "RANK" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        return False
+    size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= size | {"MASTER_PORT": str(settings["port"]), "RANK": "0", "LOCAL_RANK": "0"}
+    for rank in range(1, ranks):
+        subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+    return True
 
 
 def arrays(settings: dict[str, Any], split: str = "train", shuffled: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,8 @@
 """samecurve's own Trainer, as `python trainer/main.py` runs it, with a turn after each step.
 
-With "ranks" in its settings it starts the others itself; they do their part of each of its steps.
+With "ranks" in its settings the others do their part of each of its steps.
 """
 
-import ctypes
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 
@@ -18,22 +14,8 @@ from trainer.stop import Signals
 from trainer.world import World
 
 settings = given.settings()
-ranks = settings.get("ranks", 1)
-
-
-def start_others() -> None:
-    """The environment that torchrun would make, and the other ranks, which end with this process."""
-    size = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= size | {"MASTER_PORT": str(settings["port"]), "RANK": "0", "LOCAL_RANK": "0"}
-    for rank in range(1, ranks):
-        subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-
-
-if ranks > 1 and "RANK" not in os.environ:
-    start_others()
-elif ranks > 1:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-turn = given.turns(settings) if os.environ.get("RANK", "0") == "0" else None
+is_first = given.start_ranks(settings)
+turn = given.turns(settings) if is_first else None
 take_step = loop.Trainer._take_step
 begun = False
 
