@@ -24,6 +24,7 @@ COMMANDS = {
     "status": ("launch.status", "all runs in a table, or one run in detail", False),
     "logs": ("launch.logs", "what a rank of a run has to say", False),
     "stop": ("launch.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
+    "predict": ("launch.predict", "the most probable classes of images, by a run's network", False),
     "sweep": ("launch.sweep", "a grid of settings with several seeds, and their mean and deviation", True),
     "batch": ("launch.batch", "", True),
     "node": ("launch.node", "", True),

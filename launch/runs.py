@@ -78,6 +78,12 @@ def locate(name: str, root: Path) -> Path:
     raise NoRunError(f"no run '{name}' under {root}; samecurve status lists what is there, --root looks elsewhere")
 
 
+def locate_weights(name: str, root: Path) -> Path:
+    """The same, or a file of weights or a checkpoint's folder, given by its path."""
+    path = Path(name).expanduser()
+    return path if path.is_file() or (path / "manifest.json").is_file() else locate(name, root)
+
+
 def read(paths: list[Path], root: Path) -> tuple[list[Run], Queue]:
     """The runs in these folders, the one that was written to last first; SLURM's queue is asked once, if need be."""
     loaded = [records.load(path) for path in paths]

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import main as launcher
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MAIN = str(REPOSITORY / "trainer" / "main.py")
 # What `accelerate launch` is, by the Python that runs the tests.
@@ -148,6 +150,23 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
         if process.is_alive():
             process.kill()
         process.join()
+
+
+class Samecurve:
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
+        """What the command printed: to whoever reads on, and to the person."""
+        self._capfd.readouterr()
+        assert launcher.main(words) == code
+        return self._capfd.readouterr()
+
+
+@pytest.fixture
+def samecurve(capfd: pytest.CaptureFixture[str]) -> Samecurve:
+    """The command, in this process."""
+    return Samecurve(capfd)
 
 
 def torchrun(ranks: int, *arguments: str) -> list[str]:

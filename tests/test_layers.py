@@ -38,7 +38,8 @@ LAYERS = [
         "models.imagenet",
     },
     {"models", "datasets", "datasets.sizes", "folder", "world", "optim"},
-    {"watch", "saver", "trackers", "resume", "starts", "rank_log"},
+    {"trained"},
+    {"watch", "saver", "predict", "trackers", "resume", "starts", "rank_log"},
     {"step", "bad_steps"},
     {"data"},
     {"blocks"},
@@ -54,7 +55,7 @@ LAUNCH_LAYERS = [
     {"train", "points", "records", "doctor.node", "doctor.speeds", "doctor.job"},
     {"runs", "node", "submit", "batch", "doctor.diagnosis", "doctor.torchrun"},
     {"status", "sweep", "doctor.command"},
-    {"logs", "stop"},
+    {"logs", "stop", "predict"},
     {"main"},
 ]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -6,34 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, Ranks
+from conftest import REPOSITORY, SMALL, Ranks, Samecurve
 from test_runs import fake_squeue, make
 
-from launch import main as launcher
 from launch import table
 
 SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
 RUN = [*SMALL, "run.root=runs", "run.name=sweep/x", "train.epochs=9999", "log.every_steps=1"]
-
-
-@pytest.fixture
-def samecurve(capfd: pytest.CaptureFixture[str]) -> Iterator["Samecurve"]:
-    yield Samecurve(capfd)
-
-
-class Samecurve:
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-
-    def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
-        """What the command printed: to whoever reads on, and to the person."""
-        self._capfd.readouterr()
-        assert launcher.main(words) == code
-        return self._capfd.readouterr()
 
 
 def follow(*words: str) -> "subprocess.Popen[str]":

@@ -79,6 +79,8 @@ class State:
     scaler: dict[str, Any]
     """the fp16 loss scale's state_dict(); empty without one"""
     progress: Progress
+    metadata: dict[str, str] = field(default_factory=dict)
+    """what the weights' file says of them (trained.py)"""
 
 
 def save(folder: Path, state: State) -> Path:
@@ -109,7 +111,7 @@ def save(folder: Path, state: State) -> Path:
 def _write(partial: Path, state: State) -> None:
     partial.mkdir(parents=True)
     tensors, rest = _split(state.optimizer)
-    save_file(state.model, partial / "model.safetensors")
+    save_file(state.model, partial / "model.safetensors", state.metadata or None)
     save_file(tensors, partial / "optimizer.safetensors")
     content = {"progress": asdict(state.progress), "optimizer": rest, "scaler": state.scaler}
     (partial / "progress.json").write_text(json.dumps(content))

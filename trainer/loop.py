@@ -256,7 +256,8 @@ class Trainer:
             progress.settings = configs.flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
-            state = State(self.parts.module.state_dict(), self.parts.optimizer.state_dict(), scale, progress)
+            module, optimizer, about = self.parts.module, self.parts.optimizer, self.parts.about
+            state = State(module.state_dict(), optimizer.state_dict(), scale, progress, about.metadata())
             self.saver.save(state, best_step)
 
     def _wait_for_save(self) -> None:
@@ -272,7 +273,7 @@ class Trainer:
 
         def write() -> None:
             with told(f"the result in {folder.path}"):
-                folder.write_file("model.safetensors", lambda path: result.write_weights(path, self.config, self.parts))
+                folder.write_file("model.safetensors", lambda path: result.write_weights(path, self.parts))
                 folder.write_json("summary.json", summary)
                 folder.status("finished", progress.step)
                 self.stop_check.done()

@@ -10,7 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from trainer import augment, data, evaluation, losses, models, optim, tta
-from trainer.augment import Augment, Normalization
+from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
@@ -20,6 +20,7 @@ from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
 from trainer.settings import RunConfig
 from trainer.step import Step
+from trainer.trained import About
 from trainer.watch import Unwatched
 from trainer.world import World
 
@@ -30,7 +31,8 @@ _WHERE_THEY_ARE = [False, False]
 @dataclass(frozen=True, slots=True)
 class Parts:
     splits: data.Splits
-    normalization: Normalization
+    about: About
+    """what is written beside the network's weights"""
     augment: Augment
     batches: GlobalBatches
     durations: Durations
@@ -96,7 +98,8 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     if saved is not None and world.accelerator.scaler is not None and saved.scaler:
         world.accelerator.scaler.load_state_dict(saved.scaler)
     most_shards = config.train.virtual_ranks or world.size
-    return Parts(splits, normalization, augmentation, batches, durations, schedule, module, prepared, step, most_shards)
+    about = About(config.model, splits.classes, normalization, config.data.image_size, image_shape[0])
+    return Parts(splits, about, augmentation, batches, durations, schedule, module, prepared, step, most_shards)
 
 
 def _prepare(

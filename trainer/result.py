@@ -1,6 +1,5 @@
 """What a finished run says of itself: summary.json, and its final weights."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from safetensors.torch import save_file
 from trainer.checkpoint import Progress
 from trainer.evaluation import Evaluation
 from trainer.parts import Parts
-from trainer.settings import RunConfig
 
 
 def summary(
@@ -38,19 +36,9 @@ def summary(
     }
 
 
-def write_weights(path: Path, config: RunConfig, parts: Parts) -> None:
-    """The final weights, with enough beside them, as JSON under one name, to build the network and to feed it.
-
-    One name, because safetensors writes several in any order: the same run shall leave the same file, bit for bit.
-    """
+def write_weights(path: Path, parts: Parts) -> None:
+    """The final weights, with enough beside them to build the network and to feed it."""
     weights = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in parts.module.state_dict().items()
     }
-    about = {
-        "model": asdict(config.model),
-        "classes": parts.splits.classes,
-        "normalization": asdict(parts.normalization),
-        "image_size": config.data.image_size,
-        "channels": parts.splits.train.images.shape[1],
-    }
-    save_file(weights, path, metadata={"samecurve": json.dumps(about)})
+    save_file(weights, path, parts.about.metadata())

@@ -137,7 +137,7 @@ class Snapshot:
         optimizer = {"state": entries, "param_groups": groups}
         if any(tensor.is_cuda for tensor in state.model.values()):
             torch.cuda.current_stream().synchronize()
-        return State(model, optimizer, dict(state.scaler), copy.deepcopy(state.progress))
+        return State(model, optimizer, dict(state.scaler), copy.deepcopy(state.progress), state.metadata)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         memory = self._memory.get(name)

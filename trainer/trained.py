@@ -1,0 +1,150 @@
+"""A run in, its trained network out, with what it takes to feed it: classes, normalization, size of images.
+
+Only safetensors and JSON are read: nothing in them could be executed.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from trainer import checkpoint, models
+from trainer.augment import Augment, Normalization
+from trainer.errors import FolderError
+from trainer.settings import Data, Model
+
+_KEY = "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is written beside a network's weights, wherever these are."""
+
+    model: Model
+    classes: tuple[str, ...]
+    normalization: Normalization
+    image_size: int
+    """side in pixels"""
+    channels: int
+
+    def metadata(self) -> dict[str, str]:
+        """For a safetensors file."""
+        return {_KEY: json.dumps(asdict(self))}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A network in evaluation mode, on a device."""
+
+    path: Path
+    """the file of its weights"""
+    about: About
+    module: nn.Module
+    device: torch.device
+    augment: Augment
+    """whose normalization it was trained with"""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """images: uint8 [B, channels, image_size, image_size], on any device. float32 [B, num_classes] out."""
+        with torch.no_grad():
+            logits: Tensor = self.module(self.augment.plain(images.to(self.device)))
+        return logits.float()
+
+
+def load(run: Path, which: str = "auto", device: torch.device | None = None) -> Trained:
+    """The network of a run's folder, of a checkpoint's, or of a file of weights.
+
+    which: of a run's folder, `final`, `best`, `latest`, a step, or `auto`: the final weights, or the latest checkpoint
+    of a run that has none yet. device: the first GPU, or the CPU where there is none. Raises FolderError.
+    """
+    path = find(run, which)
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights, about = _read(path)
+    try:
+        bare = replace(about.model, pretrained=None)  # all weights are here
+        module = models.build(bare, len(about.classes), about.channels, about.image_size)
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FolderError(f"{path} does not hold the weights of its {about.model.name} ({reason})") from None
+    module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = torch.Size([about.channels, about.image_size, about.image_size])
+    feed = Augment(Data(), about.normalization, 0, device, shape)
+    return Trained(path, about, module.eval(), device, feed)
+
+
+def find(run: Path, which: str = "auto") -> Path:
+    """The file of weights that `load` would read. Raises FolderError, with what there is."""
+    if run.is_file():
+        return run
+    if (run / "manifest.json").is_file():
+        return _sound(run)
+    final, places = run / _WEIGHTS, checkpoint.found(run / "checkpoints")
+    if which in ("auto", "final") and final.is_file():
+        return final
+    if which in ("auto", "latest"):
+        place, _ = checkpoint.newest(run / "checkpoints")
+        if place is not None:
+            return place / _WEIGHTS
+    if which == "best":
+        step = _best_step(places)
+        which = which if step is None else str(step)
+    if re.fullmatch(r"\d+", which):
+        place = run / "checkpoints" / checkpoint.name(int(which))
+        if place.is_dir():
+            return _sound(place)
+    there = ", ".join(str(int(place.name.removeprefix("step-"))) for place in reversed(places)) or "none"
+    finished = "final weights" if final.is_file() else "no final weights"
+    raise FolderError(
+        f"{run} has no weights '{which}': there are {finished}, and checkpoints of steps {there}; "
+        "choose final, best, latest or a step"
+    )
+
+
+def _sound(place: Path) -> Path:
+    problem = checkpoint.damage(place)
+    if problem:
+        raise FolderError(f"checkpoint {place}: {problem}; choose another one")
+    return place / _WEIGHTS
+
+
+def _best_step(places: list[Path]) -> int | None:
+    """As the newest checkpoint that can be read tells it."""
+    for place in places:
+        if not checkpoint.damage(place):
+            best = json.loads((place / "progress.json").read_text())["progress"]["best"]
+            return int(best["step"]) if best else None
+    return None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], About]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise FolderError(
+                    f"{path} does not say of which network its weights are; wanted a file that samecurve has written"
+                )
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        found: dict[str, Any] = json.loads(text)
+        about = About(
+            Model(**found["model"]),
+            tuple(found["classes"]),
+            Normalization(tuple(found["normalization"]["mean"]), tuple(found["normalization"]["std"])),
+            int(found["image_size"]),
+            int(found["channels"]),
+        )
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FolderError(
+            f"{path} cannot be read as safetensors ({reason}); give a run, or a file of weights"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path} describes its network in a way that is not known here ({error!r})") from None
+    return weights, about
