@@ -25,6 +25,7 @@ COMMANDS = {
     "logs": ("launch.logs", "what a rank of a run has to say", False),
     "stop": ("launch.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
     "predict": ("launch.predict", "the most probable classes of images, by a run's network", False),
+    "export": ("launch.export", "a run's network as ONNX, TorchScript, pt2, or weights alone", False),
     "sweep": ("launch.sweep", "a grid of settings with several seeds, and their mean and deviation", True),
     "batch": ("launch.batch", "", True),
     "node": ("launch.node", "", True),

@@ -39,7 +39,7 @@ LAYERS = [
     },
     {"models", "datasets", "datasets.sizes", "folder", "world", "optim"},
     {"trained"},
-    {"watch", "saver", "predict", "trackers", "resume", "starts", "rank_log"},
+    {"watch", "saver", "predict", "export", "trackers", "resume", "starts", "rank_log"},
     {"step", "bad_steps"},
     {"data"},
     {"blocks"},
@@ -56,6 +56,7 @@ LAUNCH_LAYERS = [
     {"runs", "node", "submit", "batch", "doctor.diagnosis", "doctor.torchrun"},
     {"status", "sweep", "doctor.command"},
     {"logs", "stop", "predict"},
+    {"export"},
     {"main"},
 ]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

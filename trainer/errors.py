@@ -24,6 +24,10 @@ class FolderError(UserError):
     """The run folder cannot be used."""
 
 
+class ExportError(UserError):
+    """A run's network cannot be written in the format that was asked for."""
+
+
 class TrainingError(UserError):
     """The recipe does not train: its losses or gradients are not finite."""
 

@@ -116,10 +116,12 @@ class Predictor:
             return " ".join(str(error).split()) or type(error).__name__
 
 
-def load(run: str | Path, which: str = "auto", device: str | None = None) -> Predictor:
+def load(run: str | Path, which: str = "auto", device: str | None = None, allow_pickle: bool = False) -> Predictor:
     """The network of a run's folder, a checkpoint's, or a file of weights, as trained.load finds it; a run of a GPU
     predicts on a CPU too. device: as torch names it. Raises FolderError."""
-    return Predictor(trained.load(Path(run).expanduser(), which, torch.device(device) if device else None))
+    return Predictor(
+        trained.load(Path(run).expanduser(), which, torch.device(device) if device else None, allow_pickle)
+    )
 
 
 def paths(given: Iterable[Picture]) -> list[Picture]:

@@ -1,9 +1,10 @@
 """A run in, its trained network out, with what it takes to feed it: classes, normalization, size of images.
 
-Only safetensors and JSON are read: nothing in them could be executed.
+What could execute something when it is read, a pickle, is read only if that is asked for by name.
 """
 
 import json
+import pickle
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from trainer.augment import Augment, Normalization
 from trainer.errors import FolderError
 from trainer.settings import Data, Model
 
-_KEY = "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
+KEY = "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
 _WEIGHTS = "model.safetensors"
 
 
@@ -35,7 +36,7 @@ class About:
 
     def metadata(self) -> dict[str, str]:
         """For a safetensors file."""
-        return {_KEY: json.dumps(asdict(self))}
+        return {KEY: json.dumps(asdict(self))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,24 @@ class Trained:
         return logits.float()
 
 
-def load(run: Path, which: str = "auto", device: torch.device | None = None) -> Trained:
+def load(run: Path, which: str = "auto", device: torch.device | None = None, allow_pickle: bool = False) -> Trained:
     """The network of a run's folder, of a checkpoint's, or of a file of weights.
 
     which: of a run's folder, `final`, `best`, `latest`, a step, or `auto`: the final weights, or the latest checkpoint
-    of a run that has none yet. device: the first GPU, or the CPU where there is none. Raises FolderError.
+    of a run that has none yet. device: the first GPU, or the CPU where there is none. allow_pickle: a file may be one
+    that torch.save wrote of a whole module, which can run any code. Raises FolderError.
     """
     path = find(run, which)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights, about = _read(path)
+    weights, text = _read(path, allow_pickle)
+    about = _about(path, text)
     try:
-        bare = replace(about.model, pretrained=None)  # all weights are here
-        module = models.build(bare, len(about.classes), about.channels, about.image_size)
-        module.load_state_dict(weights)
+        if isinstance(weights, nn.Module):
+            module = weights
+        else:
+            bare = replace(about.model, pretrained=None)  # all weights are here
+            module = models.build(bare, len(about.classes), about.channels, about.image_size)
+            module.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise FolderError(f"{path} does not hold the weights of its {about.model.name} ({reason})") from None
@@ -123,28 +129,38 @@ def _best_step(places: list[Path]) -> int | None:
     return None
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], About]:
+def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module, str | None]:
+    """Weights, or a whole module, and what is said of them."""
     try:
+        if path.suffix in (".pt", ".pth"):
+            found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+            own: dict[str, Any] = found if isinstance(found, dict) else {}
+            return own.get("module") or own.get("state_dict", {}), own.get(KEY)
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-            if text is None:
-                raise FolderError(
-                    f"{path} does not say of which network its weights are; wanted a file that samecurve has written"
-                )
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            return weights, (file.metadata() or {}).get(KEY)
+    except pickle.UnpicklingError:
+        raise FolderError(
+            f"{path} holds more than weights: to load it could run any code. If you trust who made it, --allow-pickle"
+        ) from None
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise FolderError(f"{path} cannot be read ({reason}); give a run, or a file of weights of one") from None
+
+
+def _about(path: Path, text: str | None) -> About:
+    if text is None:
+        raise FolderError(
+            f"{path} does not say of which network its weights are; wanted a file that samecurve has written"
+        )
+    try:
         found: dict[str, Any] = json.loads(text)
-        about = About(
+        return About(
             Model(**found["model"]),
             tuple(found["classes"]),
             Normalization(tuple(found["normalization"]["mean"]), tuple(found["normalization"]["std"])),
             int(found["image_size"]),
             int(found["channels"]),
         )
-    except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FolderError(
-            f"{path} cannot be read as safetensors ({reason}); give a run, or a file of weights"
-        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path} describes its network in a way that is not known here ({error!r})") from None
-    return weights, about
