@@ -1,6 +1,7 @@
 """`samecurve train`: this machine, all its GPUs, or CPU ranks; settings and a machine in, a plan out, then a run."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -68,8 +69,17 @@ def choose(config: RunConfig, machine: Machine, ranks: int | None) -> Layout:
 
 def make(config: RunConfig, machine: Machine, layout: Layout, trained: list[str], max_restarts: int) -> LaunchPlan:
     """trained: the arguments of trainer/main.py."""
+    bare = command(
+        f"samecurve train {config.run.name}", config, machine, layout, [machine.trainer, *trained], max_restarts
+    )
+    return dataclasses.replace(bare, facts=forecast.facts(config, layout))
+
+
+def command(
+    title: str, config: RunConfig, machine: Machine, layout: Layout, script: list[str], max_restarts: int = 0
+) -> LaunchPlan:
+    """A script and its arguments on so many ranks of this machine, through torchrun when there are several."""
     ranks = layout.ranks_per_node
-    script = [machine.trainer, *trained]
     variables: list[Variable] = []
     argv = [machine.python, *script]
     if ranks > 1 or max_restarts:
@@ -79,8 +89,7 @@ def make(config: RunConfig, machine: Machine, layout: Layout, trained: list[str]
     notes = []
     if layout.device == "cpu" and ranks > machine.cores:
         notes.append(f"{ranks} ranks share {machine.cores} cores; they will be slower than {machine.cores} ranks")
-    facts = forecast.facts(config, layout)
-    return LaunchPlan(f"samecurve train {config.run.name}", tuple(argv), tuple(variables), facts, tuple(notes))
+    return LaunchPlan(title, tuple(argv), tuple(variables), (), tuple(notes))
 
 
 def threads(config: RunConfig, cores: int, ranks: int) -> Variable:

@@ -47,7 +47,7 @@ LAYERS = [
     {"result", "journal"},
     {"loop"},
     {"main", "compare"},
-    {"verify"},
+    {"verify", "evaluate"},
 ]
 LAUNCH_LAYERS = [
     {"hardware", "plan", "slurm", "relay", "table", "doctor.reach", "doctor.messages", "doctor.findings"},
@@ -56,7 +56,7 @@ LAUNCH_LAYERS = [
     {"runs", "node", "submit", "batch", "doctor.diagnosis", "doctor.torchrun"},
     {"status", "sweep", "doctor.command"},
     {"logs", "stop", "predict"},
-    {"export"},
+    {"export", "evaluate"},
     {"main"},
 ]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -77,12 +77,7 @@ class Console(Quiet):
         """The per-class table of the test set, the result in one line, and where the files are."""
         self.close()
         test = summary["test"]
-        table = Table("class", *(["precision", "recall", "f1", "images"]), title="test set, by class")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in test["classes"]:
-            shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
-            table.add_row(row["name"], *shares, f"{row['support']:,}")
+        table = by_class(test["classes"], "test set, by class")
         self._terminal.print(table)
         plain = io.StringIO()
         Terminal(file=plain, width=_LOG_WIDTH).print(table)
@@ -100,6 +95,17 @@ class Console(Quiet):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def by_class(classes: list[dict[str, Any]], title: str) -> Table:
+    """classes: as summary.json has them."""
+    table = Table("class", *(["precision", "recall", "f1", "images"]), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in classes:
+        shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
+        table.add_row(row["name"], *shares, f"{row['support']:,}")
+    return table
 
 
 def _duration(seconds: float) -> str:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(configs.to_yaml(config), end="")
             return 0
     except UserError as error:  # maybe on this machine alone: its first rank says so
-        return _refuse(error, speaks=env.local_rank == 0)
+        return refuse(error, speaks=env.local_rank == 0)
     signals = Signals(speaks=env.rank == 0)
     try:
         return _train(config, signals)
@@ -66,12 +66,12 @@ def _train(config: RunConfig, signals: Signals) -> int:
         try:
             world = World(config.train)
         except UserError as error:
-            return _refuse(error, speaks=env.local_rank == 0)
+            return refuse(error, speaks=env.local_rank == 0)
         try:
             with world:
                 stopped = train(config, world, signals)
         except UserError as error:
-            return _refuse(error, speaks=world.is_first)
+            return refuse(error, speaks=world.is_first)
         except PeerError as error:
             print(f"samecurve: rank {world.rank}: {error}", file=sys.stderr, flush=True)
             return 1
@@ -85,7 +85,7 @@ def _train(config: RunConfig, signals: Signals) -> int:
     return run() or 0
 
 
-def _refuse(error: UserError, speaks: bool) -> int:
+def refuse(error: UserError, speaks: bool) -> int:
     """One line. Who need not speak waits: a launcher ends all as soon as one is gone, maybe before the line is out.
 
     One that nobody has ended by then has met something that the others have not, and speaks after all.
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """All files are closed by now. Python's own end would wait for nothing more, and gloo's threads may abort in it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # whoever read it has gone
@@ -130,4 +130,4 @@ def _leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(main())
+    leave(main())

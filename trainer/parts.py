@@ -50,7 +50,6 @@ class Parts:
 
     def evaluate(self, part: data.Images, config: RunConfig, world: World, at_chunk: Callable[[], None]) -> Evaluation:
         """Each sample once, through the module itself: a DDP forward would wait for ranks that have fewer chunks."""
-        batch_size = config.eval.batch_size
 
         def predict(images: Tensor) -> Tensor:
             at_chunk()
@@ -58,19 +57,28 @@ class Parts:
             return logits
 
         self.module.eval()
-        found = evaluation.evaluate(
-            predict,
-            tta.build(config.eval.tta),
-            losses.SampleLoss(config.loss, training=False),
-            data.chunks(part, batch_size, world),
-            data.num_chunks(part, batch_size),
-            self.splits.classes,
-            world.sum,
-            world.device,
-        )
+        found = evaluate(predict, part, self.splits.classes, config, world)
         self.module.train()
-        assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
         return found
+
+
+def evaluate(
+    predict: Callable[[Tensor], Tensor], part: data.Images, classes: tuple[str, ...], config: RunConfig, world: World
+) -> Evaluation:
+    """Each sample once, on whichever rank. predict: uint8 [B, C, H, W] in, logits [B, num_classes] out."""
+    batch_size = config.eval.batch_size
+    found = evaluation.evaluate(
+        predict,
+        tta.build(config.eval.tta),
+        losses.SampleLoss(config.loss, training=False),
+        data.chunks(part, batch_size, world),
+        data.num_chunks(part, batch_size),
+        classes,
+        world.sum,
+        world.device,
+    )
+    assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
+    return found
 
 
 def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched, say: Callable[[str], None]) -> Parts:
