@@ -25,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser, text: str = "its name under --root, or its path", **how: bool) -> None:
     """How the commands on runs are told which."""
     parser.add_argument("run", metavar="RUN", nargs="?" if how.get("optional") else None, help=text)
+    add_root(parser)
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
 
 

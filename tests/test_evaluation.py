@@ -20,7 +20,7 @@ CLASSES = tuple("abcde")
 
 def evaluated(chunk_size: int, ranks: int) -> evaluation.Evaluation:
     num_chunks = -(-700 // chunk_size)
-    tallies = [Tally(num_chunks, NUM_CLASSES, torch.device("cpu")) for _ in range(ranks)]
+    tallies = [Tally(700, chunk_size, NUM_CLASSES, torch.device("cpu")) for _ in range(ranks)]
     for chunk in range(num_chunks):
         at = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
         tallies[chunk % ranks].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
@@ -55,11 +55,13 @@ def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> 
 
     views = tta.build("mirror_and_shift")
     labels = torch.zeros(6, dtype=torch.int64)
-    found = evaluation.evaluate(
-        predict, views, lambda logits, labels: logits[:, 0], [(0, images, labels)], 1, ("a", "b"),
+    found, predictions = evaluation.evaluate(
+        predict, views, lambda logits, labels: logits[:, 0], [(0, images, labels)], 6, 6, ("a", "b"),
         lambda counts: counts, torch.device("cpu"),
     )  # fmt: skip
     assert found.accuracy == 1.0 and found.tta_accuracy == 0.0  # a quarter of the weight against three
+    assert predictions.labels.tolist() == [0] * 6
+    assert predictions.probabilities.tolist() == pytest.approx([0.7310586] * 6)  # 1 / (1 + 1 / e)
     plain, mirrored, up, up_mirrored, down, _ = seen
     assert torch.equal(plain, images) and torch.equal(mirrored, images.flip(3))
     assert torch.equal(up[:, :, 1:, 1:], images[:, :, :-1, :-1]) and torch.equal(up[:, :, 0], up[:, :, 2])

@@ -69,7 +69,8 @@ def evaluate(network: Trained, config: RunConfig, world: World, split: str = "te
     shape = part.images.shape[1:]
     feed = Augment(fitted, about.normalization, 0, world.device, shape)
     model = world.accelerator.prepare_model(network.module, device_placement=False, evaluation_mode=True)
-    return parts.evaluate(lambda images: model(feed.plain(images)), part, about.classes, config, world)
+    found, _ = parts.evaluate(lambda images: model(feed.plain(images)), part, about.classes, config, world)
+    return found
 
 
 def _differ(about: About, classes: tuple[str, ...]) -> str:

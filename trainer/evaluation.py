@@ -7,6 +7,7 @@ slots are summed in one order: the result is the same on any number of ranks.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,19 +38,35 @@ class Evaluation:
     """with test-time augmentation, where it is asked for; all else here is without"""
 
 
-class Tally:
-    """What one rank counts of a split: float64 loss sums by chunk, int64 confusion counts."""
+class Predictions(NamedTuple):
+    """Of each sample of a split, in its order."""
 
-    def __init__(self, num_chunks: int, num_classes: int, device: torch.device) -> None:
-        self.loss_sums = torch.zeros(num_chunks, dtype=torch.float64, device=device)
+    labels: Tensor
+    """int64 [N], the class that was predicted"""
+    probabilities: Tensor
+    """float32 [N], in [0, 1]: how sure of it the network was"""
+
+
+class Tally:
+    """What one rank counts of a split: float64 loss sums by chunk, int64 confusion counts, and what it predicts; all
+    zero where another rank has to count."""
+
+    def __init__(self, num_samples: int, batch_size: int, num_classes: int, device: torch.device) -> None:
+        self._batch_size = batch_size
+        self.predicted = torch.zeros(num_samples, dtype=torch.int64, device=device)
+        self.probabilities = torch.zeros(num_samples, device=device)
+        self.loss_sums = torch.zeros(-(-num_samples // batch_size), dtype=torch.float64, device=device)
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
         self.tta_correct = torch.zeros(1, dtype=torch.int64, device=device)
 
     def add(self, chunk: int, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """logits [B, num_classes], labels int64 [B], losses [B]; stays on the device, waits for nothing."""
-        num_classes = logits.shape[1]
+        num_classes, at = logits.shape[1], slice(chunk * self._batch_size, chunk * self._batch_size + len(labels))
         self.loss_sums[chunk] = losses.double().sum()
-        cells = labels * num_classes + logits.argmax(1)
+        predicted = logits.argmax(1)
+        self.predicted[at] = predicted
+        self.probabilities[at] = logits.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
+        cells = labels * num_classes + predicted
         self.confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
 
 
@@ -82,13 +99,17 @@ def evaluate(
     views: Views | None,
     loss: Callable[[Tensor, Tensor], Tensor],
     chunks: Iterable[tuple[int, Tensor, Tensor]],
-    num_chunks: int,
+    num_samples: int,
+    batch_size: int,
     classes: tuple[str, ...],
     add_ranks: Callable[[Tensor], Tensor],
     device: torch.device,
-) -> Evaluation:
-    """This rank's chunks through `predict` (uint8 images to logits), the counts of all ranks into scores."""
-    tally = Tally(num_chunks, len(classes), device)
+) -> tuple[Evaluation, Predictions]:
+    """This rank's chunks through `predict` (uint8 images to logits), the counts of all ranks into scores.
+
+    num_samples: of the split; batch_size: of its chunks, the last one may be shorter.
+    """
+    tally = Tally(num_samples, batch_size, len(classes), device)
     with torch.no_grad():
         for chunk, images, labels in chunks:
             logits = predict(images).float()
@@ -102,4 +123,5 @@ def evaluate(
     loss_sum = float(add_ranks(tally.loss_sums).sum())
     confusion = add_ranks(tally.confusion).view(len(classes), -1).cpu()
     tta_correct = None if views is None else int(add_ranks(tally.tta_correct))
-    return score(loss_sum, confusion, classes, tta_correct)
+    predictions = Predictions(add_ranks(tally.predicted).cpu(), add_ranks(tally.probabilities).cpu())
+    return score(loss_sum, confusion, classes, tta_correct), predictions

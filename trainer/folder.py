@@ -30,7 +30,7 @@ MAY_CHANGE = {
     "train.max_bad_steps", "train.time_limit", "train.hang_timeout_seconds",
     "eval.every_epochs", "eval.batch_size",
     "checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.keep",
-    "log.every_steps", "log.tensorboard", "log.wandb", "log.project",
+    "log.every_steps", "log.tensorboard", "log.wandb", "log.project", "log.report",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from trainer.folder import RunFolder, told
 from trainer.journal import Journal
 from trainer.meter import Meter
 from trainer.rank_log import RankLog
+from trainer.reporter import NoReporter, Reporter
 from trainer.saver import BackgroundSaver, NoSaver, Saver
 from trainer.settings import RunConfig
 from trainer.step import Shard
@@ -74,7 +75,10 @@ class Trainer:
         self.journal = Journal(config, self.parts, self.progress, self.console)
         self.meter = Meter(self.progress.window if world.is_first else [0.0] * 3, world.sum, world.device)
         self.saver: Saver = NoSaver()
+        self.reporter = NoReporter()
         if world.is_first:
+            if config.log.report:
+                self.reporter = Reporter(folder, self.parts.splits.classes, self.console.say)
             keep = config.checkpoint.keep
             self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
         self.skipped = Skipped(world.device)
@@ -220,6 +224,7 @@ class Trainer:
             with told(f"status.json in {self.folder.path}"):
                 self.folder.status("stopped", self.progress.step, reason)
                 self.stop_check.done()
+            self.reporter.write()
 
         self.world.from_first(write)
         self.world.together(self.close)  # together: a launcher ends all as soon as one has left
@@ -236,9 +241,10 @@ class Trainer:
             began = perf_counter()
             for split, part in (("validation", splits.validation), ("test", splits.test)):
                 if part is not None:
-                    found = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
+                    found, predictions = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
                     self.results[split] = found
                     self.journal.evaluated(split, found)
+            self.reporter.evaluated(splits.test, predictions, progress.step)  # the test set's, which comes last
             self.pace.evaluation(perf_counter() - began)
         return progress.judge({split: found.accuracy for split, found in self.results.items()})
 
@@ -277,6 +283,7 @@ class Trainer:
                 folder.write_json("summary.json", summary)
                 folder.status("finished", progress.step)
                 self.stop_check.done()
+            self.reporter.write()
 
         self.world.from_first(write)
         self.world.together(self.close)
@@ -289,6 +296,7 @@ class Trainer:
             self.folder.status("failed", self.progress.step, reason)
         except OSError as error:
             self.console.say(f"status.json could not be written ({error.strerror})")
+        self.reporter.write()
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""

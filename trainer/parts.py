@@ -14,7 +14,7 @@ from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
-from trainer.evaluation import Evaluation
+from trainer.evaluation import Evaluation, Predictions
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
@@ -48,7 +48,9 @@ class Parts:
         """Shards of a step's batch that are not empty."""
         return min(self.batches.size(step), self.most_shards)
 
-    def evaluate(self, part: data.Images, config: RunConfig, world: World, at_chunk: Callable[[], None]) -> Evaluation:
+    def evaluate(
+        self, part: data.Images, config: RunConfig, world: World, at_chunk: Callable[[], None]
+    ) -> tuple[Evaluation, Predictions]:
         """Each sample once, through the module itself: a DDP forward would wait for ranks that have fewer chunks."""
 
         def predict(images: Tensor) -> Tensor:
@@ -64,21 +66,22 @@ class Parts:
 
 def evaluate(
     predict: Callable[[Tensor], Tensor], part: data.Images, classes: tuple[str, ...], config: RunConfig, world: World
-) -> Evaluation:
+) -> tuple[Evaluation, Predictions]:
     """Each sample once, on whichever rank. predict: uint8 [B, C, H, W] in, logits [B, num_classes] out."""
     batch_size = config.eval.batch_size
-    found = evaluation.evaluate(
+    found, predictions = evaluation.evaluate(
         predict,
         tta.build(config.eval.tta),
         losses.SampleLoss(config.loss, training=False),
         data.chunks(part, batch_size, world),
-        data.num_chunks(part, batch_size),
+        len(part),
+        batch_size,
         classes,
         world.sum,
         world.device,
     )
     assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
-    return found
+    return found, predictions
 
 
 def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched, say: Callable[[str], None]) -> Parts:

@@ -176,6 +176,7 @@ class Log:
         "auto", "W&B; auto: online with a key and a network, else offline with the command that uploads it"
     )
     project: str = setting("samecurve", "the W&B project")
+    report: bool = setting(True, "write report.html at each evaluation and at the end")
 
 
 @dataclass(frozen=True)

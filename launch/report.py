@@ -1,0 +1,29 @@
+"""`samecurve report RUN [RUN...]`: runs in, report.html out: of one run in its folder, of several side by side."""
+
+import argparse
+from pathlib import Path
+
+from launch import runs
+from launch.status import add_root
+from trainer.errors import FolderError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="names under --root, or paths")
+    add_root(parser)
+    text = "default: report.html in the run's folder; of several runs, in the folder of all runs"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+
+
+def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    paths = [runs.locate(name, arguments.root) for name in arguments.runs]
+    from trainer import report  # late: 0.1 s
+
+    out = arguments.out or (paths[0] if len(paths) == 1 else arguments.root) / report.NAME
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.write(paths, out)
+    except OSError as error:
+        raise FolderError(f"{out} cannot be written ({error.strerror}); give another place by --out") from None
+    print(out)
+    return 0

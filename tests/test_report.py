@@ -1,0 +1,230 @@
+"""report.html: what it shows is what the run's files and its network say; it needs nothing from elsewhere."""
+
+import html.parser
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MAIN, SMALL, Samecurve
+
+from trainer import chart, examples, predict, report, told
+from trainer.chart import Series
+from trainer.data import Images
+from trainer.datasets import digits
+from trainer.errors import FolderError
+from trainer.evaluation import Predictions
+from trainer.folder import RunFolder
+from trainer.reporter import Reporter
+from trainer.settings import Data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, MAIN, *SMALL, "train.epochs=4", "train.threads_per_rank=1", "run.name=a <b>&c"]
+    subprocess.run([*command, f"run.root={root}"], check=True, timeout=120, stdout=subprocess.DEVNULL)
+    return root / "a <b>&c"
+
+
+class Page(html.parser.HTMLParser):
+    """Text, and that every element that is opened is closed."""
+
+    _EMPTY = ("meta", "img", "br", "line", "circle", "polyline")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in self._EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None: ...
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self._EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_it_says_what_the_runs_files_say(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert "a <b>&c finished" in page.text and f"test accuracy {summary['test']['accuracy']:.2%}" in page.text
+    for row, counts in zip(summary["test"]["classes"], summary["test"]["confusion"], strict=True):
+        assert f"{row['name']} {row['precision']:.1%} {row['recall']:.1%} {row['f1']:.1%} {row['support']}" in page.text
+        assert f"{row['name']} {' '.join(map(str, counts))}" in page.text
+    assert "model.name lenet resnet18" in page.text and "train.epochs 4 " in page.text  # here, and the default
+    assert (
+        "restarts 0" in page.text
+        and "--config digits" in page.text
+        and torch.__version__.partition("+")[0] in page.text
+    )
+
+
+def test_it_needs_nothing_from_elsewhere(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"<script|<link|@import|url\(|https?://", text)
+
+
+def test_the_mistakes_are_those_that_the_network_makes_the_surest_first(run: Path) -> None:
+    test, predictor = digits.load(Data(name="digits")).test, predict.load(run)
+    guesses = [one.top[0] for one in predictor.predict(list(test.images), top=1)]
+    wrong = [
+        (guess.probability, predictor.classes[label], guess.name)
+        for guess, label in zip(guesses, test.labels, strict=True)
+        if guess.name != predictor.classes[label]
+    ]
+    shown = told.read(run).mistakes
+    assert len(wrong) > 3 and len(shown) == min(24, len(wrong))
+    wanted = sorted(wrong, reverse=True)[: len(shown)]
+    assert [one.probability for one in shown] == pytest.approx([one[0] for one in wanted], abs=1e-5)
+    assert {(one.label, one.predicted) for one in shown} == {one[1:] for one in wanted}
+
+
+def test_some_of_each_class_from_all_over_the_split() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 3 + [2] * 20)
+    places = examples.some_of_each(labels, 3)
+    assert labels[places].tolist() == [0] * 8 + [1] * 3 + [2] * 8 and int(places[7]) >= 84
+
+
+def test_while_it_runs_and_when_nothing_is_there_yet(run: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text((run / "config.yaml").read_text())
+    report.write([begun], begun / "report.html")
+    assert "no accuracy yet" in Page((begun / "report.html").read_text()).text
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (begun / "metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:20]]))  # killed in the midst of a line
+    (begun / "status.json").write_text('{"state": "running", "step": 40, "reason": ""}')
+    report.write([begun], begun / "report.html")
+    assert "running" in Page((begun / "report.html").read_text()).text
+    with pytest.raises(FolderError, match="holds no run"):
+        report.write([tmp_path], tmp_path / "report.html")
+
+
+def others(run: Path, root: Path) -> list[Path]:
+    """The run three times, with another seed and accuracy, then with another learning rate."""
+    made = []
+    for name, old, new, accuracy in (
+        ("s1", "seed: 0", "seed: 1", 0.9), ("s2", "seed: 0", "seed: 2", 0.8), ("lr", "lr: 0.05", "lr: 0.5", 0.1),
+    ):  # fmt: skip
+        folder = root / name
+        folder.mkdir(parents=True)
+        settings = (run / "config.yaml").read_text().replace(old, new)
+        (folder / "config.yaml").write_text(re.sub(r"name: .*<b>.*", f"name: {name}", settings))
+        line = {"split": "test", "step": 9, "epoch": 4.0, "loss": 1.0, "accuracy": accuracy}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return made
+
+
+def test_several_side_by_side(run: Path, samecurve: Samecurve) -> None:
+    others(run, run.parent)
+    out, _ = samecurve("report", run.name, "s1", "s2", "lr", "--root", str(run.parent))
+    page = Page(Path(out.strip()).read_text())
+    assert Path(out.strip()) == run.parent / "report.html" and "4 runs" in page.text
+    own = json.loads((run / "summary.json").read_text())["test"]["accuracy"]
+    found = [own, 0.9, 0.8]
+    mean, deviation = statistics.mean(found), 100 * statistics.stdev(found)
+    assert f"{run.name}, s1, s2 3 {mean:.2%} {deviation:.2f}" in page.text and "lr 1 10.00% -" in page.text
+    assert "run.seed 0 1 2 0" in page.text and "optim.lr 0.05 0.05 0.05 0.5" in page.text
+    assert "optim.momentum" not in page.text
+
+
+def test_one_is_made_again_and_a_bad_place_is_one_line(run: Path, samecurve: Samecurve, tmp_path: Path) -> None:
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    out, _ = samecurve("report", str(run))
+    assert out.strip() == str(run / "report.html") and (run / "report.html").read_text() == before
+    (tmp_path / "file").write_text("")
+    _, err = samecurve("report", str(run), "--out", str(tmp_path / "file" / "x.html"), code=2)
+    assert "cannot be written" in err and err.count("\n") == 1
+
+
+class TestReporter:
+    PART = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+
+    def predictions(self, wrong: int) -> Predictions:
+        labels = self.PART.labels.clone()
+        labels[:wrong] = 1 - labels[:wrong]
+        return Predictions(labels, torch.full((4,), 0.5))
+
+    def test_evaluations_that_come_fast_are_all_in_the_last_report(self, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "config.yaml").write_text((run / "config.yaml").read_text())
+        reporter = Reporter(RunFolder(tmp_path / "x"), ("a", "b"), print)
+        reporter.evaluated(self.PART, self.predictions(1), 1)
+        first = (tmp_path / "x" / "report.html").stat().st_mtime_ns
+        reporter.evaluated(self.PART, self.predictions(3), 2)
+        assert (tmp_path / "x" / "report.html").stat().st_mtime_ns == first
+        reporter.write()
+        assert len(told.read(tmp_path / "x").mistakes) == 3
+
+    def test_a_disk_in_trouble_costs_the_report_and_is_told_once(self, run: Path, tmp_path: Path) -> None:
+        said: list[str] = []
+        folder = tmp_path / "x"
+        folder.mkdir()
+        (folder / "config.yaml").write_text((run / "config.yaml").read_text())
+        (folder / "report.html").mkdir()  # in its way
+        reporter = Reporter(RunFolder(folder), ("a", "b"), said.append)
+        reporter.evaluated(self.PART, self.predictions(1), 1)
+        reporter.write()
+        assert len(said) == 1 and "samecurve report makes it" in said[0]
+
+
+class TestChart:
+    def points(self, text: str) -> list[list[tuple[float, float]]]:
+        found = re.findall(r'points="([^"]*)"', text)
+        return [[tuple(map(float, pair.split(","))) for pair in one.split()] for one in found]  # type: ignore[misc]
+
+    def test_a_line_goes_from_corner_to_corner(self) -> None:
+        ((first, last),) = self.points(chart.line_chart([Series("a", [(0, 0), (10, 5)], 0)], "x", "y"))
+        assert first[0] < last[0] and first[1] > last[1]  # SVG's y grows downwards
+        assert first == (56, 250 - 38) and last == (480 - 12, 14)
+
+    def test_what_is_no_number_is_left_out_and_one_point_is_a_dot(self) -> None:
+        text = chart.line_chart([Series("a", [(0, float("nan")), (1, 2.0)], 0)], "x", "y")
+        assert "<circle" in text and not self.points(text)
+        assert "no y yet" in chart.line_chart([Series("a", [(0, float("inf"))], 0)], "x", "y")
+
+    def test_a_single_burst_does_not_flatten_the_rest(self) -> None:
+        values: list[tuple[float, float]] = [(x, 1 + x / 100) for x in range(100)]
+        values[50] = (50, 1e6)
+        ((*_, last),) = self.points(chart.line_chart([Series("a", values, 0)], "x", "y"))
+        assert last[1] < 150  # well above the axis, at 212
+
+    def test_ticks_are_round(self) -> None:
+        assert chart.ticks(0, 1, 5) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+        assert chart.ticks(0.13, 0.97, 5) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+        assert chart.ticks(3400, 5400, 5) == pytest.approx([3500, 4000, 4500, 5000])
+
+    def test_many_points_are_thinned_to_the_end(self) -> None:
+        values = [(float(x), float(np.sin(x / 500))) for x in range(5000)]
+        ((*some, last),) = self.points(chart.line_chart([Series("a", values, 0)], "x", "y"))
+        assert len(some) < 700 and last[0] == 480 - 12
+
+
+def test_lines_of_a_split_that_has_none(run: Path) -> None:
+    found: Any = told.read(run)
+    assert found.points("validation", "loss") == [] and found.last("validation") == {}

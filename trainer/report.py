@@ -1,0 +1,263 @@
+"""Run folders in, report.html out: one file that needs no network and no script. `samecurve report RUN [RUN...]`.
+
+One run: what it reached, its curves, classes, surest mistakes, settings and how to repeat it. Several: their curves
+over each other, the settings in which they differ, mean and deviation over seeds. No torch.
+"""
+
+import html
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import config as configs
+from trainer.chart import Series, line_chart
+from trainer.folder import RunFolder
+from trainer.page import STYLE
+from trainer.settings import RunConfig
+from trainer.told import Shown, Told, read
+
+NAME = "report.html"
+# Of a line of metrics, and its title.
+_CURVES = (("loss", "loss"), ("accuracy", "accuracy"), ("lr", "learning rate"), ("samples_per_second", "images/s"))
+# Where a run lies, and what it is seeded with, does not make it another experiment.
+_NO_EXPERIMENT = {"run.name", "run.root", "run.seed", "run.resume", "data.root", "data.cache_dir"}
+_MOST_CELLS = 30  # classes of a confusion matrix that is shown whole
+
+
+def write(folders: Sequence[Path], out: Path) -> None:
+    """One run's report, or that of several side by side. Raises FolderError for what is no run; OSError."""
+    told = [read(folder) for folder in folders]
+    text = one(told[0]) if len(told) == 1 else several(told)
+    RunFolder(out.parent).write(out.name, text)
+
+
+def one(run: Told) -> str:
+    """The page of one run."""
+    classes = run.summary.get("test", {}).get("classes", [])
+    parts = [
+        _headline(run),
+        _section("Curves", _curves([run])),
+        _section("Classes", _classes(classes) + _confusion(run.summary.get("test", {}))) if classes else "",
+        _section("The surest mistakes", _gallery(run.mistakes)) if run.mistakes else "",
+        _section("Some of each class", _by_class(run.samples)) if run.samples else "",
+        _section("Settings that differ from the defaults", _table(("setting", "here", "default"), _changed(run))),
+        _section("Environment", _table(("", ""), _environment(run))),
+        _section("To repeat it", f"<pre>{html.escape(str(run.environment.get('command', '')))}</pre>"),
+    ]
+    return _page(run.name, parts)
+
+
+def several(runs: Sequence[Told]) -> str:
+    """The page of several runs."""
+    title = f"{len(runs)} runs"
+    rows = [[_name(run, index), *_numbers(run)] for index, run in enumerate(runs)]
+    heads = ("run", "state", "test accuracy", "test loss", "steps", "time", "images/s", "ranks")
+    parts = [
+        f"<header><h1>{title}</h1></header>",
+        _section("Results", _table(heads, rows, raw=True, numbers=True)),
+        _section("Curves", _curves(runs)),
+        _section("Settings in which they differ", _differing(runs)),
+        _section("Mean over seeds", _over_seeds(runs)),
+    ]
+    return _page(title, parts)
+
+
+def _headline(run: Told) -> str:
+    test, train = run.last("test"), run.last("train")
+    model, data = run.settings["model.name"], run.settings["data.name"]
+    seconds = run.summary.get("seconds") or train.get("seconds")
+    several_views = test.get("tta_accuracy")
+    cards = [
+        ("test accuracy", _percent(test.get("accuracy"))),
+        *([("with several views", _percent(several_views))] if several_views is not None else []),
+        ("time", _duration(seconds)),
+        ("images/s in training", _count(run.summary.get("train", train).get("samples_per_second"))),
+        ("epochs", f"{run.last('train').get('epoch', 0):.4g}"),
+        ("steps", _count(run.status.get("step"))),
+        ("ranks", _count(run.environment.get("world_size"))),
+        ("restarts", str(run.restarts)),
+    ]
+    shown = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cards)
+    state = html.escape(str(run.status.get("state", "unknown")))
+    reason = html.escape(str(run.status.get("reason") or ""))
+    return (
+        f'<header><h1>{html.escape(run.name)} <span class="state {state}">{state}</span></h1>'
+        f"<p>{html.escape(f'{model} on {data}')}{f' - {reason}' if reason else ''}</p>"
+        f'<dl class="cards">{shown}</dl></header>'
+    )
+
+
+def _curves(runs: Sequence[Told]) -> str:
+    """A chart of each measure: training and evaluations of one run; of several, each run in its colour."""
+    charts = []
+    for key, title in _CURVES:
+        series = []
+        evaluated = any(run.points("test", key) for run in runs)
+        for index, run in enumerate(runs):
+            for place, split in enumerate(("train", "test", "validation")):
+                points = run.points(split, key)
+                if points and len(runs) == 1:
+                    series.append(Series(split, points, place))
+                elif points:
+                    dashed = split == "train" and evaluated
+                    series.append(Series(f"{run.name}: {split}", points, index, dashed))
+        drawn = line_chart(series, "epoch", title, percent=key == "accuracy", from_zero=key == "samples_per_second")
+        charts.append(f"<figure><figcaption>{title}</figcaption>{drawn}</figure>")
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _classes(classes: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [row["name"], *(f"{row[key]:.1%}" for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
+        for row in classes
+    ]
+    return _table(("class", "precision", "recall", "f1", "images"), rows, numbers=True)
+
+
+def _confusion(test: dict[str, Any]) -> str:
+    """Rows are what an image is, columns what it was taken for; the darker, the larger its share of the row."""
+    matrix, names = test["confusion"], [row["name"] for row in test["classes"]]
+    if len(names) > _MOST_CELLS:
+        pairs = sorted(
+            ((count, names[i], names[j]) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j),
+            reverse=True,
+        )
+        rows = [[is_, was, f"{count:,}"] for count, is_, was in pairs[:_MOST_CELLS]]
+        return "<h3>What is taken for what most often</h3>" + _table(("is", "was taken for", "images"), rows)
+    head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
+    body = ""
+    for name, row in zip(names, matrix, strict=True):
+        total = max(1, sum(row))
+        cells = "".join(f'<td style="--share:{100 * count / total:.0f}%">{count:,}</td>' for count in row)
+        body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    return (
+        "<h3>Confusion matrix</h3><p>rows: what an image is; columns: what it was taken for</p>"
+        f'<div class="wide"><table class="confusion"><tr><td></td>{head}</tr>{body}</table></div>'
+    )
+
+
+def _gallery(shown: Iterable[Shown]) -> str:
+    return f'<div class="gallery">{"".join(map(_picture, shown))}</div>'
+
+
+def _by_class(samples: Sequence[Shown]) -> str:
+    """A row for each class."""
+    rows: dict[str, list[Shown]] = {}
+    for each in samples:
+        rows.setdefault(each.label, []).append(each)
+    return "".join(f"<h3>{html.escape(label)}</h3>{_gallery(members)}" for label, members in rows.items())
+
+
+def _picture(shown: Shown) -> str:
+    right = shown.label == shown.predicted
+    said = f"{shown.predicted} {shown.probability:.0%}"
+    text = html.escape(said) if right else f"<b>{html.escape(said)}</b><br>is {html.escape(shown.label)}"
+    alt = html.escape(f"{shown.label}, predicted {said}")
+    kind = "right" if right else "wrong"
+    return (
+        f'<figure class="{kind}"><img src="data:image/png;base64,{shown.png}" alt="{alt}">'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _changed(run: Told) -> list[list[str]]:
+    defaults = configs.flatten(RunConfig())
+    return [
+        [name, _value(value), _value(defaults[name])]
+        for name, value in run.settings.items()
+        if name in defaults and value != defaults[name]
+    ]
+
+
+def _environment(run: Told) -> list[list[str]]:
+    about = {key: value for key, value in run.environment.items() if key not in ("command", "packages") and value}
+    packages = run.environment.get("packages", {})
+    rows = [[key, value if isinstance(value, str) else _value(value)] for key, value in about.items()]
+    return [*rows, *([name, version] for name, version in packages.items() if version)]
+
+
+def _numbers(run: Told) -> list[str]:
+    test, train = run.last("test"), run.last("train")
+    seconds = run.summary.get("seconds") or train.get("seconds")
+    loss = test.get("loss")
+    rate = run.summary.get("train", train).get("samples_per_second")
+    numbers = [
+        str(run.status.get("state", "unknown")), _percent(test.get("accuracy")), "-" if loss is None else f"{loss:.4f}",
+        _count(run.status.get("step")), _duration(seconds), _count(rate), _count(run.environment.get("world_size")),
+    ]  # fmt: skip
+    return [html.escape(number) for number in numbers]
+
+
+def _name(run: Told, index: int) -> str:
+    return f'<span class="key c{index % 8}"></span>{html.escape(run.name)}'
+
+
+def _differing(runs: Sequence[Told]) -> str:
+    names = [name for name in runs[0].settings if name not in ("run.name", "run.root")]
+    rows = []
+    for name in names:
+        values = [_value(run.settings.get(name)) for run in runs]
+        if len(set(values)) > 1:
+            rows.append([name, *values])
+    return _table(("setting", *(run.name for run in runs)), rows) if rows else "<p>None but their names.</p>"
+
+
+def _over_seeds(runs: Sequence[Told]) -> str:
+    """Runs whose settings are the same but for the seed are one experiment."""
+    groups: dict[str, list[Told]] = {}
+    for run in runs:
+        kept = {name: value for name, value in run.settings.items() if name not in _NO_EXPERIMENT}
+        groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(run)
+    rows = []
+    for members in groups.values():
+        found = [float(run.last("test")["accuracy"]) for run in members if run.last("test").get("accuracy") is not None]
+        deviation = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "-"
+        mean = f"{statistics.mean(found):.2%}" if found else "-"
+        rows.append([", ".join(run.name for run in members), str(len(found)), mean, deviation])
+    return _table(("runs", "seeds", "mean test accuracy", "standard deviation, points"), rows)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False, numbers: bool = False) -> str:
+    """raw: the cells are HTML already; numbers: all but the first column hold some."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads) if any(heads) else ""
+    cells = [[str(cell) if raw else html.escape(str(cell)) for cell in row] for row in rows]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+    kind = ' class="numbers"' if numbers else ""
+    return f'<div class="wide"><table{kind}>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>'
+
+
+def _page(title: str, parts: Sequence[str]) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,114 @@
+"""A run folder in, what its files tell of the run out, for reports and tables. No torch."""
+
+import base64
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from trainer.errors import FolderError
+from trainer.folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An image, and what was said of it."""
+
+    png: str
+    """base64"""
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a run's files tell; what is not there is empty."""
+
+    name: str
+    settings: dict[str, Any]
+    """by their full names"""
+    status: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    restarts: int = 0
+    mistakes: list[Shown] = field(default_factory=list)
+    samples: list[Shown] = field(default_factory=list)
+
+    def points(self, split: str, name: str) -> list[tuple[float, float]]:
+        return [
+            (line["epoch"], line[name]) for line in self.lines if line["split"] == split and line.get(name) is not None
+        ]
+
+    def last(self, split: str) -> dict[str, Any]:
+        """The last line of a split."""
+        return next((line for line in reversed(self.lines) if line["split"] == split), {})
+
+
+def read(folder: Path) -> Told:
+    """Raises FolderError when it holds no run."""
+    if not (folder / "config.yaml").is_file():
+        raise FolderError(f"{folder} holds no run: it has no config.yaml; give a run's folder")
+    # As it was written, checked then; checking it again would take longer than all the rest.
+    nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    settings = {f"{section}.{name}": value for section, values in nested.items() for name, value in values.items()}
+    held = RunFolder(folder)
+    starts = folder / "starts.jsonl"
+    metrics = folder / "metrics.jsonl"
+    mistakes, samples = _examples(folder / "examples.safetensors")
+    return Told(
+        name=str(settings.get("run.name") or folder.name),
+        settings=settings,
+        status=held.read_json("status.json") or {},
+        environment=held.read_json("environment.json") or {},
+        summary=held.read_json("summary.json") or {},
+        lines=_lines(metrics),
+        restarts=max(0, len(_lines(starts)) - 1),
+        mistakes=mistakes,
+        samples=samples,
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of JSON; a last one that is cut off is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def _examples(path: Path) -> tuple[list[Shown], list[Shown]]:
+    """The mistakes, and the samples of each class."""
+    try:
+        with safe_open(path, framework="np") as file:
+            about = json.loads(file.metadata()["samecurve"])
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except (FileNotFoundError, SafetensorError):
+        return [], []
+    shown = [
+        Shown(_png(pixels), about["classes"][label], about["classes"][predicted], float(probability))
+        for pixels, label, predicted, probability in zip(
+            found["images"], found["label"], found["predicted"], found["probability"], strict=True
+        )
+    ]
+    return shown[: about["mistakes"]], shown[about["mistakes"] :]
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    """uint8 [H, W, C] in, base64 out."""
+    into = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(into, "PNG")
+    return base64.b64encode(into.getvalue()).decode()
