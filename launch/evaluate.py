@@ -3,14 +3,20 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from launch import forecast, runs, train
 from launch.hardware import look
 from launch.predict import add_weights
 from launch.status import add_run
 from trainer.errors import ConfigError
+from trainer.folder import RunFolder
+from trainer.settings import RunConfig
 
-_MAY_BE_SET = ("data.", "eval.", "loss.name=", "train.device=", "train.precision=", "train.threads_per_rank=")
+_MAY_BE_SET = {
+    "data.name", "data.root", "data.download", "data.cache_dir", "data.validation_fraction", "run.seed",
+    "eval.batch_size", "eval.tta", "loss.name", "train.device", "train.precision", "train.threads_per_rank",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,19 +30,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     path = runs.locate_weights(arguments.run, arguments.root)
     for override in overrides:
-        if not override.startswith(_MAY_BE_SET):
-            name = override.partition("=")[0]
-            raise ConfigError(
-                f"{name} does not change an evaluation; wanted settings of data. and eval., or train.device"
-            )
-    own = path / "config.yaml"
-    files = [*([str(own)] if own.is_file() else []), *arguments.config]
-    machine = look()
+        name = override.partition("=")[0]
+        if name not in _MAY_BE_SET:
+            raise ConfigError(f"{name} does not change an evaluation; what does: {', '.join(sorted(_MAY_BE_SET))}")
+    own = _run_of(path)
+    if own is None and not arguments.config and not any(word.startswith("data.name=") for word in overrides):
+        raise ConfigError(f"{path} is in no run's folder, whose data could be taken; set data.name, or give --config")
+    files = [*([str(own / "config.yaml")] if own else []), *arguments.config]
     config = forecast.load(files, overrides)
+    if own is not None and not any(word.startswith(("data.root=", "data.name=")) for word in overrides):
+        overrides = [*_where_it_was(own, config), *overrides]
+    machine = look()
     layout = train.choose(config, machine, arguments.ranks)
     script = [str(Path(machine.trainer).with_name("evaluate.py")), str(path), "--weights", arguments.weights]
-    script += ["--split", arguments.split, *(["--json"] if arguments.json else []), *train.named(files), *overrides]
+    script += ["--split", arguments.split, *(["--json"] if arguments.json else [])]
+    script += [*(["--allow-pickle"] if arguments.allow_pickle else []), *train.named(files), *overrides]
     plan = train.command(f"samecurve evaluate {path.name}", config, machine, layout, script)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    return train.run(plan, path)
+    return train.run(plan, path, "Nothing in it was changed")
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run's folder that weights lie in."""
+    places = [path, *path.resolve().parents[:2]]
+    return next((place for place in places if runs.is_begun(place)), None)
+
+
+def _where_it_was(run: Path, config: RunConfig) -> list[str]:
+    """The run's data, from wherever this is called: its data.root is relative to where it was started."""
+    if Path(config.data.root).is_dir():
+        return []
+    environment: Any = RunFolder(run).read_json("environment.json") or {}
+    place = Path(environment.get("directory", "")) / config.data.root
+    return [f"data.root={place}"] if place.is_dir() else ["data.download=false"]

@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         )
     from trainer.export import export  # late: torch
 
-    made = export(path, arguments.to, arguments.out, arguments.weights)
+    made = export(path, arguments.to, arguments.out, arguments.weights, arguments.allow_pickle)
     print(
         f"{made.path}: {made.size_bytes:,} bytes; loaded again, it gives the run's logits "
         f"(largest difference {made.largest_difference:.1e})"

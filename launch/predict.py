@@ -14,8 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes of each image; default: 3")
     add_weights(parser)
-    text = "the file of weights may be a pickled module, which can run any code when it is loaded"
-    parser.add_argument("--allow-pickle", action="store_true", help=text)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU, where there is one")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_const", const="json", dest="form", help="a list of objects")
@@ -26,6 +24,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """How the commands on a run's network are told which."""
     text = "final, best, latest or a step; default: the final ones, or the latest of a run that has none yet"
     parser.add_argument("--weights", default="auto", metavar="WHICH", help=text)
+    text = "a file of weights may be a pickled module, which can run any code when it is loaded"
+    parser.add_argument("--allow-pickle", action="store_true", help=text)
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -1,6 +1,7 @@
 """`samecurve report RUN [RUN...]`: runs in, report.html out: of one run in its folder, of several side by side."""
 
 import argparse
+import os
 from pathlib import Path
 
 from launch import runs
@@ -11,7 +12,7 @@ from trainer.errors import FolderError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="names under --root, or paths")
     add_root(parser)
-    text = "default: report.html in the run's folder; of several runs, in the folder of all runs"
+    text = "default: report.html in the run's folder; of several runs, in the folder that holds them all"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
 
 
@@ -19,7 +20,8 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     paths = [runs.locate(name, arguments.root) for name in arguments.runs]
     from trainer import report  # late: 0.1 s
 
-    out = arguments.out or (paths[0] if len(paths) == 1 else arguments.root) / report.NAME
+    together = Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    out = arguments.out or (paths[0] if len(paths) == 1 else together) / report.NAME
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         report.write(paths, out)

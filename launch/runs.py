@@ -78,6 +78,11 @@ def locate(name: str, root: Path) -> Path:
     raise NoRunError(f"no run '{name}' under {root}; samecurve status lists what is there, --root looks elsewhere")
 
 
+def is_begun(path: Path) -> bool:
+    """Whether it is the folder of a run that has begun."""
+    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+
+
 def locate_weights(name: str, root: Path) -> Path:
     """The same, or a file of weights or a checkpoint's folder, given by its path."""
     path = Path(name).expanduser()

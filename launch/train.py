@@ -113,7 +113,10 @@ def torchrun_variables() -> list[Variable]:
     ]
 
 
-def run(plan: LaunchPlan, folder: Path) -> int:
+GOES_ON = "The same command goes on from its last checkpoint"
+
+
+def run(plan: LaunchPlan, folder: Path, after_failure: str = GOES_ON) -> int:
     """Runs the plan to its end. One process alone takes this one's place; ranks leave how it ended in a file."""
     if "torch.distributed.run" not in plan.argv:
         sys.stdout.flush()
@@ -124,10 +127,10 @@ def run(plan: LaunchPlan, folder: Path) -> int:
         path = Path(place) / "outcome.json"
         relay = Relay()
         code = relay.run(plan.argv, plan.environment | {outcome.VARIABLE: str(path)})
-        return ended(code, outcome.read(path), folder)
+        return ended(code, outcome.read(path), folder, after_failure)
 
 
-def ended(code: int, found: tuple[int, str] | None, folder: Path) -> int:
+def ended(code: int, found: tuple[int, str] | None, folder: Path, after_failure: str = GOES_ON) -> int:
     """The exit code of the ranks; a last line after whatever torchrun has said of a failure."""
     if found is not None:
         if found[0] == 2:
@@ -136,7 +139,7 @@ def ended(code: int, found: tuple[int, str] | None, folder: Path) -> int:
     if code:
         print(
             f"samecurve: the run in {folder} ended before its time (code {code}); the first traceback above says why. "
-            "The same command goes on from its last checkpoint",
+            f"{after_failure}",
             file=sys.stderr,
         )
     return code

@@ -1,6 +1,7 @@
 """`samecurve evaluate`: the run's own scores again, on any number of ranks; other data of the same classes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -74,6 +75,17 @@ def test_a_folder_of_the_same_classes_in_another_order(
     assert found["confusion"] == wanted["confusion"]
 
 
+def test_a_runs_data_are_found_from_anywhere(
+    launch: Callable[..., Done], image_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ["--config", "digits", "data.name=image_folder", "data.root=images", "data.global_batch_size=4"]
+    settings += ["log.wandb=off", "log.tensorboard=false", "train.max_steps=1", "run.name=x", f"run.root={tmp_path}"]
+    assert launch([sys.executable, MAIN, *settings]).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert scores(launch([*SAMECURVE, "evaluate", str(tmp_path / "x"), "--json"]))["num_samples"] == 6
+
+
 class TestRefusals:
     def refused(self, done: Done) -> str:
         assert done.code == 2 and done.err.count("\n") == 1 and "Traceback" not in done.err, done.err
@@ -90,7 +102,10 @@ class TestRefusals:
         assert "nothing is held out" in self.refused(evaluate("--split", "validation", "data.validation_fraction=0"))
         assert "no weights '7'" in self.refused(evaluate("--weights", "7"))
 
-    def test_a_file_of_weights_wants_a_data_set(self, evaluate: Callable[..., Done], run: Path) -> None:
+    def test_a_file_of_weights_wants_a_data_set(self, evaluate: Callable[..., Done], run: Path, tmp_path: Path) -> None:
         weights = run / "model.safetensors"
-        assert "data" in self.refused(evaluate("data.download=false", given=weights))
-        assert evaluate("--config", "digits", given=weights).code == 0
+        alone = shutil.copy(weights, tmp_path / "alone.safetensors")
+        assert "is in no run's folder" in self.refused(evaluate(given=alone))
+        assert evaluate("--config", "digits", given=alone).code == 0
+        checkpoint = next((run / "checkpoints").iterdir())
+        assert evaluate(given=checkpoint).code == 0  # by the settings of its run

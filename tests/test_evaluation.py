@@ -70,6 +70,16 @@ def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> 
     assert mirror is not None and [view.weight for view in mirror(images)] == [0.5] and none is None
 
 
+def test_each_samples_prediction_comes_from_the_rank_that_made_it() -> None:
+    tallies = [Tally(700, 64, NUM_CLASSES, torch.device("cpu")) for _ in range(3)]
+    for chunk in range(11):
+        at = slice(chunk * 64, (chunk + 1) * 64)
+        tallies[chunk % 3].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
+    assert torch.equal(sum(tally.predicted for tally in tallies), LOGITS.argmax(1))  # type: ignore[arg-type]
+    probabilities = sum(tally.probabilities for tally in tallies)
+    assert torch.allclose(probabilities, LOGITS.softmax(1).max(1).values)  # type: ignore[arg-type]
+
+
 def test_the_result_is_the_same_on_any_number_of_ranks() -> None:
     whole = evaluated(64, 1)
     assert all(evaluated(64, ranks) == whole for ranks in (2, 3, 4, 20))  # 20: more ranks than chunks

@@ -93,15 +93,18 @@ def test_a_pickle_is_warned_of_and_refused_unless_asked_for(
 
 
 class Trap:
+    def __init__(self, place: Path) -> None:
+        self._place = str(place)
+
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, ("trapped",)
+        return os.mkdir, (self._place,)
 
 
 def test_a_file_that_would_run_code_runs_none(tmp_path: Path) -> None:
-    torch.save({"state_dict": Trap(), "samecurve": "{}"}, tmp_path / "trap.pt")
+    torch.save({"state_dict": Trap(tmp_path / "trapped"), "samecurve": "{}"}, tmp_path / "trap.pt")
     with pytest.raises(FolderError, match="any code"):
         predict.load(tmp_path / "trap.pt")
-    assert not Path("trapped").exists()
+    assert not (tmp_path / "trapped").exists()
 
 
 @pytest.mark.parametrize("name", ["tudui", "speedrun", pytest.param("resnet18", marks=pytest.mark.slow)])
@@ -127,6 +130,22 @@ class TestRefusals:
         with pytest.raises(ExportError, match="for a batch of 6"):
             export.export(run, "torch", run / "wrong.pt")
         assert not list(run.glob("*wrong*"))
+
+    @pytest.mark.parametrize("to", ["torch", "torchscript", "pt2", "onnx"])
+    def test_a_full_disk_is_one_line_and_leaves_nothing(
+        self, run: Path, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(path: Path, content: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ExportError, match="No space left"):
+            export.export(run, to, tmp_path / f"x{export.FORMATS[to].suffix}")
+        assert not list(tmp_path.glob("*x*"))
+
+    def test_a_name_that_its_readers_would_not_know(self, run: Path) -> None:
+        with pytest.raises(ExportError, match=r"ends in \.onnx"):
+            export.export(run, "onnx", Path("x.bin"))
 
     def test_a_missing_package_a_place_that_cannot_be_and_an_unknown_format(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samecurve: Samecurve

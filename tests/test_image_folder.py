@@ -1,6 +1,7 @@
 """Image folders: any picture becomes the same square of pixels, and what is wrong is named."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,9 +132,16 @@ def test_a_full_disk_is_seen_before_decoding(image_folder: Path, monkeypatch: py
     data = load(image_folder)
     assert "No space left" in data.notes[0] and not list((image_folder / ".samecurve").iterdir())
     assert np.array_equal(load(image_folder).train.images, data.train.images)
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: reserve(-1, 0, 1))  # a bad place everywhere
-    with pytest.raises(DataError, match="no room in"):
-        load(image_folder, cache_dir=str(image_folder / "other"))
+
+
+def test_what_a_killed_process_has_left_goes_after_a_day(image_folder: Path) -> None:
+    cache = image_folder / ".samecurve"
+    cache.mkdir()
+    for name, age in ((".old.partial", 2 * 86400), (".new.partial", 60)):
+        (cache / name).write_bytes(b"half")
+        os.utime(cache / name, (time.time() - age,) * 2)
+    load(image_folder)
+    assert {path.name for path in cache.glob(".*")} == {".new.partial"}
 
 
 def test_what_was_decoded_before_a_broken_file_is_not_left_behind(image_folder: Path) -> None:

@@ -149,6 +149,15 @@ class TestUnreadable:
         out, _ = samecurve("predict", "x", str(folder / "a" / "good.png"), "--root", str(run.parent))
         assert out.startswith(f"{folder / 'a' / 'good.png'}: ") and out.count("%") == 3
 
+    def test_a_link_to_nothing_in_a_folder_and_pixels_without_a_range(self, run: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "given"
+        paint(folder / "good.png", seed=1)
+        (folder / "link.png").symlink_to("nowhere.png")
+        Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "fractions.tiff")
+        predictor = predict.load(run)
+        fractions, good, link = predictor.each(predict.paths([folder]))
+        assert "fractions" in fractions.problem and "No such file" in link.problem and good.top
+
     def test_in_python_it_is_an_error(self, run: Path, tmp_path: Path) -> None:
         self.spoil(tmp_path / "given")
         with pytest.raises(DataError, match=r"cut\.png: "):
@@ -183,6 +192,28 @@ class TestWhichWeights:
         shutil.rmtree(tmp_path / "begun" / "checkpoints")
         with pytest.raises(FolderError, match="no final weights, and checkpoints of steps none"):
             trained.load(tmp_path / "begun")
+
+    def test_final_ones_that_are_older_than_a_checkpoint_are_not_taken(self, run: Path, tmp_path: Path) -> None:
+        longer = shutil.copytree(run, tmp_path / "longer")
+        summary = json.loads((longer / "summary.json").read_text())
+        (longer / "summary.json").write_text(json.dumps(summary | {"steps": 23}))
+        assert trained.find(longer).parent.parent.name == "checkpoints"
+        assert trained.find(longer, "final") == longer / "model.safetensors"
+
+    def test_a_gpu_that_is_not_there_and_a_choice_where_there_is_none(self, run: Path) -> None:
+        with pytest.raises(FolderError, match="no such GPU"):
+            predict.load(run, device="cuda:99")
+        with pytest.raises(FolderError, match="leave that out"):
+            trained.load(run / "model.safetensors", "best")
+
+    @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02junk", b"PK\x03\x04junk"])
+    def test_files_that_are_no_weights(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x.pt").write_bytes(content)
+        with pytest.raises(FolderError):
+            trained.load(tmp_path / "x.pt")
+        torch.save({"state_dict": [1], "samecurve": "{}"}, tmp_path / "y.pt")
+        with pytest.raises(FolderError):
+            trained.load(tmp_path / "y.pt")
 
     def test_one_that_is_not_there(self, run: Path) -> None:
         for which in ("7", "other"):

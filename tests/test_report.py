@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import MAIN, SMALL, Samecurve
 
-from trainer import chart, examples, predict, report, told
+from trainer import chart, evaluation, examples, predict, report, told
 from trainer.chart import Series
 from trainer.data import Images
 from trainer.datasets import digits
@@ -165,6 +166,8 @@ def test_one_is_made_again_and_a_bad_place_is_one_line(run: Path, samecurve: Sam
 class TestReporter:
     PART = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
 
+    SCORES = evaluation.score(1.0, torch.eye(2, dtype=torch.int64), ("a", "b"))
+
     def predictions(self, wrong: int) -> Predictions:
         labels = self.PART.labels.clone()
         labels[:wrong] = 1 - labels[:wrong]
@@ -174,9 +177,9 @@ class TestReporter:
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "config.yaml").write_text((run / "config.yaml").read_text())
         reporter = Reporter(RunFolder(tmp_path / "x"), ("a", "b"), print)
-        reporter.evaluated(self.PART, self.predictions(1), 1)
+        reporter.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
         first = (tmp_path / "x" / "report.html").stat().st_mtime_ns
-        reporter.evaluated(self.PART, self.predictions(3), 2)
+        reporter.evaluated(self.PART, self.SCORES, self.predictions(3), 2)
         assert (tmp_path / "x" / "report.html").stat().st_mtime_ns == first
         reporter.write()
         assert len(told.read(tmp_path / "x").mistakes) == 3
@@ -188,9 +191,30 @@ class TestReporter:
         (folder / "config.yaml").write_text((run / "config.yaml").read_text())
         (folder / "report.html").mkdir()  # in its way
         reporter = Reporter(RunFolder(folder), ("a", "b"), said.append)
-        reporter.evaluated(self.PART, self.predictions(1), 1)
+        reporter.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
         reporter.write()
         assert len(said) == 1 and "samecurve report makes it" in said[0]
+
+    def test_files_that_somebody_has_changed_and_a_run_that_never_began_cost_no_more(
+        self, run: Path, tmp_path: Path
+    ) -> None:
+        said: list[str] = []
+        Reporter(RunFolder(tmp_path), ("a", "b"), said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        assert not said and not (tmp_path / "report.html").exists()
+        folder = shutil.copytree(run, tmp_path / "x")
+        (folder / "status.json").write_text('{"state": "fin')
+        Reporter(RunFolder(folder), ("a", "b"), said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        assert len(said) == 1 and "is not what a run writes" in said[0]
+
+    def test_classes_are_shown_while_the_run_is_on(self, run: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(run, tmp_path / "x")
+        (folder / "summary.json").unlink()
+        (folder / "evaluation.json").unlink()
+        report.write([folder], folder / "report.html")
+        assert "class precision" not in Page((folder / "report.html").read_text()).text
+        Reporter(RunFolder(folder), ("a", "b"), print).evaluated(self.PART, self.SCORES, self.predictions(1), 7)
+        text = Page((folder / "report.html").read_text()).text
+        assert "of the test set, at step 7" in text and "a 100.0% 100.0% 100.0% 1" in text
 
 
 class TestChart:
@@ -206,6 +230,7 @@ class TestChart:
     def test_what_is_no_number_is_left_out_and_one_point_is_a_dot(self) -> None:
         text = chart.line_chart([Series("a", [(0, float("nan")), (1, 2.0)], 0)], "x", "y")
         assert "<circle" in text and not self.points(text)
+        assert "no y yet" in chart.line_chart([Series("a", [(0, 1e308), (1, -1e308)], 0)], "x", "y")
         assert "no y yet" in chart.line_chart([Series("a", [(0, float("inf"))], 0)], "x", "y")
 
     def test_a_single_burst_does_not_flatten_the_rest(self) -> None:
@@ -223,6 +248,38 @@ class TestChart:
         values = [(float(x), float(np.sin(x / 500))) for x in range(5000)]
         ((*some, last),) = self.points(chart.line_chart([Series("a", values, 0)], "x", "y"))
         assert len(some) < 700 and last[0] == 480 - 12
+
+
+def test_a_summary_of_an_earlier_end_is_not_taken_for_this_ones(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "longer")
+    (folder / "status.json").write_text('{"state": "stopped", "step": 99, "reason": ""}')
+    assert told.read(run).summary and not told.read(folder).summary
+
+
+def test_of_very_many_lines_some_are_read_and_all_evaluations(run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(run, tmp_path / "long")
+    train = {
+        "split": "train",
+        "step": 1,
+        "epoch": 1.0,
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "lr": 0.1,
+        "samples_per_second": 9.0,
+    }
+    line, test = json.dumps(train), json.dumps({"split": "test", "step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.5})
+    (folder / "metrics.jsonl").write_text("\n".join([line] * 60_000 + [test] * 5) + "\n")
+    found = told.read(folder)
+    assert len(found.points("test", "loss")) == 5 and 10_000 < len(found.points("train", "loss")) < 40_000
+
+
+def test_many_classes_are_told_by_their_mistakes() -> None:
+    names = [{"name": f"c{index}"} for index in range(40)]
+    matrix = [[10 * (i == j) for j in range(40)] for i in range(40)]
+    assert "no mistakes" in report._confusion({"classes": names, "confusion": matrix})
+    matrix[3][5] = 7
+    text = Page(report._confusion({"classes": names, "confusion": matrix})).text
+    assert "c3 c5 7" in text and " 0" not in text
 
 
 def test_lines_of_a_split_that_has_none(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 38  # margins, for the axes' numbers
 _MOST_POINTS = 600
+_LARGEST = 1e100  # beyond it there is nothing to see, and differences overflow
 COLOURS = 8
 """classes c0, c1, ... of lines, which the page gives their colours"""
 
@@ -87,7 +88,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [(x, y) for x, y in points if math.isfinite(x) and abs(y) < _LARGEST]
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

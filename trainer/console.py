@@ -1,6 +1,7 @@
 """What happens, for a person: a progress bar on a terminal, plain lines otherwise, a table at the end."""
 
 import io
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,7 @@ class Console(Quiet):
             f"process{'es' if processes > 1 else ''}, {train['samples_per_second']:,.0f} images/s in training"
         )
         self.say(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
+        self.say(f"next: samecurve predict {shlex.quote(str(folder))} IMAGE...")
 
     def close(self) -> None:
         """Takes the bar down."""

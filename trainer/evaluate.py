@@ -24,6 +24,7 @@ from trainer.augment import Augment  # noqa: E402
 from trainer.console import by_class  # noqa: E402
 from trainer.errors import ConfigError, DataError, UserError  # noqa: E402
 from trainer.evaluation import Evaluation  # noqa: E402
+from trainer.folder import finite  # noqa: E402
 from trainer.main import leave, refuse  # noqa: E402
 from trainer.settings import RunConfig  # noqa: E402
 from trainer.trained import About, Trained  # noqa: E402
@@ -41,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(error, speaks=env.local_rank == 0)
     try:
         with world:
-            network = world.together(lambda: trained.load(arguments.run, arguments.weights, world.device))
+            chosen = (arguments.run, arguments.weights, world.device, arguments.allow_pickle)
+            network = world.together(lambda: trained.load(*chosen))
             found = evaluate(network, config, world, arguments.split)
     except UserError as error:
         return refuse(error, speaks=world.is_first)
+    except KeyboardInterrupt:
+        return 130
     if world.is_first:
         _show(found, network, arguments.split, arguments.json)
     return 0
@@ -86,7 +90,8 @@ def _differ(about: About, classes: tuple[str, ...]) -> str:
 def _show(found: Evaluation, network: Trained, split: str, as_json: bool) -> None:
     scores = asdict(found)
     if as_json:
-        print(json.dumps({"weights": str(network.path), "split": split} | scores))
+        told = {"weights": str(network.path), "split": split} | scores
+        print(json.dumps(finite(told), allow_nan=False))
         return
     from rich.console import Console
 
@@ -111,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="auto", metavar="WHICH", help="auto, final, best, latest or a step")
     parser.add_argument("--split", choices=["test", "validation", "train"], default="test")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--allow-pickle", action="store_true")
     return parser
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,16 +16,22 @@ NAME = "examples.safetensors"
 _MISTAKES = 24
 _OF_A_CLASS = 8
 _CLASSES = 20
+_LARGEST = 96  # pixels: as large as they are shown
 
 
 def write(path: Path, part: Images, found: Predictions, classes: tuple[str, ...], split: str, step: int) -> None:
-    """images uint8 [n, H, W, C]; label, predicted int64 [n]; probability float32 [n]; mistakes: how many of them, the
-    first ones, are the surest mistakes; the others are some of each class, right or wrong."""
+    """images uint8 [n, H, W, C], 96 pixels at most; label, predicted int64 [n]; probability float32 [n]. Metadata: the
+    classes, the split, the step; mistakes, how many of the first ones are the surest mistakes. The others are some of
+    each class, right or wrong."""
     labels = part.labels.cpu()
     mistakes = surest_mistakes(labels, found)
     chosen = torch.cat([mistakes, some_of_each(labels, min(len(classes), _CLASSES))])
+    images = part.images[chosen.to(part.images.device)].cpu()
+    if images.shape[2] > _LARGEST:
+        scaled = F.interpolate(images.float(), (_LARGEST, _LARGEST), mode="bilinear", antialias=True)
+        images = scaled.round().to(torch.uint8)
     tensors = {
-        "images": part.images[chosen.to(part.images.device)].permute(0, 2, 3, 1).cpu().contiguous(),
+        "images": images.permute(0, 2, 3, 1).contiguous(),
         "label": labels[chosen],
         "predicted": found.labels[chosen],
         "probability": found.probabilities[chosen],

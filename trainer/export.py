@@ -8,7 +8,9 @@
 Each carries, as JSON under the name `samecurve`, the model's settings, classes, normalization, image size and channels.
 """
 
+import io
 import json
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from trainer import trained
 from trainer.errors import ExportError, one_of
+from trainer.folder import DISK_ERRORS, reason
 from trainer.trained import Trained
 
 _BATCHES = (1, 6, 64)  # that both are asked for: a program may have learned one by heart
@@ -53,32 +56,40 @@ class Exported:
     """of a logit, between the file that was loaded again and the run's own network"""
 
 
-def export(run: Path, to: str, out: Path | None = None, which: str = "auto") -> Exported:
-    """Writes the file; `out` by default RUN/export/NAME.SUFFIX. which: as trained.load has it.
+def export(run: Path, to: str, out: Path | None = None, which: str = "auto", allow_pickle: bool = False) -> Exported:
+    """Writes the file; `out` by default RUN/export/NAME.SUFFIX. which, allow_pickle: as trained.load has them.
 
     Raises FolderError for a run without such weights, ExportError when a package is missing, the network cannot be
     written in this format, the file cannot be written, or it gives other logits.
     """
     if to not in FORMATS:
         raise ExportError(f"--to {to}: {one_of(to, FORMATS)}")
-    network = trained.load(run, which, torch.device("cpu"))
+    network = trained.load(run, which, torch.device("cpu"), allow_pickle)
     made = FORMATS[to]
     if out is None:
         folder = run if run.is_dir() else run.parent
         name = folder.resolve().name if run.is_dir() else run.stem
         out = folder / "export" / f"{name}{'' if which == 'auto' else f'-{which}'}{made.suffix}"
-    partial = out.with_name(f".{out.name}.partial{made.suffix}")
+    wanted = Path(f"x{made.suffix}").suffix
+    if out.suffix != wanted:  # by which readers know it, ours too
+        raise ExportError(f"--out {out}: wanted a name that ends in {wanted}, as files of {to} do")
+    partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{made.suffix}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             made.write(network, partial)
             difference = _difference(network, made.read(partial))
-            partial.chmod(0o644)
+            partial.chmod(mode)
             partial.replace(out)
         finally:
             partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise ExportError(f"{out} cannot be written ({error.strerror or error}); give another place by --out") from None
+    except DISK_ERRORS as error:
+        raise ExportError(f"{out} cannot be written ({reason(error)}); give another place by --out") from None
+    except RuntimeError as error:  # how PyTorch's exporters refuse, each its own way
+        problem = " ".join(str(error).split())[:200]
+        raise ExportError(f"{network.about.model.name} cannot be written as {to} ({problem})") from None
     return Exported(out, out.stat().st_size, difference)
 
 
@@ -112,11 +123,18 @@ def _write_safetensors(network: Trained, path: Path) -> None:
 
 def _write_torch(network: Trained, path: Path) -> None:
     weights = {name: tensor.contiguous() for name, tensor in network.module.state_dict().items()}
-    torch.save({"state_dict": weights, **network.about.metadata()}, path)
+    _save({"state_dict": weights, **network.about.metadata()}, path)
 
 
 def _write_pickle(network: Trained, path: Path) -> None:
-    torch.save({"module": network.module, **network.about.metadata()}, path)
+    _save({"module": network.module, **network.about.metadata()}, path)
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """By way of memory: PyTorch's writer of files aborts the process when a disk is full."""
+    into = io.BytesIO()
+    torch.save(content, into)
+    path.write_bytes(into.getvalue())
 
 
 def _read_own(path: Path) -> Run:
@@ -127,7 +145,9 @@ def _write_torchscript(network: Trained, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that are the network's own, and that the format is an old one
         script = torch.jit.trace(Program(network).eval(), _example(network))  # type: ignore[no-untyped-call]
-        torch.jit.save(script, path, _extra_files=network.about.metadata())
+        into = io.BytesIO()
+        torch.jit.save(script, into, _extra_files=network.about.metadata())
+    path.write_bytes(into.getvalue())
 
 
 def _read_torchscript(path: Path) -> Run:
@@ -143,7 +163,9 @@ def _exported_program(network: Trained) -> Any:
 
 
 def _write_pt2(network: Trained, path: Path) -> None:
-    torch.export.save(_exported_program(network), path, extra_files=network.about.metadata())
+    into = io.BytesIO()
+    torch.export.save(_exported_program(network), into, extra_files=network.about.metadata())
+    path.write_bytes(into.getvalue())
 
 
 def _read_pt2(path: Path) -> Run:
@@ -161,7 +183,7 @@ def _write_onnx(network: Trained, path: Path) -> None:
         )  # fmt: skip
     model = made.model_proto  # type: ignore[union-attr]
     onnx.helper.set_model_props(model, network.about.metadata())
-    onnx.save(model, str(path))
+    path.write_bytes(model.SerializeToString())
 
 
 def _read_onnx(path: Path) -> Run:

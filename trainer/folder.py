@@ -129,11 +129,7 @@ class RunFolder:
 
     def write_file(self, name: str, writer: Callable[[Path], object]) -> None:
         """The same with whatever `writer` writes to the path it is given: beside the place, flushed, renamed."""
-        partial = self.path / f".{name}.{os.getpid()}.partial"
-        writer(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        replace_file(self.path / name, writer)
 
     def read_json(self, name: str) -> Any:
         """A file's content, or None when there is none."""
@@ -193,6 +189,23 @@ DISK_ERRORS = (OSError, SafetensorError)
 """What a disk that is full or gone makes those who write to it raise."""
 
 
+def replace_file(path: Path, writer: Callable[[Path], object]) -> None:
+    """Whatever `writer` writes to the path it is given: beside the place, flushed, renamed. Raises what it raises."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as this process makes files: some writers have ways of their own
+        writer(partial)
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
 def reason(error: BaseException) -> str:
     """A disk's trouble in a few words."""
     text = " ".join(str(error).split())
@@ -231,6 +244,7 @@ def environment() -> dict[str, object]:
     packages = ("torch", "torchvision", "accelerate", "numpy", "tensorboard", "wandb", "omegaconf", "safetensors")
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
+        "directory": str(Path.cwd()),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),

@@ -244,7 +244,7 @@ class Trainer:
                     found, predictions = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
                     self.results[split] = found
                     self.journal.evaluated(split, found)
-            self.reporter.evaluated(splits.test, predictions, progress.step)  # the test set's, which comes last
+            self.reporter.evaluated(splits.test, found, predictions, progress.step)  # the test set, which comes last
             self.pace.evaluation(perf_counter() - began)
         return progress.judge({split: found.accuracy for split, found in self.results.items()})
 

@@ -24,10 +24,11 @@ from trainer import rank_env, trained
 from trainer.datasets.image_folder import EXTENSIONS
 from trainer.datasets.pixels import fit
 from trainer.errors import DataError
+from trainer.folder import finite
 from trainer.trained import Trained
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
-_IMAGES_AT_ONCE = 256
+_PIXELS_AT_ONCE = 256 * 32 * 32
 _MOST_READERS = 8
 
 
@@ -49,9 +50,10 @@ class Prediction:
 
 
 class Predictor:
-    def __init__(self, network: Trained, images_at_once: int = _IMAGES_AT_ONCE) -> None:
+    def __init__(self, network: Trained, images_at_once: int | None = None) -> None:
+        """images_at_once: in one forward pass; by default fewer of large ones."""
         self.trained = network
-        self._images_at_once = images_at_once
+        self._images_at_once = images_at_once or max(8, _PIXELS_AT_ONCE // network.about.image_size**2)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,20 +65,17 @@ class Predictor:
         Raises DataError at the first that is no image.
         """
         found = []
-        for prediction in self.each(images, top):
+        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        given = paths([images] if single else images)  # type: ignore[list-item, arg-type]
+        for prediction in self.each(given, top):
             if prediction.problem:
                 raise DataError(f"{prediction.image}: {prediction.problem}")
             found.append(prediction)
         return found
 
-    def each(self, images: Iterable[Picture] | Picture, top: int = 5) -> Iterator[Prediction]:
-        """The same, one after the other, in their order; one that cannot be read has a `problem`.
-
-        Raises DataError for a path where nothing is.
-        """
-        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
-        given = paths([images] if single else images)  # type: ignore[list-item, arg-type]
-        named = iter(enumerate(given))
+    def each(self, images: Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
+        """The same of images alone, one after the other, in their order; one that cannot be read has a `problem`."""
+        named = iter(enumerate(images))
         with ThreadPoolExecutor(min(_MOST_READERS, rank_env.cores())) as readers:
             while some := list(itertools.islice(named, self._images_at_once)):
                 yield from self._some(some, readers, top)
@@ -119,9 +118,7 @@ class Predictor:
 def load(run: str | Path, which: str = "auto", device: str | None = None, allow_pickle: bool = False) -> Predictor:
     """The network of a run's folder, a checkpoint's, or a file of weights, as trained.load finds it; a run of a GPU
     predicts on a CPU too. device: as torch names it. Raises FolderError."""
-    return Predictor(
-        trained.load(Path(run).expanduser(), which, torch.device(device) if device else None, allow_pickle)
-    )
+    return Predictor(trained.load(Path(run), which, torch.device(device) if device else None, allow_pickle))
 
 
 def paths(given: Iterable[Picture]) -> list[Picture]:
@@ -132,7 +129,7 @@ def paths(given: Iterable[Picture]) -> list[Picture]:
         if not isinstance(one, (str, Path)):
             found.append(one)
             continue
-        path = Path(one).expanduser()
+        path = Path(one)
         if path.is_dir():
             inside = [Path(top) / name for top, _, names in os.walk(path) for name in names]
             images = sorted(file for file in inside if file.name.lower().endswith(EXTENSIONS))
@@ -167,7 +164,7 @@ def _text(predictions: Iterable[Prediction]) -> int:
     problems = 0
     for one in predictions:
         problems += bool(one.problem)
-        guesses = "  ".join(f"{guess.name} {guess.probability:.1%}" for guess in one.top)
+        guesses = "  ".join(f"{_printable(guess.name)} {guess.probability:.1%}" for guess in one.top)
         print(f"{_printable(one.image)}: {guesses or one.problem}")
     return problems
 
@@ -179,7 +176,7 @@ def _json(predictions: Iterable[Prediction]) -> int:
         problems += bool(one.problem)
         guesses = [{"class": guess.name, "probability": guess.probability} for guess in one.top]
         content: dict[str, Any] = {"image": one.image} | ({"error": one.problem} if one.problem else {"top": guesses})
-        print(f"{before}\n{json.dumps(content)}", end="")
+        print(f"{before}\n{json.dumps(finite(content), allow_nan=False)}", end="")
         before = ","
     print("\n]")
     return problems
@@ -194,5 +191,5 @@ def _csv(predictions: Iterable[Prediction]) -> int:
         if one.problem:
             writer.writerow([_printable(one.image), "", "", "", one.problem])
         for rank, guess in enumerate(one.top, 1):
-            writer.writerow([_printable(one.image), rank, guess.name, f"{guess.probability:.6g}", ""])
+            writer.writerow([_printable(one.image), rank, _printable(guess.name), f"{guess.probability:.6g}", ""])
     return problems

@@ -4,17 +4,21 @@ One run: what it reached, its curves, classes, surest mistakes, settings and how
 over each other, the settings in which they differ, mean and deviation over seeds. No torch.
 """
 
+import heapq
 import html
 import json
 import math
+import os
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainer import config as configs
 from trainer.chart import Series, line_chart
-from trainer.folder import RunFolder
+from trainer.folder import MAY_CHANGE, replace_file
 from trainer.page import STYLE
 from trainer.settings import RunConfig
 from trainer.told import Shown, Told, read
@@ -22,30 +26,38 @@ from trainer.told import Shown, Told, read
 NAME = "report.html"
 # Of a line of metrics, and its title.
 _CURVES = (("loss", "loss"), ("accuracy", "accuracy"), ("lr", "learning rate"), ("samples_per_second", "images/s"))
-# Where a run lies, and what it is seeded with, does not make it another experiment.
-_NO_EXPERIMENT = {"run.name", "run.root", "run.seed", "run.resume", "data.root", "data.cache_dir"}
+# Where a run lies, what it is seeded with and how it is watched does not make it another experiment.
+_NO_EXPERIMENT = MAY_CHANGE - {"train.epochs", "train.max_steps"} | {"run.name", "run.seed"}
+_SOME = "<p>at most 8 of each, of the first 20 classes</p>"
 _MOST_CELLS = 30  # classes of a confusion matrix that is shown whole
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
     """One run's report, or that of several side by side. Raises FolderError for what is no run; OSError."""
-    told = [read(folder) for folder in folders]
+    told = _apart([read(folder) for folder in folders])
     text = one(told[0]) if len(told) == 1 else several(told)
-    RunFolder(out.parent).write(out.name, text)
+    content = text.encode(errors="xmlcharrefreplace")  # a command may have bytes that are no text
+    replace_file(out, lambda path: path.write_bytes(content))
+
+
+def _apart(runs: list[Told]) -> list[Told]:
+    """Those whose names are the same are told apart by their folders."""
+    names = [run.name for run in runs]
+    return [replace(run, name=os.path.normpath(run.folder)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def one(run: Told) -> str:
     """The page of one run."""
-    classes = run.summary.get("test", {}).get("classes", [])
+    classes = run.evaluation.get("classes", [])
     parts = [
         _headline(run),
         _section("Curves", _curves([run])),
-        _section("Classes", _classes(classes) + _confusion(run.summary.get("test", {}))) if classes else "",
+        _section("Classes", _at(run) + _classes(classes) + _confusion(run.evaluation)) if classes else "",
         _section("The surest mistakes", _gallery(run.mistakes)) if run.mistakes else "",
-        _section("Some of each class", _by_class(run.samples)) if run.samples else "",
+        _section("Some of each class", _SOME + _by_class(run.samples)) if run.samples else "",
         _section("Settings that differ from the defaults", _table(("setting", "here", "default"), _changed(run))),
         _section("Environment", _table(("", ""), _environment(run))),
-        _section("To repeat it", f"<pre>{html.escape(str(run.environment.get('command', '')))}</pre>"),
+        _section("To repeat it", _commands(run)),
     ]
     return _page(run.name, parts)
 
@@ -109,6 +121,22 @@ def _curves(runs: Sequence[Told]) -> str:
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
+def _at(run: Told) -> str:
+    return f"<p>of the test set, at step {_count(run.evaluation.get('step'))}</p>"
+
+
+def _commands(run: Told) -> str:
+    """Another run with the same settings; and how this one was started."""
+    words = ["samecurve", "train", "--ranks", str(run.environment.get("world_size", 1))]
+    words += ["--config", str(run.folder / "config.yaml"), f"run.name={run.name}-again"]
+    started, directory = str(run.environment.get("command", "")), str(run.environment.get("directory", ""))
+    where = f" in {html.escape(directory)}" if directory else ""
+    return (
+        f"<pre>{html.escape(shlex.join(words))}</pre>"
+        f"<p>Each rank was last started{where} by:</p><pre>{html.escape(started)}</pre>"
+    )
+
+
 def _classes(classes: Sequence[dict[str, Any]]) -> str:
     rows = [
         [row["name"], *(f"{row[key]:.1%}" for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
@@ -121,12 +149,16 @@ def _confusion(test: dict[str, Any]) -> str:
     """Rows are what an image is, columns what it was taken for; the darker, the larger its share of the row."""
     matrix, names = test["confusion"], [row["name"] for row in test["classes"]]
     if len(names) > _MOST_CELLS:
-        pairs = sorted(
-            ((count, names[i], names[j]) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j),
-            reverse=True,
+        wrong = (
+            (count, names[i], names[j])
+            for i, row in enumerate(matrix)
+            for j, count in enumerate(row)
+            if count and i != j
         )
-        rows = [[is_, was, f"{count:,}"] for count, is_, was in pairs[:_MOST_CELLS]]
-        return "<h3>What is taken for what most often</h3>" + _table(("is", "was taken for", "images"), rows)
+        pairs = heapq.nlargest(_MOST_CELLS, wrong)
+        rows = [[is_, was, f"{count:,}"] for count, is_, was in pairs]
+        found = _table(("is", "was taken for", "images"), rows) if rows else "<p>no mistakes</p>"
+        return f"<h3>What is taken for what most often</h3>{found}"
     head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
     body = ""
     for name, row in zip(names, matrix, strict=True):
@@ -196,7 +228,7 @@ def _name(run: Told, index: int) -> str:
 
 
 def _differing(runs: Sequence[Told]) -> str:
-    names = [name for name in runs[0].settings if name not in ("run.name", "run.root")]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("run.name", "run.root"))
     rows = []
     for name in names:
         values = [_value(run.settings.get(name)) for run in runs]
@@ -213,7 +245,8 @@ def _over_seeds(runs: Sequence[Told]) -> str:
         groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(run)
     rows = []
     for members in groups.values():
-        found = [float(run.last("test")["accuracy"]) for run in members if run.last("test").get("accuracy") is not None]
+        by_seed = {run.settings.get("run.seed"): run.last("test").get("accuracy") for run in members}
+        found = [float(accuracy) for accuracy in by_seed.values() if accuracy is not None]
         deviation = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "-"
         mean = f"{statistics.mean(found):.2%}" if found else "-"
         rows.append([", ".join(run.name for run in members), str(len(found)), mean, deviation])

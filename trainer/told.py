@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from trainer.errors import FolderError
-from trainer.folder import RunFolder
+
+_MOST_BYTES = 4 << 20  # of metrics.jsonl read whole: 20,000 lines
+_TRAINING = '{"split": "train"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,16 @@ class Shown:
 class Told:
     """What a run's files tell; what is not there is empty."""
 
+    folder: Path
     name: str
     settings: dict[str, Any]
     """by their full names"""
     status: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    """empty unless it is of the last step"""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """the last one of the test set, and its step"""
     lines: list[dict[str, Any]] = field(default_factory=list)
     restarts: int = 0
     mistakes: list[Shown] = field(default_factory=list)
@@ -54,35 +60,54 @@ class Told:
 
 
 def read(folder: Path) -> Told:
-    """Raises FolderError when it holds no run."""
+    """Raises FolderError when it holds no run, or one whose files cannot be read."""
     if not (folder / "config.yaml").is_file():
         raise FolderError(f"{folder} holds no run: it has no config.yaml; give a run's folder")
+    try:
+        return _read(folder)
+    except (ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError, IndexError, SafetensorError) as error:
+        problem = " ".join(str(error).split())[:160]
+        raise FolderError(f"a file in {folder} is not what a run writes ({problem}); mend or remove it") from None
+
+
+def _read(folder: Path) -> Told:
     # As it was written, checked then; checking it again would take longer than all the rest.
     nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     settings = {f"{section}.{name}": value for section, values in nested.items() for name, value in values.items()}
-    held = RunFolder(folder)
-    starts = folder / "starts.jsonl"
-    metrics = folder / "metrics.jsonl"
+    status, summary = _json(folder / "status.json"), _json(folder / "summary.json")
+    if summary.get("steps") != status.get("step"):  # of an earlier end: it has been trained on since
+        summary = {}
     mistakes, samples = _examples(folder / "examples.safetensors")
     return Told(
+        folder=folder,
         name=str(settings.get("run.name") or folder.name),
         settings=settings,
-        status=held.read_json("status.json") or {},
-        environment=held.read_json("environment.json") or {},
-        summary=held.read_json("summary.json") or {},
-        lines=_lines(metrics),
-        restarts=max(0, len(_lines(starts)) - 1),
+        status=status,
+        environment=_json(folder / "environment.json"),
+        summary=summary,
+        evaluation=_json(folder / "evaluation.json"),
+        lines=_lines(folder / "metrics.jsonl"),
+        restarts=max(0, len(_lines(folder / "starts.jsonl")) - 1),
         mistakes=mistakes,
         samples=samples,
     )
 
 
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of JSON; a last one that is cut off is left out."""
+    """Whole lines of JSON; a last one that is cut off is left out, and of very many lines of training only some are
+    read: a chart has no more pixels."""
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    every = 1 + path.stat().st_size // _MOST_BYTES
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if number % every and line.startswith(_TRAINING):
+            continue
         try:
             found.append(json.loads(line))
         except ValueError:
@@ -92,12 +117,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _examples(path: Path) -> tuple[list[Shown], list[Shown]]:
     """The mistakes, and the samples of each class."""
-    try:
-        with safe_open(path, framework="np") as file:
-            about = json.loads(file.metadata()["samecurve"])
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-    except (FileNotFoundError, SafetensorError):
+    if not path.exists():
         return [], []
+    path.open("rb").close()  # safetensors says of a file that may not be read that it is not there
+    with safe_open(path, framework="np") as file:
+        about = json.loads(file.metadata()["samecurve"])
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     shown = [
         Shown(_png(pixels), about["classes"][label], about["classes"][predicted], float(probability))
         for pixels, label, predicted, probability in zip(

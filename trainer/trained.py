@@ -6,6 +6,7 @@ What could execute something when it is read, a pickle, is read only if that is 
 import json
 import pickle
 import re
+import struct
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from trainer.settings import Data, Model
 
 KEY = "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
 _WEIGHTS = "model.safetensors"
+# What a file that is cut off, foreign or empty makes the loaders raise.
+_BAD_FILE = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
+    SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ def load(run: Path, which: str = "auto", device: torch.device | None = None, all
     """
     path = find(run, which)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FolderError(f"device {device}: this machine has no such GPU; choose cpu, or none to have what there is")
     weights, text = _read(path, allow_pickle)
     about = _about(path, text)
     try:
@@ -76,7 +84,7 @@ def load(run: Path, which: str = "auto", device: torch.device | None = None, all
             bare = replace(about.model, pretrained=None)  # all weights are here
             module = models.build(bare, len(about.classes), about.channels, about.image_size)
             module.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise FolderError(f"{path} does not hold the weights of its {about.model.name} ({reason})") from None
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,12 +95,12 @@ def load(run: Path, which: str = "auto", device: torch.device | None = None, all
 
 def find(run: Path, which: str = "auto") -> Path:
     """The file of weights that `load` would read. Raises FolderError, with what there is."""
-    if run.is_file():
-        return run
-    if (run / "manifest.json").is_file():
-        return _sound(run)
+    if run.is_file() or (run / "manifest.json").is_file():
+        if which != "auto":
+            raise FolderError(f"{run} is no run's folder, of whose weights '{which}' could be chosen; leave that out")
+        return run if run.is_file() else _sound(run)
     final, places = run / _WEIGHTS, checkpoint.found(run / "checkpoints")
-    if which in ("auto", "final") and final.is_file():
+    if final.is_file() and (which == "final" or (which == "auto" and _is_newest(run, places))):
         return final
     if which in ("auto", "latest"):
         place, _ = checkpoint.newest(run / "checkpoints")
@@ -111,6 +119,16 @@ def find(run: Path, which: str = "auto") -> Path:
         f"{run} has no weights '{which}': there are {finished}, and checkpoints of steps {there}; "
         "choose final, best, latest or a step"
     )
+
+
+def _is_newest(run: Path, places: list[Path]) -> bool:
+    """Whether the final weights are: a finished run may have been trained on since."""
+    summary = run / "summary.json"
+    try:
+        steps = json.loads(summary.read_text())["steps"] if summary.is_file() else 0
+    except (ValueError, KeyError, TypeError):
+        steps = 0
+    return not places or steps >= int(places[0].name.removeprefix("step-"))
 
 
 def _sound(place: Path) -> Path:
@@ -135,15 +153,19 @@ def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
             own: dict[str, Any] = found if isinstance(found, dict) else {}
-            return own.get("module") or own.get("state_dict", {}), own.get(KEY)
+            state = own.get("module") or own.get("state_dict", {})
+            if not isinstance(state, nn.Module) and not all(isinstance(one, Tensor) for one in dict(state).values()):
+                raise ValueError("its state_dict is none")
+            return state, own.get(KEY)
+        path.open("rb").close()  # safetensors says of a file that may not be read that it is not there
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
             return weights, (file.metadata() or {}).get(KEY)
     except pickle.UnpicklingError:
         raise FolderError(
-            f"{path} holds more than weights: to load it could run any code. If you trust who made it, --allow-pickle"
+            f"{path} holds more than weights: to load it could run any code. If you trust who made it: --allow-pickle"
         ) from None
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except _BAD_FILE as error:
         reason = " ".join(str(error).split())[:160]
         raise FolderError(f"{path} cannot be read ({reason}); give a run, or a file of weights of one") from None
 

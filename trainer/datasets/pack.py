@@ -2,7 +2,8 @@
 
 import io
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ from trainer.datasets.pixels import fit
 from trainer.errors import DataError
 
 _Images = NDArray[np.uint8]
+_ABANDONED_SECONDS = 86400.0
 _FILES_PER_TASK = 256
 _FILES_WORTH_A_POOL = 2000  # starting worker processes takes as long as decoding about so many small files
 
@@ -26,9 +28,10 @@ class _Task(NamedTuple):
     paths: Sequence[str]
     image_size: int
     channels: int
-    out: str
+    out: Path | None
+    """a file to write them to; None: they are returned, which takes longer"""
     offset: int
-    """in bytes, where the first of them belongs in `out`"""
+    """in bytes, where the first of them belongs in it"""
 
 
 def decoded(pack: Path, paths: Sequence[str], image_size: int, channels: int) -> tuple[_Images, tuple[str, ...]]:
@@ -40,27 +43,28 @@ def decoded(pack: Path, paths: Sequence[str], image_size: int, channels: int) ->
     kept = _read(pack, shape)
     if kept is not None:
         return kept, ()
-    unwritable = ""
+    partial = pack.with_name(f".{pack.stem}.{secrets.token_hex(4)}.partial")
     try:
-        pack.parent.mkdir(parents=True, exist_ok=True)
-        partial, header_bytes = _reserve(pack.parent, shape)
-    except OSError as error:
-        unwritable = f"decoded images not kept in {pack.parent} ({error.strerror}); set data.cache_dir"
         try:
-            partial, header_bytes = _reserve(Path(tempfile.gettempdir()), shape)
-        except OSError as again:
-            raise DataError(
-                f"{unwritable}, for there is no room in {tempfile.gettempdir()} ({again.strerror})"
-            ) from None
-    try:
-        _decode_all(paths, image_size, channels, partial, header_bytes)
-        images: _Images = np.load(partial, allow_pickle=False)
-        if not unwritable:
-            partial.chmod(0o644)
+            pack.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(pack.parent)
+            header_bytes = _reserve(partial, shape)
+            _decode_all(paths, shape, partial, header_bytes)
+            images: _Images = np.load(partial, allow_pickle=False)
             partial.replace(pack)  # whole, so that nobody reads half of it
-    finally:
-        partial.unlink(missing_ok=True)
-    return images, (f"{unwritable} to start faster next time",) if unwritable else ()
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        problem = f"decoded images not kept in {pack.parent} ({error.strerror})"
+        return _decode_all(paths, shape), (f"{problem}; set data.cache_dir to start faster next time",)
+    return images, ()
+
+
+def _sweep(folder: Path) -> None:
+    """What a process that was killed has left; others may be at work on theirs."""
+    for path in folder.glob(".*.partial"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            path.unlink()
 
 
 def _read(pack: Path, shape: tuple[int, ...]) -> _Images | None:
@@ -73,42 +77,45 @@ def _read(pack: Path, shape: tuple[int, ...]) -> _Images | None:
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def _reserve(folder: Path, shape: tuple[int, ...]) -> tuple[Path, int]:
-    """A new .npy file with room for them all, and where they begin in it. Raises OSError when there is none."""
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
-        try:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            file.flush()
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), file.tell(), max(1, int(np.prod(shape))))
-        except OSError:
-            Path(file.name).unlink()
-            raise
-        return Path(file.name), file.tell()
+def _reserve(partial: Path, shape: tuple[int, ...]) -> int:
+    """A .npy file with room for them all; where they begin in it. Raises OSError when there is none."""
+    with partial.open("xb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), file.tell(), max(1, int(np.prod(shape))))
+        return file.tell()
 
 
-def _decode_all(paths: Sequence[str], image_size: int, channels: int, out: Path, header_bytes: int) -> None:
-    """Into `out`, by all cores, with a progress bar on a terminal."""
+def _decode_all(
+    paths: Sequence[str], shape: tuple[int, ...], out: Path | None = None, header_bytes: int = 0
+) -> _Images:
+    """By all cores, with a progress bar on a terminal: into memory, or into `out`, and then none are returned."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    _, image_size, _, channels = shape
     bytes_each = image_size * image_size * channels
+    images = np.empty(shape if out is None else (0,), dtype=np.uint8)
     tasks = [
-        _Task(paths[at : at + _FILES_PER_TASK], image_size, channels, str(out), header_bytes + at * bytes_each)
+        _Task(paths[at : at + _FILES_PER_TASK], image_size, channels, out, header_bytes + at * bytes_each)
         for at in range(0, len(paths), _FILES_PER_TASK)
     ]
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(paths))
-        for task, problem in zip(tasks, _problems(tasks, len(paths)), strict=True):
+        bar, done = progress.add_task("", total=len(paths)), 0
+        for task, (found, problem) in zip(tasks, _results(tasks, len(paths)), strict=True):
             if problem:
-                raise DataError(problem)
-            progress.advance(bar, len(task.paths))
+                raise DataError(f"{problem}; replace or remove that file")
+            if out is None:
+                images[done : done + len(found)] = found
+            done += len(task.paths)
+            progress.update(bar, completed=done)
+    return images
 
 
-def _problems(tasks: list[_Task], num_files: int) -> Iterator[str]:
+def _results(tasks: list[_Task], num_files: int) -> Iterator[tuple[_Images, str]]:
     workers = rank_env.cores()
     if num_files < _FILES_WORTH_A_POOL or workers == 1:
         yield from map(_decode, tasks)
@@ -118,26 +125,24 @@ def _problems(tasks: list[_Task], num_files: int) -> Iterator[str]:
         yield from pool.map(_decode, tasks)
 
 
-def _decode(task: _Task) -> str:
-    """Writes the task's images where they belong; returns what is wrong, of the first file that is no image."""
+def _decode(task: _Task) -> tuple[_Images, str]:
+    """The task's images, or none when they have been written where they belong; what is wrong, of the first file that
+    is no image. Raises OSError when they cannot be written."""
     size, channels = task.image_size, task.channels
     images = np.empty((len(task.paths), size, size, channels), dtype=np.uint8)
+    nothing = images[:0]
     for place, path in enumerate(task.paths):
         try:
             # Read at once: Pillow's own reading of a path takes half as long as a small JPEG's decoding.
             with io.FileIO(path) as file, Image.open(io.BytesIO(file.read())) as picture:
                 images[place] = fit(picture, size, channels)
         except UnidentifiedImageError:
-            return f"corrupt image {path} (no kind of image that is known here); replace or remove that file"
+            return nothing, f"corrupt image {path} (no kind of image that is known here)"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
-            return f"corrupt image {path} ({problem}); replace or remove that file"
-    try:
-        with Path(task.out).open("r+b") as out:
-            out.seek(task.offset)
-            out.write(images.data)
-    except OSError as error:
-        return (
-            f"decoded images cannot be written to {task.out} ({error.strerror}); set data.cache_dir to another folder"
-        )
-    return ""
+            return nothing, f"corrupt image {path} ({' '.join(str(error).split()) or type(error).__name__})"
+    if task.out is None:
+        return images, ""
+    with task.out.open("r+b") as out:
+        out.seek(task.offset)
+        out.write(images.data)
+    return nothing, ""

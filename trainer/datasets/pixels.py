@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 def fit(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
     """Upright, opaque, in grey or RGB, the shorter side scaled to image_size, the middle square cut out.
 
-    Transparent pixels are laid on white: what lies under them was never meant to be seen.
+    Transparent pixels are laid on white: what lies under them was never meant to be seen. Raises ValueError for
+    pixels that are fractions.
     """
     if "exif" in picture.info or picture.format in ("PNG", "TIFF", "MPO"):  # parsing it costs as much as a small JPEG
         picture = ImageOps.exif_transpose(picture)
@@ -29,6 +30,8 @@ def fit_all(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArra
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("its pixels are fractions, of which nobody says what is white")
     if picture.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion cuts them off at 255
         deep = np.asarray(picture, dtype=np.int64)
         return Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
