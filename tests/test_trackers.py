@@ -14,6 +14,7 @@ from trainer.errors import UserError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
 
+LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
 ROW = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3}
 
 
@@ -56,9 +57,12 @@ def test_tensorboard_takes_back_what_a_killed_run_wrote_beyond_its_checkpoint(fo
 
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports
-def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder) -> None:
+def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    tracker = trackers.WandB(config("log.wandb=auto", "log.project=p q"), folder, said.append)
+    (folder.path / "starts.jsonl").write_text("{}\n{}\n{}\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    settings = ["run.name=sweep/a", "log.wandb=auto", "log.project=p q", "log.tags=[fast, small]", "log.notes=a note"]
+    tracker = trackers.WandB(config(*settings), folder, said.append)
     for step in (10, 20):
         tracker.log("train", ROW, step)
         tracker.log("test", {"accuracy": 0.5}, step)
@@ -68,7 +72,7 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder) -> No
     (place,) = (folder.path / "wandb").glob("offline-run-*")
     assert str(place) in line
     shown = subprocess.run(
-        [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", "--json", str(place)],
+        [*LEET, "--summary", str(place)],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     run = json.loads(shown.stdout)
@@ -78,6 +82,11 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder) -> No
         run["summary"]["train/loss"] == 0.5 and run["summary"]["step"] == 20 and run["summary"]["test/accuracy"] == 0.5
     )
     assert run["config"]["optim"]["lr"] == 0.1
+    assert run["config"]["restarts"] == 2 and run["config"]["slurm"]["job"] == "77"
+    shown = subprocess.run([*LEET, str(place)], capture_output=True, text=True, timeout=60, check=True)
+    (about,) = [row["run"] for row in map(json.loads, shown.stdout.splitlines()) if row.get("type") == "run"]
+    assert about["run_group"] == "sweep" and about["tags"] == ["fast", "small"] and about["notes"] == "a note"
+    assert about["job_type"] == "train"
 
 
 def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:

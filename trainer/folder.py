@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "eval.every_epochs", "eval.batch_size",
     "checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.keep",
     "log.every_steps", "log.tensorboard", "log.wandb", "log.project", "log.report",
+    "log.group", "log.tags", "log.job_type", "log.notes",
 }  # fmt: skip
 
 

@@ -176,6 +176,10 @@ class Log:
         "auto", "W&B; auto: online with a key and a network, else offline with the command that uploads it"
     )
     project: str = setting("samecurve", "the W&B project")
+    group: str | None = setting(None, "W&B: runs that belong together; null: the folder of a run.name such as sweep/a")
+    tags: list[str] = setting([], "W&B: words to find the run by")
+    job_type: str = setting("train", "W&B: what kind of run it is among those of its group")
+    notes: str | None = setting(None, "W&B: a text on the run")
     report: bool = setting(True, "write report.html at each evaluation and at the end")
 
 

@@ -32,6 +32,13 @@ def add(folder: RunFolder, step: int, total_steps: int, world_size: int) -> None
     folder.write(NAME, before + json.dumps(row) + "\n")
 
 
+def last(folder: RunFolder) -> dict[str, object]:
+    """restarts, how often it was begun again; and of SLURM's job, the last one's: job, array_job, array_task."""
+    path = folder.path / NAME
+    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {"restarts": max(0, len(rows) - 1), "slurm": _job()}
+
+
 def _job() -> dict[str, object]:
     """The SLURM job that this process runs in; an element of an array has the array's id and its own number too."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, Protocol
 
 from trainer import config as configs
+from trainer import starts
 from trainer.errors import UserError
 from trainer.folder import RunFolder, finite, reason, told
 from trainer.settings import RunConfig
@@ -179,6 +180,7 @@ class WandB:
             say(f"W&B: online, {self._run.url}")
         else:
             say(f"W&B: offline ({why}); to upload it later: {self._sync_command()}")
+        self._run.config.update(starts.last(folder), allow_val_change=True)  # another at each start
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -197,6 +199,10 @@ class WandB:
             resume="allow" if mode == "online" else None,
             mode=mode,
             dir=str(folder.path),
+            group=config.log.group or (str(Path(config.run.name).parent) if "/" in config.run.name else None),
+            tags=config.log.tags,
+            job_type=config.log.job_type,
+            notes=config.log.notes,
             config=_nested(config),
             settings=settings,
         )
