@@ -223,8 +223,7 @@ class Trainer:
         def write() -> None:
             with told(f"status.json in {self.folder.path}"):
                 self.folder.status("stopped", self.progress.step, reason)
-                self.stop_check.done()
-            self.reporter.write()
+                self.stop_check.done()  # and no report: who asked may not wait
 
         self.world.from_first(write)
         self.world.together(self.close)  # together: a launcher ends all as soon as one has left
