@@ -169,6 +169,13 @@ def samecurve(capfd: pytest.CaptureFixture[str]) -> Samecurve:
     return Samecurve(capfd)
 
 
+def finished_run(root: Path, *settings: str) -> Path:
+    """A real run on real digits, by one thread, for all tests of a file."""
+    command = [sys.executable, MAIN, *SMALL, "train.threads_per_rank=1", "run.name=x", f"run.root={root}", *settings]
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    return next(path.parent for path in root.rglob("summary.json"))
+
+
 def torchrun(ranks: int, *arguments: str) -> list[str]:
     """The command that starts `ranks` processes of a script on this machine, at a port of their own."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *arguments]

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MAIN, REPOSITORY, SMALL, Done
+from conftest import MAIN, REPOSITORY, Done, finished_run
 from PIL import Image
 
 from trainer.datasets import digits
@@ -20,17 +19,7 @@ SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    command = [
-        sys.executable,
-        MAIN,
-        *SMALL,
-        "train.epochs=3",
-        "train.threads_per_rank=1",
-        "data.validation_fraction=0.1",
-    ]
-    subprocess.run([*command, f"run.root={root}", "run.name=x"], check=True, timeout=120, stdout=subprocess.DEVNULL)
-    return root / "x"
+    return finished_run(tmp_path_factory.mktemp("runs"), "train.epochs=3", "data.validation_fraction=0.1")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, SMALL, Samecurve
+from conftest import Samecurve, finished_run
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,10 +26,7 @@ PROGRAMS = ["torchscript", "pt2", "onnx"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, MAIN, *SMALL, "train.epochs=2", "train.threads_per_rank=1"]
-    subprocess.run([*command, f"run.root={root}", "run.name=x"], check=True, timeout=120, stdout=subprocess.DEVNULL)
-    return root / "x"
+    return finished_run(tmp_path_factory.mktemp("runs"), "train.epochs=2")
 
 
 @pytest.fixture(scope="module")

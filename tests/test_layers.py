@@ -23,6 +23,7 @@ LAYERS = [
         "lock",
         "memory",
         "page",
+        "spoken",
         "chart",
         "tta",
         "uncompiled",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, SMALL, Samecurve, paint
+from conftest import MAIN, SMALL, Samecurve, finished_run, paint
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,19 +26,7 @@ SURE = 0.9
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run on real digits, with checkpoints of two epochs."""
-    root = tmp_path_factory.mktemp("runs")
-    command = [
-        sys.executable,
-        MAIN,
-        *SMALL,
-        "train.epochs=8",
-        "train.threads_per_rank=1",
-        f"run.root={root}",
-        "run.name=x",
-    ]
-    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
-    return root / "x"
+    return finished_run(tmp_path_factory.mktemp("runs"), "train.epochs=8")
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,13 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MAIN, SMALL, Samecurve
+from conftest import Samecurve, finished_run
 
 from trainer import chart, evaluation, examples, predict, report, told
 from trainer.chart import Series
@@ -28,10 +26,7 @@ from trainer.settings import Data
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, MAIN, *SMALL, "train.epochs=4", "train.threads_per_rank=1", "run.name=a <b>&c"]
-    subprocess.run([*command, f"run.root={root}"], check=True, timeout=120, stdout=subprocess.DEVNULL)
-    return root / "a <b>&c"
+    return finished_run(tmp_path_factory.mktemp("runs"), "train.epochs=4", "run.name=a <b>&c")
 
 
 class Page(html.parser.HTMLParser):

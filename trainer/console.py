@@ -11,6 +11,8 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from trainer.spoken import duration
+
 _REDRAW_SECONDS = 0.1
 _LOG_WIDTH = 100
 
@@ -61,7 +63,7 @@ class Console(Quiet):
         """A line of training metrics: the bar's text, or a line of its own."""
         text = (
             f"epoch {scalars['epoch']:.2f}  loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.1%}  "
-            f"{scalars['samples_per_second']:,.0f} images/s  {_duration(seconds_left)} left"
+            f"{scalars['samples_per_second']:,.0f} images/s  {duration(seconds_left)} left"
         )
         line = f"step {step:,}/{self._total_steps:,}  {text}"
         if self._progress is not None:
@@ -86,7 +88,7 @@ class Console(Quiet):
         train, processes = summary["train"], summary["world_size"]
         self.say(
             f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "
-            f"({summary['epochs']:g} epochs) in {_duration(summary['seconds'])} on {processes} "
+            f"({summary['epochs']:g} epochs) in {duration(summary['seconds'])} on {processes} "
             f"process{'es' if processes > 1 else ''}, {train['samples_per_second']:,.0f} images/s in training"
         )
         self.say(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
@@ -108,9 +110,3 @@ def by_class(classes: list[dict[str, Any]], title: str) -> Table:
         shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
         table.add_row(row["name"], *shares, f"{row['support']:,}")
     return table
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"

@@ -21,6 +21,7 @@ from trainer.chart import Series, line_chart
 from trainer.folder import MAY_CHANGE, replace_file
 from trainer.page import STYLE
 from trainer.settings import RunConfig
+from trainer.spoken import duration
 from trainer.told import Shown, Told, read
 
 NAME = "report.html"
@@ -80,12 +81,11 @@ def several(runs: Sequence[Told]) -> str:
 def _headline(run: Told) -> str:
     test, train = run.last("test"), run.last("train")
     model, data = run.settings["model.name"], run.settings["data.name"]
-    seconds = run.summary.get("seconds") or train.get("seconds")
     several_views = test.get("tta_accuracy")
     cards = [
         ("test accuracy", _percent(test.get("accuracy"))),
         *([("with several views", _percent(several_views))] if several_views is not None else []),
-        ("time", _duration(seconds)),
+        ("time", _time(run)),
         ("images/s in training", _count(run.summary.get("train", train).get("samples_per_second"))),
         ("epochs", f"{run.last('train').get('epoch', 0):.4g}"),
         ("steps", _count(run.status.get("step"))),
@@ -213,12 +213,11 @@ def _environment(run: Told) -> list[list[str]]:
 
 def _numbers(run: Told) -> list[str]:
     test, train = run.last("test"), run.last("train")
-    seconds = run.summary.get("seconds") or train.get("seconds")
     loss = test.get("loss")
     rate = run.summary.get("train", train).get("samples_per_second")
     numbers = [
         str(run.status.get("state", "unknown")), _percent(test.get("accuracy")), "-" if loss is None else f"{loss:.4f}",
-        _count(run.status.get("step")), _duration(seconds), _count(rate), _count(run.environment.get("world_size")),
+        _count(run.status.get("step")), _time(run), _count(rate), _count(run.environment.get("world_size")),
     ]  # fmt: skip
     return [html.escape(number) for number in numbers]
 
@@ -288,9 +287,6 @@ def _count(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"
+def _time(run: Told) -> str:
+    seconds = run.summary.get("seconds") or run.last("train").get("seconds")
+    return "-" if seconds is None else duration(seconds)
