@@ -1,5 +1,7 @@
 """Scores equal scikit-learn's, and do not depend on how the samples were cut."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +85,30 @@ def test_each_samples_prediction_comes_from_the_rank_that_made_it() -> None:
 def test_the_result_is_the_same_on_any_number_of_ranks() -> None:
     whole = evaluated(64, 1)
     assert all(evaluated(64, ranks) == whole for ranks in (2, 3, 4, 20))  # 20: more ranks than chunks
+
+
+def test_what_every_rank_has_counted_and_predicted_is_added_up() -> None:
+    images = torch.arange(700).view(-1, 1, 1, 1)
+    chunks = [(chunk, images[chunk * 64 :][:64], LABELS[chunk * 64 :][:64]) for chunk in range(11)]
+    said: list[torch.Tensor] = []
+
+    def run(
+        part: list[tuple[int, torch.Tensor, torch.Tensor]], add_ranks: Callable[[torch.Tensor], torch.Tensor]
+    ) -> tuple[evaluation.Evaluation, evaluation.Predictions]:
+        return evaluation.evaluate(
+            lambda some: LOGITS[some.flatten()], None,
+            lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
+            part, 700, 64, CLASSES, add_ranks, torch.device("cpu"),
+        )  # fmt: skip
+
+    whole, predictions = run(chunks, lambda counts: counts)
+
+    def keep(counts: torch.Tensor) -> torch.Tensor:
+        said.append(counts.clone())
+        return counts + 1  # of no use to anyone
+
+    run(chunks[1::2], keep)
+    found, added = run(chunks[::2], lambda counts: counts + said.pop(0))
+    assert found == whole and not said
+    assert torch.equal(added.labels, predictions.labels)
+    assert torch.equal(added.probabilities, predictions.probabilities)
