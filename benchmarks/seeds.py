@@ -2,7 +2,8 @@
 
     python benchmarks/seeds.py --config speedrun94 [--seeds 5] [section.key=value]...
 
-One training after the other, each as `python trainer/main.py` runs it; one that is finished in --root is not repeated.
+One training after the other, each as `python trainer/main.py` runs it. Not repeated is what is finished in --root, or
+what seeds-CONFIG.json in --output tells of the same settings: five seeds may take several evenings and machines.
 Writes seeds-CONFIG.json and seeds-CONFIG.md.
 """
 
@@ -15,6 +16,8 @@ from typing import Any
 
 import report
 
+from trainer import config as configs
+
 
 def main() -> int:
     parser = report.parser(__doc__, needs_images=False)
@@ -22,25 +25,44 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--root", type=Path, default=Path("runs") / "seeds")
     arguments, overrides = parser.parse_known_args()
+    settings = configs.flatten(configs.load([configs.find(arguments.config)], overrides))
+    told = _told(arguments.output / f"seeds-{arguments.config}.json", settings)
     if arguments.images:
         overrides = ["data.name=image_folder", f"data.root={arguments.images}", *overrides]
     if arguments.cache:
         overrides.append(f"data.cache_dir={arguments.cache}")
-    runs: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
+        if seed in told:
+            continue
         folder = arguments.root / f"{arguments.config}-{seed}"
         command = [sys.executable, str(report.REPOSITORY / "trainer" / "main.py"), "--config", arguments.config]
         command += [f"run.root={arguments.root}", f"run.name={folder.name}", f"run.seed={seed}", "log.wandb=off"]
         command += overrides
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        summary = json.loads((folder / "summary.json").read_text())
-        test = summary["test"]
-        kept = {key: test[key] for key in ("accuracy", "tta_accuracy")}
-        runs.append({"seed": seed, "seconds": round(summary["seconds"], 1)} | kept)
+        told[seed] = _kept(seed, json.loads((folder / "summary.json").read_text()))
+        runs = [told[seed] for seed in sorted(told)]
         text = _text(runs)
         print(text)
-        report.write(arguments.output, f"seeds-{arguments.config}", __doc__, {"runs": runs}, text)
+        result = {"settings": settings, "runs": runs}
+        report.write(arguments.output, f"seeds-{arguments.config}", __doc__, result, text)
     return 0
+
+
+def _told(path: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """By seed: the runs that an earlier call tells of, if it trained with the same settings."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    if earlier["settings"] != json.loads(json.dumps(settings)):
+        return {}
+    return {run["seed"]: run for run in earlier["runs"]}
+
+
+def _kept(seed: int, summary: dict[str, Any]) -> dict[str, Any]:
+    test = summary["test"]
+    return {"seed": seed, "seconds": round(summary["seconds"], 1)} | {
+        key: test[key] for key in ("accuracy", "tta_accuracy")
+    }
 
 
 def _text(runs: list[dict[str, Any]]) -> str:

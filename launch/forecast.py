@@ -43,7 +43,10 @@ def check(config: RunConfig, world_size: int) -> None:
             f"data.global_batch_size={config.data.global_batch_size} is larger than the training set "
             f"of {images} images; lower it"
         )
-    RunFolder(config.folder).fits(config)
+    folder, weights = RunFolder(config.folder), config.model.pretrained
+    folder.fits(config)
+    if weights and weights != "hub" and folder.read_json("status.json") is None:  # one that goes on has its own
+        configs.check_weights(config.model, Path(weights).expanduser())
 
 
 def facts(config: RunConfig, layout: Layout) -> tuple[tuple[str, str], ...]:
@@ -88,6 +91,8 @@ def _course(config: RunConfig, durations: Durations) -> Iterator[str]:
     yield config.schedule.name
     for step in sorted({0, min(durations.warmup_steps, last), durations.total_steps // 2, last}):
         yield f"{config.optim.lr * schedule.lr_factor(step):.4g} at step {step + 1:,}"
+    for name, rate in config.optim.lr_of_parts.items():
+        yield f"{name} {rate / config.optim.lr:.4g} times that"
 
 
 def _state(folder: Path) -> str:

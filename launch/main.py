@@ -25,6 +25,7 @@ COMMANDS = {
     "logs": ("launch.logs", "what a rank of a run has to say", False),
     "stop": ("launch.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
     "report": ("launch.report", "report.html of a run, or of several side by side", False),
+    "dashboard": ("launch.dashboard", "a W&B workspace and a report of all metrics that the runs have", False),
     "evaluate": ("launch.evaluate", "a run's network on its test set, or on another of the same classes", True),
     "predict": ("launch.predict", "the most probable classes of images, by a run's network", False),
     "export": ("launch.export", "a run's network as ONNX, TorchScript, pt2, or weights alone", False),

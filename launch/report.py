@@ -18,13 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     paths = [runs.locate(name, arguments.root) for name in arguments.runs]
-    from trainer import report  # late: 0.1 s
+    from trainer import figures, report, told  # late: 0.1 s
 
     together = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     out = arguments.out or (paths[0] if len(paths) == 1 else together) / report.NAME
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         report.write(paths, out)
+        if len(paths) == 1:
+            pictures = figures.of_run(told.read(paths[0]))
+            figures.write(pictures, paths[0] / figures.FOLDER)
     except OSError as error:
         raise FolderError(f"{out} cannot be written ({error.strerror}); give another place by --out") from None
     print(out)

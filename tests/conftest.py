@@ -26,7 +26,7 @@ MAIN = str(REPOSITORY / "trainer" / "main.py")
 # What `accelerate launch` is, by the Python that runs the tests.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # A run as small as a run can be: real digits, no trackers of others.
-SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "train.precision=fp32"]
+SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "log.figures=false", "train.precision=fp32"]
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +167,20 @@ class Samecurve:
 def samecurve(capfd: pytest.CaptureFixture[str]) -> Samecurve:
     """The command, in this process."""
     return Samecurve(capfd)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A W&B server for the real client, and a key for it."""
+    import local_wandb
+
+    if local_wandb.MISSING:
+        pytest.skip(local_wandb.MISSING)
+    made = local_wandb.Server(tmp_path / "server")
+    monkeypatch.setenv("WANDB_BASE_URL", made.url)
+    monkeypatch.setenv("WANDB_API_KEY", local_wandb.KEY)
+    yield made
+    made.end()
 
 
 def finished_run(root: Path, *settings: str) -> Path:

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,7 +21,9 @@ import torchvision.models
 from workers.tiny import tiny
 
 import trainer.loop
-from trainer import bad_steps, data, main, models
+from trainer import bad_steps, blocks, data, main, models
+from trainer.augment import Augment
+from trainer.journal import Journal
 from trainer.step import Samples, Shard, Step
 
 __all__ = ["sklearn", "torchvision", "trainer"]
@@ -104,6 +108,30 @@ def slow_steps() -> None:
     Step._batch = waits  # type: ignore[method-assign]
 
 
+def late_rank() -> None:
+    """Rank 1 takes 30 ms longer for each batch."""
+    tiny_network()
+    batch = Step._batch
+
+    def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        time.sleep(0.03 if os.environ.get("RANK") == "1" else 0)
+        return batch(self, index, samples)
+
+    Step._batch = waits  # type: ignore[method-assign]
+
+
+def slow_data() -> None:
+    """Each block of images takes half a second longer."""
+    tiny_network()
+    augmented = blocks._augmented
+
+    def waits(samples: Samples, augment: Augment, epoch: int) -> Samples:
+        time.sleep(0.5)
+        return augmented(samples, augment, epoch)
+
+    blocks._augmented = waits
+
+
 def slow_start() -> None:
     """Reading the data set takes for ever."""
 
@@ -114,7 +142,20 @@ def slow_start() -> None:
     data.load = waits  # type: ignore[assignment]
 
 
+def slow_result() -> None:
+    """What is done with the result takes nine seconds, of which the other ranks see nothing."""
+    tiny_network()
+    finished = Journal.finished
+
+    def waits(self: Journal, summary: Mapping[str, Any], weights: Path) -> None:
+        time.sleep(9 if os.environ["RANK"] == "0" else 0)
+        finished(self, summary, weights)
+
+    Journal.finished = waits  # type: ignore[method-assign]
+
+
 PLANTS = {
+    "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,
     "poisoned": poisoned_sample,
@@ -123,4 +164,6 @@ PLANTS = {
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "slow_start": slow_start,
+    "late": late_rank,
+    "slow_data": slow_data,
 }

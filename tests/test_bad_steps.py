@@ -1,6 +1,7 @@
 """A loss or a gradient that is not finite: agreed by all ranks, named, skipped so often and no more."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,13 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
     step._optimizer = accelerator.prepare_optimizer(optim.build(net, Optim(lr=0.1, momentum=0.0)))
     step._parameters, step._buffers = list(net.parameters()), Buffers(net)
     step._unscaled, step._gradient_must_tell = torch.ones(()), False
+
+    def update(result: ShardResult) -> tuple[bool, float]:
+        """Whether the step was skipped, and the norm of its gradient."""
+        is_bad, norm = step._look_at_gradient([result], is_looked_at=True)
+        assert norm is not None
+        return bool(step._update([result], is_bad)), float(norm)
+
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     images = torch.tensor([[torch.inf, 1.0], [2.0, 1.0]])
     for scale, loss, expected, scale_after in (
@@ -167,7 +175,8 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
         step._buffers.begin()
         accelerator.backward(net(images).sum())
         result = ShardResult(torch.tensor(loss), torch.zeros(2, 2), torch.zeros(2), 1.0)
-        assert bool(step._update([result])) is not expected
+        skipped, norm = update(result)
+        assert skipped is not expected and not math.isfinite(norm)
         assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
         assert accelerator.scaler.get_scale() == scale_after
         step._optimizer.zero_grad()
@@ -176,6 +185,8 @@ def test_an_overflow_of_fp16_is_not_that_but_a_loss_without_a_number_is() -> Non
     accelerator.backward(net(images.nan_to_num(posinf=3.0))[:, 0].sum())
     scaled = [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
     old = [weight.detach().clone() for weight in net.parameters()]
-    assert not step._update([ShardResult(torch.tensor(1.0), torch.zeros(2, 2), torch.zeros(2), 1.0)])
+    skipped, norm = update(ShardResult(torch.tensor(1.0), torch.zeros(2, 2), torch.zeros(2), 1.0))
+    wanted = torch.cat([gradient.flatten() for gradient in scaled]).norm() / 1024
+    assert not skipped and norm == pytest.approx(float(wanted))
     for weight, before_it, gradient in zip(net.parameters(), old, scaled, strict=True):
         torch.testing.assert_close(weight.detach(), before_it - 0.1 * gradient / 1024)

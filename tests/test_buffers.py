@@ -23,6 +23,15 @@ def test_the_networks_own_buffers_are_moved() -> None:
     assert buffers.counters.tolist() == [1, 1] and int(net.state_dict()["1.num_batches_tracked"]) == 1
 
 
+def test_what_is_frozen_keeps_its_own() -> None:
+    net = network()
+    net[1].eval()  # type: ignore[index]
+    buffers = Buffers(net)
+    assert buffers.floats.numel() == 2 + 8 and buffers.counters.numel() == 1
+    net[1].running_mean.fill_(-0.0)  # type: ignore[index]
+    assert (buffers.floats[2:6] == 0).all() and not buffers.floats[2:6].signbit().any()
+
+
 def test_a_rewind_puts_all_back() -> None:
     net = network()
     buffers = Buffers(net)

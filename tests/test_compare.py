@@ -80,7 +80,10 @@ def a_point(folder: Path) -> None:
 
 
 def the_clock(folder: Path) -> None:
-    change_row(folder, lambda row: row.update(seconds=99.0, samples_per_second=1.0))
+    change_row(
+        folder,
+        lambda row: row.update(seconds=99.0, samples_per_second=1.0, data_wait_share=0.9, communication_share=0.1),
+    )
 
 
 def test_twins_do_not_differ(twins: tuple[Path, Path]) -> None:

@@ -33,6 +33,11 @@ def test_values_are_typed_and_frozen() -> None:
         config.optim.lr = 1.0  # type: ignore[misc]
 
 
+def test_an_image_size_of_auto_is_a_number_at_once_unless_weights_have_their_own() -> None:
+    assert load("data.image_size=auto") == load()
+    assert load("data.image_size=auto", "model.name=vgg16", "model.pretrained=hub").data.image_size == "auto"
+
+
 def test_what_yaml_would_misread_is_read_as_meant(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("log: {wandb: off}\noptim: {lr: 1e-3}\nrun: {name: 'no'}")
@@ -75,6 +80,16 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
         ("train.threads_per_rank=0", "wanted 1 or more, or auto"),
         ("train.threads_per_rank=two", "wanted 1 or more, or auto"),
         ("data.channels=2", "choose from 1, 3, auto"),
+        ("data.image_size=big", "data.image_size=big: wanted 1 or more, or auto"),
+        ("data.image_size=0", "wanted 1 or more"),
+        ("data.normalize=weights", "there are no weights without model.pretrained"),
+        ("model.freeze=features", "wanted a list such as [features, classifier.0]"),
+        ("optim.lr_parts=[fc]", "wanted NAME=RATE"),
+        ("optim.lr_parts=[=0.1]", "wanted NAME=RATE"),
+        ("optim.lr_parts=[fc=fast]", "wanted NAME=RATE"),
+        ("optim.lr_parts=[fc=0]", "with a rate above 0"),
+        ("optim.lr_parts=[fc=.inf]", "wanted NAME=RATE"),
+        ("optim.lr_parts=[fc=0.1,fc=0.2]", "has a name twice"),
         ("model.name=resnet81", "did you mean 'resnet18'"),
         ("run.name=../elsewhere", "wanted the name of a folder under run.root"),
         ("run.name=.", "wanted the name of a folder under run.root"),
@@ -97,6 +112,9 @@ def test_a_wrong_setting_is_one_line_that_says_what_to_do(override: str, wanted:
         ["optim.nesterov=true", "optim.momentum=0"],
         ["optim.nesterov=true", "optim.name=adamw"],
         ["optim.betas=[0.9]"],
+        ["optim.lr_parts=[fc=0.1]", "optim.lr_head=0.1"],
+        ["optim.lr_parts=[fc=0.1]", "optim.lr_vectors=0.1", "optim.name=muon"],
+        ["data.image_size=auto", "data.progressive_sizes=[33]"],
         ["model.name=lenet", "model.pretrained=hub"],
         ["data.augment=[cutout]", "data.cutout_size=33"],
         ["train.device=cpu", "train.precision=fp16"],

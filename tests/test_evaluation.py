@@ -63,7 +63,7 @@ def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> 
     )  # fmt: skip
     assert found.accuracy == 1.0 and found.tta_accuracy == 0.0  # a quarter of the weight against three
     assert predictions.labels.tolist() == [0] * 6
-    assert predictions.probabilities.tolist() == pytest.approx([0.7310586] * 6)  # 1 / (1 + 1 / e)
+    assert predictions.confidence.tolist() == pytest.approx([0.7310586] * 6)  # 1 / (1 + 1 / e)
     plain, mirrored, up, up_mirrored, down, _ = seen
     assert torch.equal(plain, images) and torch.equal(mirrored, images.flip(3))
     assert torch.equal(up[:, :, 1:, 1:], images[:, :, :-1, :-1]) and torch.equal(up[:, :, 0], up[:, :, 2])
@@ -79,7 +79,18 @@ def test_each_samples_prediction_comes_from_the_rank_that_made_it() -> None:
         tallies[chunk % 3].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
     assert torch.equal(sum(tally.predicted for tally in tallies), LOGITS.argmax(1))  # type: ignore[arg-type]
     probabilities = sum(tally.probabilities for tally in tallies)
-    assert torch.allclose(probabilities, LOGITS.softmax(1).max(1).values)  # type: ignore[arg-type]
+    assert torch.allclose(probabilities, LOGITS.softmax(1))  # type: ignore[arg-type]
+    confidence = sum(tally.confidence for tally in tallies)
+    assert torch.allclose(confidence, LOGITS.softmax(1).max(1).values)  # type: ignore[arg-type]
+
+
+def test_of_many_classes_only_some_probabilities_are_kept() -> None:
+    """What all ranks add up grows with the samples, not with the classes too."""
+    tally = Tally(2, 2, 1000, torch.device("cpu"))
+    logits = torch.randn(2, 1000)
+    tally.add(0, logits, torch.tensor([0, 999]), torch.zeros(2))
+    assert torch.allclose(tally.probabilities, logits.softmax(1)[:, :20])
+    assert torch.allclose(tally.confidence, logits.softmax(1).max(1).values)
 
 
 def test_the_result_is_the_same_on_any_number_of_ranks() -> None:
@@ -112,3 +123,4 @@ def test_what_every_rank_has_counted_and_predicted_is_added_up() -> None:
     assert found == whole and not said
     assert torch.equal(added.labels, predictions.labels)
     assert torch.equal(added.probabilities, predictions.probabilities)
+    assert torch.equal(added.confidence, predictions.confidence)

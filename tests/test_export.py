@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from trainer.augment import Normalization
 from trainer.datasets import digits
 from trainer.errors import ExportError, FolderError
 from trainer.settings import Data, Model
-from trainer.trained import About
+from trainer.trained import KEY, About
 
 PROGRAMS = ["torchscript", "pt2", "onnx"]
 
@@ -31,7 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return torch.from_numpy(digits.load(Data(name="digits")).test.images).permute(0, 3, 1, 2).contiguous()
+    """1,000 of them."""
+    return torch.from_numpy(digits.load(Data(name="digits")).train.images[:1000]).permute(0, 3, 1, 2).contiguous()
 
 
 def by_onnxruntime(path: Path, images: Tensor) -> Tensor:
@@ -61,7 +61,9 @@ def test_a_whole_program_gives_the_runs_logits_and_says_what_it_is(
     with torch.no_grad():
         for some in (images, images[:1], images[:7]):
             assert torch.allclose(READERS[to](path, some), network.logits(some), rtol=0, atol=1e-4)
-    assert export.description(path) == json.loads(json.dumps(asdict(network.about)))
+    assert export.description(path) == json.loads(network.about.metadata()[KEY])
+    with pytest.raises(FolderError, match="is a whole program"):
+        trained.load(path)
 
 
 @pytest.mark.parametrize("to", ["safetensors", "torch"])

@@ -9,10 +9,10 @@ import pytest
 from safetensors import SafetensorError
 
 from trainer import config as configs
-from trainer import trackers
 from trainer.errors import FolderError
 from trainer.folder import MAY_CHANGE, RunFolder, told
 from trainer.settings import RunConfig, schema
+from trainer.trackers import lines
 
 
 def config(*overrides: str) -> RunConfig:
@@ -91,9 +91,9 @@ def test_metrics_are_rewound_to_a_step(begun: RunFolder) -> None:
     rows = [{"split": "train", "step": step} for step in (10, 20, 30)]
     begun.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "tr')
     for step in (15, 20, 25):
-        lines = trackers.JsonLines(begun.bad_steps, print)
-        lines.write({"step": step, "ids": [1]})
-        lines.close()
+        bad_steps = lines.JsonLines(begun.bad_steps, print)
+        bad_steps.write({"step": step, "ids": [1]})
+        bad_steps.close()
     assert begun.rewind(20) == set()
     assert [json.loads(line)["step"] for line in begun.metrics.read_text().splitlines()] == [10, 20]
     # A row of metrics is written after its step, a bad step is named by the step that it would have been.

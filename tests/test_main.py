@@ -13,9 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from workers.tiny import tiny
 
+from trainer import compare, models
 from trainer import main as entry
-from trainer import models
-from trainer.compare import curves
 from trainer.settings import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate")
@@ -57,8 +56,7 @@ def test_the_final_weights_say_how_to_use_them(tmp_path: Path) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "samples_per_second")} for row in rows]
+    return compare.rows(folder)
 
 
 @pytest.fixture
@@ -130,7 +128,7 @@ def test_a_run_killed_before_its_results_makes_them_once(tmp_path: Path) -> None
     again = json.loads((folder / "summary.json").read_text())
     assert again["test"] == summary["test"] and again["train"]["loss"] == summary["train"]["loss"]
     assert again["train"]["samples_per_second"] > 0 and rows_of(folder) == rows
-    assert [step for step, _ in curves(folder)["test/loss"]] == [6]
+    assert [step for step, _ in compare.curves(folder)["test/loss"]] == [6]
 
 
 def test_a_run_made_as_short_as_it_is_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +141,9 @@ def test_a_run_made_as_short_as_it_is_has_a_result(tmp_path: Path, monkeypatch: 
     assert run("log.every_steps=500", "train.max_steps=1") == 0
     summary = json.loads((tmp_path / "runs" / "digits" / "summary.json").read_text())
     assert summary["steps"] == 1 and summary["train"]["loss"] > 0
-    assert [row["split"] for row in rows_of(tmp_path / "runs" / "digits")] == ["test", "train"]
+    rows = rows_of(tmp_path / "runs" / "digits")
+    assert [row["split"] for row in rows] == ["test", "train"]
+    assert "grad_norm" not in rows[1]  # it was taken when no line was due
 
 
 def test_another_run_branches_off_from_a_checkpoint(tmp_path: Path) -> None:

@@ -54,8 +54,19 @@ def test_an_unknown_torchvision_name_is_told() -> None:
 
 def test_an_image_that_the_network_cannot_take_is_told() -> None:
     for name in ("inception_v3", "alexnet", "vit_b_32"):  # a RuntimeError each, and vit's AssertionError
-        with pytest.raises(ConfigError, match=r"cannot take data\.image_size=32"):
-            build(f"torchvision/{name}")
+        with pytest.raises(ConfigError, match=r"cannot take data\.image_size=40"):
+            build(f"torchvision/{name}", image_size=40)
+
+
+def test_a_vision_transformer_is_built_for_the_images_at_hand(tmp_path: Path) -> None:
+    net = build("torchvision/vit_b_32", image_size=64)
+    assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    import torchvision
+
+    torch.save(torchvision.models.vit_b_32(image_size=96).state_dict(), tmp_path / "larger.pth")
+    build("torchvision/vit_b_32", pretrained=str(tmp_path / "larger.pth"), image_size=96)
+    with pytest.raises(ConfigError, match=r"pos_embedding.*data\.image_size=auto is the size"):
+        build("torchvision/vit_b_32", pretrained=str(tmp_path / "larger.pth"), image_size=64)
 
 
 def test_torchvision_models_want_three_channels() -> None:
@@ -132,6 +143,50 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_told(weights: Path) -> None:
     with pytest.raises(ConfigError, match="does not hold weights of resnet18"):
         build("torchvision/resnet18", pretrained=str(weights))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "wanted"),
+    [
+        ("vgg16", "hub", (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ("vgg16", "a/vgg16_features-amdegroot-88682ab5.pth", (224, (0.48235, 0.45882, 0.40784), (1 / 255,) * 3)),
+        ("torchvision/vit_b_16", "mine.pth", (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        ("torchvision/vit_b_16", "vit_b_16_swag-9ac1b537.pth", (384, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+    ],
+)
+def test_preprocessing_is_that_of_the_weights(name: str, file: str, wanted: tuple[object, ...]) -> None:
+    found = models.preprocessing(Model(name=name, pretrained=file))
+    assert (found.image_size, found.normalization.mean, found.normalization.std) == wanted
+
+
+def test_an_unknown_models_preprocessing_is_told() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+        models.preprocessing(Model(name="torchvision/resnet5O", pretrained="hub"))
+
+
+def test_a_name_freezes_all_under_it() -> None:
+    net = build("resnet18")
+    models.freeze(net, ["layer1", "layer2.0.bn1.weight"])
+    frozen = {name for name, weight in net.named_parameters() if not weight.requires_grad}
+    assert frozen == {name for name, _ in net.named_parameters() if name.startswith("layer1.")} | {
+        "layer2.0.bn1.weight"
+    }
+    resting = {name for name, module in net.named_modules() if not module.training}
+    assert resting == {name for name, _ in net.named_modules() if f"{name}.".startswith("layer1.")}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("layer5", r"has no 'layer5'; did you mean 'layer\d'\? choose from avgpool, bn1, conv1, fc, layer1"),
+        ("layer1.2", r"did you mean 'layer1\.\d'\? choose from layer1\.0, layer1\.1$"),
+        ("fc.weight.data", r"did you mean 'fc\.weight'\? choose from fc\.bias, fc\.weight$"),
+        ("", "has no ''; choose from"),
+    ],
+)
+def test_a_name_that_cannot_be_frozen_is_told(name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        models.freeze(build("resnet18"), [name])
 
 
 @pytest.mark.slow

@@ -39,6 +39,40 @@ def test_matrices_head_and_vectors_have_their_own_rates(name: str) -> None:
         assert rates[id(weight)] == pytest.approx(expected.get(key, 0.2)), key
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_the_longest_name_that_fits_gives_a_part_its_rate(name: str) -> None:
+    net = nn.Sequential(small(), nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0][0].requires_grad_(False)  # type: ignore[index]
+    settings = Optim(name=name, lr=0.5, lr_parts=["0=0.2", "0.4.bias=0.3", "1=0.4"])  # type: ignore[arg-type]
+    made = optim.build(net, settings)
+    for weight in net.parameters():
+        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+    optim.set_lr(made, settings, 0.1)
+    rates = {id(weight): group["lr"] for group in made.param_groups for weight in group["params"]}
+    wanted = {"0.2": 0.02, "0.4": 0.02, "1": 0.04, "2": 0.05}  # 0.0 is not trained
+    expected = {f"{layer}.{own}": rate for layer, rate in wanted.items() for own in ("weight", "bias")}
+    expected["0.4.bias"] = 0.03
+    found = {key: rates[id(weight)] for key, weight in net.named_parameters() if id(weight) in rates}
+    assert found == pytest.approx(expected)
+    made.step()
+    again = optim.build(net, settings)
+    optim.restore(again, copy.deepcopy(made.state_dict()))
+    assert [group.get("part") for group in again.param_groups] == [group.get("part") for group in made.param_groups]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("4.wight", "did you mean '4.weight'"),
+        ("5", "has no '5'; choose from 0, 1, 2, 3, 4"),
+        ("3", "no weight that is"),
+    ],
+)
+def test_a_part_that_has_no_weights_is_told(part: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        optim.build(small(), Optim(lr_parts=[f"{part}=0.1"]))
+
+
 def test_without_rates_of_their_own_all_weights_are_one_group() -> None:
     made = optim.build(small(), Optim())
     optim.set_lr(made, Optim(lr=0.3), 0.5)

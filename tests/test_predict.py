@@ -65,6 +65,10 @@ def turned(picture: Image.Image, path: Path) -> None:
     picture.rotate(90).save(path, exif=exif, quality=95)
 
 
+# To be turned right by a quarter, and bytes where a number should be: Pillow cannot write such a block anew.
+DAMAGED_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+DAMAGED_EXIF += b"\xa0\x05\0\x01\0\0\0\x01\0\0\0\0" + b"\0" * 4
+
 KINDS: dict[str, Callable[[Image.Image, Path], None]] = {
     "larger.png": lambda picture, path: picture.resize((200, 200)).save(path),
     "wide.bmp": lambda picture, path: wide(picture).save(path),
@@ -73,6 +77,7 @@ KINDS: dict[str, Callable[[Image.Image, Path], None]] = {
     "cmyk.jpg": lambda picture, path: picture.convert("CMYK").save(path, quality=95),
     "palette.gif": lambda picture, path: picture.convert("P").save(path),
     "turned.jpg": turned,
+    "damaged_exif.jpg": lambda picture, path: picture.rotate(90).save(path, quality=95, exif=DAMAGED_EXIF),
     "deep.png": lambda picture, path: Image.fromarray(np.asarray(picture).astype(np.uint16) * 257).save(path),
     "lossless.webp": lambda picture, path: picture.convert("RGB").save(path, lossless=True),
     "one_bit.tiff": lambda picture, path: picture.point(lambda value: 255 * (value > 100)).convert("1").save(path),
@@ -120,6 +125,7 @@ class TestUnreadable:
         path.write_bytes(path.read_bytes()[:-60])
         (folder / "b.jpg").write_text("no image")
         (folder / "notes.txt").write_text("not asked for")
+        (folder / "c.jfif").write_text("nor this one")
 
     def test_one_among_others_is_told_and_the_others_are_predicted(
         self, run: Path, tmp_path: Path, samecurve: Samecurve
@@ -127,15 +133,33 @@ class TestUnreadable:
         folder = tmp_path / "given"
         self.spoil(folder)
         out, err = samecurve("predict", str(run), str(folder), "--json", "--top", "2", code=2)
-        cut, good, text = json.loads(out)
-        assert [Path(one["image"]).name for one in (cut, good, text)] == ["cut.png", "good.png", "b.jpg"]
+        cut, good, text, other = json.loads(out)
+        assert [Path(one["image"]).name for one in (cut, good, text, other)] == [
+            "cut.png",
+            "good.png",
+            "b.jpg",
+            "c.jfif",
+        ]
         assert cut["error"] and text["error"] and len(good["top"]) == 2
-        assert err == "samecurve: 2 of 3 images could not be read; all others are predicted\n"
+        assert err == "samecurve: 3 of 4 images could not be read; all others are predicted\n"
         out, _ = samecurve("predict", str(run), str(folder), "--csv", code=2)
         rows = list(csv.DictReader(out.splitlines()))
-        assert [row["rank"] for row in rows] == ["", "1", "2", "3", ""] and rows[0]["error"] and rows[1]["class"]
+        assert [row["rank"] for row in rows] == ["", "1", "2", "3", "", ""] and rows[0]["error"] and rows[1]["class"]
         out, _ = samecurve("predict", "x", str(folder / "a" / "good.png"), "--root", str(run.parent))
         assert out.startswith(f"{folder / 'a' / 'good.png'}: ") and out.count("%") == 3
+
+    def test_whatever_a_decoder_raises_is_told_of_its_image_alone(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def raises(*_: object) -> None:
+            raise NotImplementedError("a kind of compression")
+
+        paint(tmp_path / "good.png", seed=1)
+        paint(tmp_path / "bad.png", seed=2)
+        fit = predict.fit
+        monkeypatch.setattr(predict, "fit", lambda at, *size: raises() if "bad" in at.filename else fit(at, *size))
+        bad, good = predict.load(run).each([tmp_path / "bad.png", tmp_path / "good.png"])
+        assert bad.problem == "NotImplementedError: a kind of compression" and good.top
 
     def test_a_link_to_nothing_in_a_folder_and_pixels_without_a_range(self, run: Path, tmp_path: Path) -> None:
         folder = tmp_path / "given"

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trainer.evaluation import Predictions
 from trainer.folder import RunFolder
 from trainer.reporter import Reporter
 from trainer.settings import Data
+from trainer.visuals import NoVisuals
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,20 @@ def test_one_is_made_again_and_a_bad_place_is_one_line(run: Path, samecurve: Sam
     assert "cannot be written" in err and err.count("\n") == 1
 
 
+def test_a_run_of_several_machines_is_repeated_by_a_job(run: Path, samecurve: Samecurve, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "x")
+    about = json.loads((run / "environment.json").read_text())
+    about |= {"world_size": 4, "hosts": ["a", "b"], "backend": "nccl"}
+    (tmp_path / "x" / "environment.json").write_text(json.dumps(about))
+    samecurve("report", str(tmp_path / "x"))
+    page = (tmp_path / "x" / "report.html").read_text()
+    assert f"samecurve submit --nodes 2 --gpus-per-node 2 --config {tmp_path / 'x' / 'config.yaml'}" in page
+
+
+def reporter(folder: Path, say: Callable[[str], None]) -> Reporter:
+    return Reporter(RunFolder(folder), ("a", "b"), say, NoVisuals())
+
+
 class TestReporter:
     PART = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
 
@@ -166,18 +182,30 @@ class TestReporter:
     def predictions(self, wrong: int) -> Predictions:
         labels = self.PART.labels.clone()
         labels[:wrong] = 1 - labels[:wrong]
-        return Predictions(labels, torch.full((4,), 0.5))
+        return Predictions(labels, torch.full((4,), 0.5), torch.full((4, 2), 0.5))
 
     def test_evaluations_that_come_fast_are_all_in_the_last_report(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "config.yaml").write_text((run / "config.yaml").read_text())
-        reporter = Reporter(RunFolder(tmp_path / "x"), ("a", "b"), print)
-        reporter.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        kept = reporter(tmp_path / "x", print)
+        kept.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
         first = (tmp_path / "x" / "report.html").stat().st_mtime_ns
-        reporter.evaluated(self.PART, self.SCORES, self.predictions(3), 2)
+        kept.evaluated(self.PART, self.SCORES, self.predictions(3), 2)
         assert (tmp_path / "x" / "report.html").stat().st_mtime_ns == first
-        reporter.write()
+        kept.write()
         assert len(told.read(tmp_path / "x").mistakes) == 3
+
+    def test_a_run_that_is_stopped_leaves_its_last_evaluation(self, run: Path, tmp_path: Path) -> None:
+        place = tmp_path / "x"
+        place.mkdir()
+        (place / "config.yaml").write_text((run / "config.yaml").read_text())
+        kept = reporter(place, print)
+        kept.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        kept.evaluated(self.PART, self.SCORES, self.predictions(3), 2)
+        (place / "status.json").write_text('{"state": "stopped", "step": 2, "reason": "SIGTERM"}')
+        kept.stops()
+        assert json.loads((place / "evaluation.json").read_text())["step"] == 2
+        assert len(told.read(place).mistakes) == 3 and "stopped" in (place / "report.html").read_text()
 
     def test_a_disk_in_trouble_costs_the_report_and_is_told_once(self, run: Path, tmp_path: Path) -> None:
         said: list[str] = []
@@ -185,20 +213,20 @@ class TestReporter:
         folder.mkdir()
         (folder / "config.yaml").write_text((run / "config.yaml").read_text())
         (folder / "report.html").mkdir()  # in its way
-        reporter = Reporter(RunFolder(folder), ("a", "b"), said.append)
-        reporter.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
-        reporter.write()
+        kept = reporter(folder, said.append)
+        kept.evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        kept.write()
         assert len(said) == 1 and "samecurve report makes it" in said[0]
 
     def test_files_that_somebody_has_changed_and_a_run_that_never_began_cost_no_more(
         self, run: Path, tmp_path: Path
     ) -> None:
         said: list[str] = []
-        Reporter(RunFolder(tmp_path), ("a", "b"), said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        reporter(tmp_path, said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
         assert not said and not (tmp_path / "report.html").exists()
         folder = shutil.copytree(run, tmp_path / "x")
         (folder / "status.json").write_text('{"state": "fin')
-        Reporter(RunFolder(folder), ("a", "b"), said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
+        reporter(folder, said.append).evaluated(self.PART, self.SCORES, self.predictions(1), 1)
         assert len(said) == 1 and "is not what a run writes" in said[0]
 
     def test_classes_are_shown_while_the_run_is_on(self, run: Path, tmp_path: Path) -> None:
@@ -207,7 +235,7 @@ class TestReporter:
         (folder / "evaluation.json").unlink()
         report.write([folder], folder / "report.html")
         assert "class precision" not in Page((folder / "report.html").read_text()).text
-        Reporter(RunFolder(folder), ("a", "b"), print).evaluated(self.PART, self.SCORES, self.predictions(1), 7)
+        reporter(folder, print).evaluated(self.PART, self.SCORES, self.predictions(1), 7)
         text = Page((folder / "report.html").read_text()).text
         assert "of the test set, at step 7" in text and "a 100.0% 100.0% 100.0% 1" in text
 

@@ -1,6 +1,7 @@
 """Jobs on a real cluster that end before their time: each equals, bit for bit, a run that nobody disturbed."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +50,16 @@ def status(folder: Path) -> dict[str, object]:
 
 def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroken: bytes) -> None:
     folder = place / "limit"
-    # SLURM looks at its clock twice a minute: the warning comes within 35 s of what is set below. A checkpoint at each
-    # step makes the run last longer, and changes nothing of it.
-    options, slower = ("--time=10", "--signal=B:USR1@60"), "checkpoint.every_steps=1"
-    job = cluster.train(*options, settings=(*RUN, f"run.root={place}", "run.name=limit", slower))
+    settings = (*RUN, f"run.root={place}", "run.name=limit")
+    job = cluster.train("--time=10", "--signal=B:USR1@60", settings=settings)
     cluster.until("step 20", lambda: steps(folder) >= 20)
     cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+65")
+    # SLURM looks at its clock twice a minute, and the run may last less: it is halted until the warning has reached it.
+    (rank,) = processes(cluster, "n1", "trainer/main.py")
+    cluster.script("exec", "n1", "kill", "-STOP", rank)
+    waiting = re.compile(r"^ShdPnd:\s*0*[1-9a-f]", re.MULTILINE)
+    cluster.until("the warning", lambda: waiting.search(cluster.script("exec", "n1", "cat", f"/proc/{rank}/status")))
+    cluster.script("exec", "n1", "kill", "-CONT", rank)
     cluster.until("its requeue", lambda: "Restarts=0" not in cluster.call("scontrol", "show", "job", job))
     stopped = status(folder)
     assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 600, cluster.logs()
@@ -120,14 +125,19 @@ def starts(folder: Path) -> int:
     return len((folder / "starts.jsonl").read_text().splitlines())
 
 
-def kill(cluster: Cluster, node: str, words: str, folder: Path) -> float:
-    """Kills the process of a node that has these words in its command; seconds until the run is further than it was."""
+def processes(cluster: Cluster, node: str, words: str) -> list[str]:
+    """The ids of a node's processes that have these words in their command."""
     listed = cluster.script("exec", node, "ps", "-eo", "pid,args").splitlines()
     others = {"launch/main.py", "torch.distributed.run"} - {words}
-    pids = [line.split()[0] for line in listed if words in line and not any(other in line for other in others)]
-    assert pids, "\n".join(listed)
+    found = [line.split()[0] for line in listed if words in line and not any(other in line for other in others)]
+    assert found, "\n".join(listed)
+    return found
+
+
+def kill(cluster: Cluster, node: str, words: str, folder: Path) -> float:
+    """Kills the process of a node that has these words in its command; seconds until the run is further than it was."""
     begun, began = starts(folder), time.monotonic()
-    cluster.script("exec", node, "kill", "-9", pids[0])
+    cluster.script("exec", node, "kill", "-9", processes(cluster, node, words)[0])
     step = steps(folder)
     cluster.until("another start", lambda: starts(folder) > begun)
     cluster.until("more steps", lambda: steps(folder) > step)

@@ -1,6 +1,7 @@
 """Trackers, with the real clients: what is logged is read back from their own files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import config as configs
-from trainer import trackers
+from trainer import trackers, wandb_mode
 from trainer.errors import UserError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
+from trainer.trackers import lines
 
 LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
 ROW = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3}
@@ -62,7 +64,7 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
     (folder.path / "starts.jsonl").write_text("{}\n{}\n{}\n")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     settings = ["run.name=sweep/a", "log.wandb=auto", "log.project=p q", "log.tags=[fast, small]", "log.notes=a note"]
-    tracker = trackers.WandB(config(*settings), folder, said.append)
+    tracker = trackers.WandB(config(*settings), folder, "abcd1234", said.append)
     for step in (10, 20):
         tracker.log("train", ROW, step)
         tracker.log("test", {"accuracy": 0.5}, step)
@@ -77,7 +79,7 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
     )  # fmt: skip
     run = json.loads(shown.stdout)
     assert run["state"] == "finished" and run["exit_code"] == 0 and run["project"] == "p q"
-    assert run["run_id"] == (folder.path / "wandb" / "run-id").read_text()
+    assert run["run_id"] == "abcd1234"
     assert (
         run["summary"]["train/loss"] == 0.5 and run["summary"]["step"] == 20 and run["summary"]["test/accuracy"] == 0.5
     )
@@ -90,8 +92,16 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
 
 
 def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:
-    path = folder.path / "wandb" / "run-id"
-    assert trackers._run_id(path) == trackers._run_id(path)
+    asked = config("log.wandb=offline")
+    first = trackers.wandb_run_id(asked, folder, of_checkpoint="")
+    assert re.fullmatch("[0-9a-f]{8}", first) and trackers.wandb_run_id(asked, folder, of_checkpoint="") == first
+    assert trackers.wandb_run_id(asked, folder, of_checkpoint="abcd1234") == first, "that of the folder counts"
+    (folder.path / "wandb" / "run-id").unlink()
+    assert trackers.wandb_run_id(asked, folder, of_checkpoint="abcd1234") == "abcd1234"
+    assert (folder.path / "wandb" / "run-id").read_text() == "abcd1234"
+    off = config("log.wandb=off")
+    assert trackers.wandb_run_id(off, folder, of_checkpoint="") == "", "no id where there is no run"
+    assert trackers.wandb_run_id(off, folder, of_checkpoint="abcd1234") == "abcd1234", "for when it is on again"
 
 
 class TestWandBMode:
@@ -103,32 +113,32 @@ class TestWandBMode:
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the port of discard: refused at once
 
     def test_auto_without_a_key_is_offline(self) -> None:
-        mode, why = trackers._mode("auto")
+        mode, why = wandb_mode.decide("auto")
         assert mode == "offline" and "WANDB_API_KEY" in why
 
     def test_auto_without_a_network_is_offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-        mode, why = trackers._mode("auto")
+        mode, why = wandb_mode.decide("auto")
         assert mode == "offline" and "no connection to http://127.0.0.1:9" in why and "k" * 40 not in why
 
     def test_a_key_of_wandb_login_counts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login user password {'k' * 40}\n")
         (tmp_path / "netrc").chmod(0o600)
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        assert "no connection" in trackers._mode("auto")[1]
+        assert "no connection" in wandb_mode.decide("auto")[1]
 
     def test_online_that_cannot_be_is_an_error(self) -> None:
         with pytest.raises(UserError, match=r"log\.wandb=online: no API key.*log\.wandb=offline"):
-            trackers._mode("online")
+            wandb_mode.decide("online")
 
     def test_wandbs_own_variable_counts_for_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
         monkeypatch.setenv("WANDB_MODE", "offline")
-        assert trackers._mode("auto") == ("offline", "as set")
+        assert wandb_mode.decide("auto") == ("offline", "as set")
 
 
 def test_trackers_are_those_that_were_asked_for(folder: RunFolder) -> None:
-    built = trackers.build(config("log.wandb=off", "log.tensorboard=false"), folder, 0, print)
+    built = trackers.build(config("log.wandb=off", "log.tensorboard=false"), folder, 0, "abcd1234", print)
     assert [type(tracker) for tracker in built] == [trackers.Metrics]
     for tracker in built:
         tracker.close()
@@ -136,21 +146,55 @@ def test_trackers_are_those_that_were_asked_for(folder: RunFolder) -> None:
 
 def test_a_checkpoint_is_not_to_be_had_while_lines_wait(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    lines = trackers.JsonLines(folder.metrics, said.append)
-    lines.write({"step": 1})
+    rows = lines.JsonLines(folder.metrics, said.append)
+    rows.write({"step": 1})
 
-    class Full(trackers.FileIO):
+    class Full(lines.FileIO):
         def write(self, content: object) -> int:
             return super().write(b'{"st')  # a disk takes what fits
 
     with monkeypatch.context() as disk, Full(folder.metrics, "ab") as full:
-        disk.setattr(lines, "_file", full)
+        disk.setattr(rows, "_file", full)
         for step in (2, 3):
-            lines.write({"step": step})
+            rows.write({"step": step})
         assert len(said) == 1 and "No space left" in said[0]
         with pytest.raises(OSError, match="No space left"):
-            lines.flush()
+            rows.flush()
         assert folder.metrics.read_text() == '{"step": 1}\n'  # no half of a line
-    lines.flush()
+    rows.flush()
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
-    lines.close()
+    rows.close()
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports
+def test_a_disk_that_is_full_costs_wandbs_pictures_not_its_rows(folder: RunFolder) -> None:
+    said: list[str] = []
+    tracker = trackers.WandB(config("log.wandb=offline"), folder, "abcd1234", said.append)
+    log = tracker._run.log
+
+    def full(row: dict[str, object]) -> None:  # a mock of the disk alone, which wandb asks for room behind this call
+        if any(not isinstance(value, (int, float)) for value in row.values()):
+            raise OSError(28, "No space left on device")
+        log(row)
+
+    tracker._run.log = full
+    tracker.log("test", ROW, 10)
+    tracker._held["test/mistakes"] = object()
+    tracker.close()
+    assert "left out (No space left on device)" in said[-1]
+    (place,) = (folder.path / "wandb").glob("offline-run-*")
+    shown = subprocess.run([*LEET, "--summary", str(place)], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(shown.stdout)["summary"]["test/loss"] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("setting", ["log.project=a/b", f"log.tags=[{'t' * 70}]"])
+def test_what_wandb_does_not_take_is_one_line(folder: RunFolder, setting: str) -> None:
+    with pytest.raises(UserError, match="W&B does not take this run"):
+        trackers.WandB(config("log.wandb=offline", setting), folder, "abcd1234", print)
+
+
+def test_online_beside_wandbs_own_no_is_refused(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(UserError, match="WANDB_MODE=disabled forbids it"):
+        trackers.wandb_run_id(config("log.wandb=online"), folder, of_checkpoint="")

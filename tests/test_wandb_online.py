@@ -1,48 +1,15 @@
-"""W&B online: the real client against a local server, which these tests need and otherwise skip.
-
-The server is a file of one process, not part of this project: SAMECURVE_WANDB_SERVER names it.
-"""
+"""W&B online: the real client against a local server, which these tests need and otherwise skip."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import MAIN, REPOSITORY, Done
+from conftest import MAIN, Done
+from local_wandb import Server
 
-SERVER = Path(os.environ.get("SAMECURVE_WANDB_SERVER", REPOSITORY.parent / "shared" / "tools" / "wandb_server.py"))
-pytestmark = pytest.mark.skipif(not SERVER.is_file(), reason="needs a local W&B server: set SAMECURVE_WANDB_SERVER")
 RUN = [sys.executable, MAIN, "--config", "digits", "log.tensorboard=false", "train.max_steps=40"]
-
-
-class Server:
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def ask(self, path: str, body: dict[str, object] | None = None) -> Any:
-        data = json.dumps(body).encode() if body is not None else None
-        with urllib.request.urlopen(self.url + path, data=data, timeout=10) as answer:
-            return json.loads(answer.read())
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    command = [sys.executable, str(SERVER), "--port", "0", "--dir", str(tmp_path / "server")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    url = json.loads(process.stdout.readline())["base_url"]
-    monkeypatch.setenv("WANDB_BASE_URL", url)
-    monkeypatch.setenv("WANDB_API_KEY", "f" * 40)
-    yield Server(url)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
 
 
 def test_auto_goes_online_with_a_key_and_a_network(launch: Callable[..., Done], server: Server) -> None:

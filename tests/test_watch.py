@@ -34,6 +34,12 @@ def test_a_stuck_rank_is_named_with_all_stacks(ranks: Ranks) -> None:
 
 
 @pytest.mark.slow
+def test_an_upload_at_the_end_may_take_longer_than_a_step(ranks: Ranks) -> None:
+    ranks.run(2, *QUICK, "train.max_steps=3", plant="slow_result")
+    assert not REPORT.exists()
+
+
+@pytest.mark.slow
 def test_a_frozen_store_is_noticed(ranks: Ranks) -> None:
     started = ranks.start(2, *QUICK)
     ranks.until_step(Path("runs/x"), 5)

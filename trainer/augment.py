@@ -34,12 +34,15 @@ class Normalization:
     std: tuple[float, ...]
 
 
-def normalization(name: str, images: Tensor) -> Normalization:
-    """The named one for as many channels as the images have, or 'data': theirs. images: uint8 [N, C, H, W]."""
+def normalization(name: str, images: Tensor, of_weights: Normalization | None = None) -> Normalization:
+    """The named one for as many channels as the images have, or 'data': theirs. images: uint8 [N, C, H, W].
+
+    of_weights: what 'weights' means.
+    """
     channels = images.shape[1]
     if name == "data":
         return _measured(images)
-    mean, std = NORMALIZATIONS[name]
+    mean, std = NORMALIZATIONS[name] if of_weights is None else (list(of_weights.mean), list(of_weights.std))
     if channels == 1:  # grey is made of the three by its usual weights, near enough their plain mean
         mean, std = [sum(mean) / 3], [sum(std) / 3]
     return Normalization(tuple(mean), tuple(std))
@@ -82,6 +85,8 @@ class Augment:
             scale, shift = (_for_each_pixel(value, shape).to(device) for value in (1 / (255 * std), -mean / std))
             self._normalizing[shape] = scale, shift
         self._epochs = epochs
+        self.device = device
+        self.mixes = not {"mixup", "cutmix"}.isdisjoint(self._names)
         self._mean_colour = (255 * mean.flatten()).round().to(device, torch.uint8)
         padding = data.crop_padding if "crop" in data.augment else 0
         self._windows = Windows(padding, data.crop_border == "reflect")

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer.checkpoint import Progress
 from trainer.meter import Outcome
 from trainer.sampler import GlobalBatches
-from trainer.trackers import Lines
+from trainer.trackers.lines import Lines
 
 _LAG_STEPS = 8
 

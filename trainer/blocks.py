@@ -87,10 +87,17 @@ class _RankBlocks(Sampler[_Block]):
     """The blocks of this rank, from one step to another."""
 
     def __init__(
-        self, part: Images, batches: GlobalBatches, config: RunConfig, world: World, first_step: int, end_step: int
+        self,
+        part: Images,
+        batches: GlobalBatches,
+        mixes: bool,
+        config: RunConfig,
+        world: World,
+        first_step: int,
+        end_step: int,
     ) -> None:
         self._batches, self._virtual_ranks = batches, config.train.virtual_ranks
-        self._mixes = not {"mixup", "cutmix"}.isdisjoint(config.data.augment)
+        self._mixes = mixes
         self._rank, self._world_size = world.rank, world.size
         self._first_step, self._end_step = first_step, end_step
         samples_per_step = batches.global_batch_size / world.size
@@ -156,7 +163,7 @@ def train_loader(
     """
     loader = DataLoader(
         _Blocks(part),
-        batch_sampler=_RankBlocks(part, batches, config, world, first_step, end_step),  # type: ignore[arg-type]
+        batch_sampler=_RankBlocks(part, batches, augment.mixes, config, world, first_step, end_step),  # type: ignore[arg-type]
         collate_fn=_whole,  # type: ignore[arg-type]
         num_workers=config.data.workers,
         worker_init_fn=stop.ignore_in_worker,

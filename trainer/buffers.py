@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """The float32 and int64 buffers of a module become views of `floats` and `counters`."""
+    """The float32 and int64 buffers of a module become views of `floats` and `counters`; what is in evaluation mode,
+    because it is frozen, keeps its own."""
 
     def __init__(self, module: nn.Module) -> None:
         """To be called when the module is on its device; a later `.to()` would undo it."""
@@ -39,7 +40,8 @@ class Buffers:
 
 
 def _flatten(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    found = [buffer for buffer in module.buffers() if buffer.dtype == dtype]
+    trained = [part for part in module.modules() if part.training]
+    found = [buffer for part in trained for buffer in part.buffers(recurse=False) if buffer.dtype == dtype]
     if not found:
         return next(module.parameters()).new_empty(0, dtype=dtype)
     flat = torch.cat([buffer.flatten() for buffer in found])

@@ -57,6 +57,8 @@ class Progress:
     """what it is trained in: `auto` may mean something else on another machine"""
     bad_steps: int = 0
     """steps skipped because loss or gradient was not finite"""
+    wandb_run_id: str = ""
+    """the W&B run that the rows go to, if any"""
 
     def judge(self, accuracies: dict[str, float]) -> bool:
         """Takes note of an evaluation, by split; whether it is the best so far on the held-out part."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainer import checkpoint
 
-# What the clock says is no part of a run's result.
-_OF_THE_CLOCK = ("seconds", "samples_per_second")
+# What the clock and the memory say is no part of a run's result.
+_OF_THE_CLOCK = ("seconds", "samples_per_second", "data_wait_share", "communication_share", "gpu_memory_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in _OF_THE_CLOCK} for line in lines]
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The points that TensorBoard shows of each scalar: step and value."""
+def curves(folder: Path) -> dict[str, list[tuple[int, float | None]]]:
+    """The points that TensorBoard shows of each scalar: step and value, None for one that is not finite."""
     if not (folder / "tensorboard").is_dir():
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # late: 1 s
@@ -63,7 +63,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        tag: [(event.step, event.value if math.isfinite(event.value) else None) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
         if tag.rpartition("/")[2] not in _OF_THE_CLOCK
     }
@@ -116,6 +116,6 @@ def _rows(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> str:
     return f"{len(differing)} of {len(first)} lines differ, first at step {differing[0]}" if differing else ""
 
 
-def _curves(first: dict[str, list[tuple[int, float]]], second: dict[str, list[tuple[int, float]]]) -> str:
+def _curves(first: dict[str, Any], second: dict[str, Any]) -> str:
     differing = sorted(tag for tag in first.keys() | second.keys() if first.get(tag) != second.get(tag))
     return f"{', '.join(differing)} differ" if differing else ""

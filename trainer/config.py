@@ -2,16 +2,17 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from trainer import contradictions
 from trainer.errors import ConfigError, WorldError, one_of
-from trainer.settings import AUGMENTATIONS, RunConfig, SettingInfo, schema
+from trainer.settings import IMAGE_SIZE, Model, RunConfig, SettingInfo, schema
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -56,7 +57,16 @@ def load(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
         name = files[-1].stem if files else "cifar10"
         plain = dataclasses.replace(plain, run=dataclasses.replace(plain.run, name=name))
     _check_values(plain)
+    if plain.data.image_size == "auto" and not plain.model.pretrained:
+        plain = with_image_size(plain, IMAGE_SIZE)
     return plain
+
+
+def with_image_size(config: RunConfig, side: int) -> RunConfig:
+    """The settings with a number for data.image_size=auto. Raises ConfigError where others do not go with it."""
+    found = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=side))
+    _check_values(found)
+    return found
 
 
 def check_ranks(config: RunConfig, world_size: int) -> None:
@@ -71,6 +81,16 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
         raise WorldError(
             f"train.virtual_ranks={virtual_ranks} leaves some of {world_size} ranks without a shard; "
             f"start {virtual_ranks} processes at most, or begin a new run with more virtual ranks"
+        )
+
+
+def check_weights(model: Model, path: Path) -> None:
+    """Raises ConfigError when model.pretrained, which means this path, is not there."""
+    if not path.is_file():
+        name = model.name.removeprefix("torchvision/")
+        raise ConfigError(
+            f"model.pretrained={model.pretrained}: no file {path}; wanted torchvision's weights of {name} as a state "
+            "dict. Give their path, or fetch them with torchvision on a machine with internet and copy the file there"
         )
 
 
@@ -202,79 +222,7 @@ def _check_values(config: RunConfig) -> None:
     """Refuses values out of range and settings that contradict each other."""
     for name, value in flatten(config).items():
         limits = schema()[name].field.metadata
-        for problem in _outside(value, limits):
+        for problem in contradictions.outside(value, limits):
             raise ConfigError(f"{name}={value}: wanted {problem}")
-    for problem in _contradictions(config):
+    for problem in contradictions.among(config):
         raise ConfigError(problem)
-
-
-def _outside(value: Any, limits: Any) -> Iterator[str]:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return
-    low, above, high = limits["least"], limits["above"], limits["most"]
-    if low is not None and not value >= low:
-        yield f"{low} or more"
-    if above is not None and not value > above:
-        yield f"more than {above}"
-    if high is not None and not value <= high:
-        yield f"{high} or less"
-    if value in (float("inf"), float("-inf")):
-        yield "a finite number"
-
-
-def _contradictions(config: RunConfig) -> Iterator[str]:
-    data, model, train = config.data, config.model, config.train
-    name = PurePath(config.run.name)
-    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in config.run.name:
-        yield f"run.name={config.run.name}: wanted the name of a folder under run.root; put the rest into run.root"
-    if data.channels not in ("auto", 1, 3):
-        yield f"data.channels={data.channels}: choose from 1, 3, auto"
-    for kind in data.augment:
-        if kind not in AUGMENTATIONS:
-            yield f"data.augment={data.augment}: no augmentation '{kind}'; {one_of(kind, AUGMENTATIONS)}"
-    if "cutout" in data.augment and data.cutout_size > data.image_size:
-        yield f"data.cutout_size={data.cutout_size} is larger than data.image_size={data.image_size}; lower it"
-    if not all(1 <= size <= data.image_size for size in data.progressive_sizes):
-        yield f"data.progressive_sizes={data.progressive_sizes}: wanted 1 to data.image_size={data.image_size}"
-    if len(data.progressive_sizes) > train.epochs:
-        yield f"data.progressive_sizes={data.progressive_sizes}: more than train.epochs={train.epochs}; leave some out"
-    if "flip" in data.augment and "alternating_flip" in data.augment:
-        yield f"data.augment={data.augment}: flip and alternating_flip are two ways to mirror an image; choose one"
-    if data.crop_border == "reflect" and data.crop_padding >= data.image_size:
-        yield f"data.crop_padding={data.crop_padding}: {data.image_size} pixels cannot reflect so many; lower it"
-    if config.eval.tta == "mirror_and_shift" and data.image_size < 2:
-        yield "eval.tta=mirror_and_shift: data.image_size=1 leaves nothing to shift; choose mirror"
-    if config.optim.name == "muon" and config.optim.weight_decay > 1:
-        yield f"optim.weight_decay={config.optim.weight_decay}: muon's is a share of the weights; wanted 1 or less"
-    if data.progressive_sizes and model.name in ("lenet", "tudui"):
-        yield f"data.progressive_sizes={data.progressive_sizes}: {model.name} takes 32 pixels only; leave it []"
-    if not model.widths or min(model.widths) < 1:
-        yield f"model.widths={model.widths}: wanted one number of channels or more, each 1 or more"
-    own_models = ("lenet", "tudui", "speedrun", "resnet18", "vgg16")
-    if model.name not in own_models and not model.name.startswith("torchvision/"):
-        yield f"model.name={model.name}: {one_of(model.name, own_models)}, or torchvision/NAME"
-    if model.pretrained and model.name in ("lenet", "tudui", "speedrun", "resnet18"):
-        yield f"model.pretrained={model.pretrained}: {model.name} has no such weights; use vgg16 or torchvision/NAME"
-    if model.pretrained and data.channels == 1:
-        yield f"model.pretrained={model.pretrained}: ImageNet weights take 3 channels; set data.channels=3"
-    if config.loss.label_smoothing and config.loss.name != "cross_entropy":
-        yield f"loss.label_smoothing={config.loss.label_smoothing}: only cross_entropy has it; set it to 0"
-    if config.optim.name == "muon" and config.optim.nesterov:
-        yield "optim.nesterov=true: muon's momentum is Nesterov's as it is; leave optim.nesterov=false"
-    elif config.optim.nesterov and (config.optim.name != "sgd" or not config.optim.momentum):
-        yield "optim.nesterov=true: wanted sgd with a momentum above 0; set optim.nesterov=false or optim.momentum=0.9"
-    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
-        yield f"optim.betas={config.optim.betas}: wanted two numbers from 0 up to, not including, 1"
-    if config.schedule.warmup_epochs > train.epochs:
-        warmup = config.schedule.warmup_epochs
-        yield f"schedule.warmup_epochs={warmup} is more than train.epochs={train.epochs}; lower it"
-    threads = train.threads_per_rank
-    if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
-        yield f"train.threads_per_rank={threads}: wanted 1 or more, or auto"
-    if train.virtual_ranks is not None and train.virtual_ranks > data.global_batch_size:
-        size = data.global_batch_size
-        yield f"train.virtual_ranks={train.virtual_ranks} is more than data.global_batch_size={size}; lower it"
-    if train.time_limit is not None and not train.time_limit_seconds:
-        yield f"train.time_limit={train.time_limit}: wanted a time such as 90m, 1h30m, 1:30:00 or 2-12:00:00"
-    if train.device == "cpu" and train.precision == "fp16":
-        yield "train.precision=fp16: a CPU has no fp16 training; choose fp32 or bf16"

@@ -3,18 +3,20 @@
 import io
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from trainer.spoken import duration
 
 _REDRAW_SECONDS = 0.1
 _LOG_WIDTH = 100
+_BAR_WIDTH = 12  # at least
+_FIRST_DROPPED = ("epoch", "images/s", "accuracy", "loss", "left")  # where a terminal is too narrow for all
 
 
 class Quiet:
@@ -25,6 +27,7 @@ class Quiet:
     def say(self, text: str) -> None: ...
     def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None: ...
     def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None: ...
+    def profiled(self, operations: list[dict[str, Any]], title: str) -> None: ...
     def finished(self, summary: dict[str, Any], folder: Path) -> None: ...
     def close(self) -> None: ...
 
@@ -42,7 +45,12 @@ class Console(Quiet):
         """Draws the bar, where there is a terminal to draw it on."""
         self._total_steps = total_steps
         if self._terminal.is_terminal:
-            columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+            columns = (
+                TextColumn("step"),
+                BarColumn(max(_BAR_WIDTH, min(40, self._terminal.width // 5))),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
+            )
             self._progress = Progress(*columns, console=self._terminal)
             self._progress.add_task("", total=total_steps, completed=step, text="")
             self._progress.start()
@@ -61,13 +69,17 @@ class Console(Quiet):
 
     def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:
         """A line of training metrics: the bar's text, or a line of its own."""
-        text = (
-            f"epoch {scalars['epoch']:.2f}  loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.1%}  "
-            f"{scalars['samples_per_second']:,.0f} images/s  {duration(seconds_left)} left"
-        )
-        line = f"step {step:,}/{self._total_steps:,}  {text}"
+        parts = [
+            f"epoch {scalars['epoch']:.2f}", f"loss {scalars['loss']:.4f}", f"accuracy {scalars['accuracy']:.1%}",
+            f"{scalars['samples_per_second']:,.0f} images/s", f"{duration(seconds_left)} left",
+        ]  # fmt: skip
+        line = "  ".join([f"step {step:,}/{self._total_steps:,}", *parts])
         if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+            room = self._terminal.width - _BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
+            for dropped in _FIRST_DROPPED:
+                if len("  ".join(parts)) > room:
+                    parts = [part for part in parts if dropped not in part]
+            self._progress.update(self._progress.task_ids[0], completed=step, text="  ".join(parts))
             self._keep(line)
         else:
             self.say(line)
@@ -76,15 +88,15 @@ class Console(Quiet):
         several = f"  with several views {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
         self.say(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{several}")
 
+    def profiled(self, operations: list[dict[str, Any]], title: str) -> None:
+        """A table of a profile's most expensive operations."""
+        self._show(by_operation(operations, title))
+
     def finished(self, summary: dict[str, Any], folder: Path) -> None:
         """The per-class table of the test set, the result in one line, and where the files are."""
         self.close()
         test = summary["test"]
-        table = by_class(test["classes"], "test set, by class")
-        self._terminal.print(table)
-        plain = io.StringIO()
-        Terminal(file=plain, width=_LOG_WIDTH).print(table)
-        self._keep(plain.getvalue().rstrip())
+        self._show(by_class(test["classes"], "test set, by class"), by_class(test["classes"], "test set", ["f1"]))
         train, processes = summary["train"], summary["world_size"]
         self.say(
             f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "
@@ -94,6 +106,14 @@ class Console(Quiet):
         self.say(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
         self.say(f"next: samecurve predict {shlex.quote(str(folder))} IMAGE...")
 
+    def _show(self, table: Table, narrow: Table | None = None) -> None:
+        """narrow: what a terminal shows that is too narrow for the table."""
+        wanted = self._terminal.measure(table, options=self._terminal.options.update_width(_LOG_WIDTH)).maximum
+        self._terminal.print(narrow if narrow is not None and wanted > self._terminal.width else table)
+        plain = io.StringIO()
+        Terminal(file=plain, width=_LOG_WIDTH).print(table)
+        self._keep(plain.getvalue().rstrip())
+
     def close(self) -> None:
         """Takes the bar down."""
         if self._progress is not None:
@@ -101,12 +121,22 @@ class Console(Quiet):
             self._progress = None
 
 
-def by_class(classes: list[dict[str, Any]], title: str) -> Table:
+def by_class(classes: list[dict[str, Any]], title: str, scores: Sequence[str] = ("precision", "recall", "f1")) -> Table:
     """classes: as summary.json has them."""
-    table = Table("class", *(["precision", "recall", "f1", "images"]), title=title)
+    table = Table("class", *scores, "images", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in classes:
-        shares = (f"{row[name]:.1%}" for name in ("precision", "recall", "f1"))
-        table.add_row(row["name"], *shares, f"{row['support']:,}")
+        table.add_row(row["name"], *(f"{row[name]:.1%}" for name in scores), f"{row['support']:,}")
+    return table
+
+
+def by_operation(operations: list[dict[str, Any]], title: str) -> Table:
+    """operations: with name, share of all operations' time, milliseconds_per_step, calls_per_step."""
+    table = Table("operation", *(["share", "ms/step", "calls/step"]), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in operations:
+        numbers = (f"{row['share']:.1%}", f"{row['milliseconds_per_step']:.3f}", f"{row['calls_per_step']:,.1f}")
+        table.add_row(row["name"], *numbers)
     return table

@@ -28,6 +28,10 @@ class ExportError(UserError):
     """A run's network cannot be written in the format that was asked for."""
 
 
+class DashboardError(UserError):
+    """W&B's server cannot be used, or has nothing to show."""
+
+
 class TrainingError(UserError):
     """The recipe does not train: its losses or gradients are not finite."""
 

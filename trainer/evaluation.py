@@ -14,6 +14,8 @@ from torch import Tensor
 
 from trainer.tta import Views
 
+CURVES = 20  # classes of which each sample's probability is kept, for precision-recall curves
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
@@ -43,8 +45,10 @@ class Predictions(NamedTuple):
 
     labels: Tensor
     """int64 [N], the class that was predicted"""
+    confidence: Tensor
+    """float32 [N], in [0, 1]: how sure the network was of it"""
     probabilities: Tensor
-    """float32 [N], in [0, 1]: how sure of it the network was"""
+    """float32 [N, CURVES or num_classes], in [0, 1], of each of the first classes"""
 
 
 class Tally:
@@ -54,7 +58,8 @@ class Tally:
     def __init__(self, num_samples: int, batch_size: int, num_classes: int, device: torch.device) -> None:
         self._batch_size = batch_size
         self.predicted = torch.zeros(num_samples, dtype=torch.int64, device=device)
-        self.probabilities = torch.zeros(num_samples, device=device)
+        self.confidence = torch.zeros(num_samples, device=device)
+        self.probabilities = torch.zeros(num_samples, min(num_classes, CURVES), device=device)
         self.loss_sums = torch.zeros(-(-num_samples // batch_size), dtype=torch.float64, device=device)
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
         self.tta_correct = torch.zeros(1, dtype=torch.int64, device=device)
@@ -65,7 +70,9 @@ class Tally:
         self.loss_sums[chunk] = losses.double().sum()
         predicted = logits.argmax(1)
         self.predicted[at] = predicted
-        self.probabilities[at] = logits.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
+        probabilities = logits.softmax(1)
+        self.confidence[at] = probabilities.gather(1, predicted.unsqueeze(1)).squeeze(1)
+        self.probabilities[at] = probabilities[:, :CURVES]
         cells = labels * num_classes + predicted
         self.confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
 
@@ -123,5 +130,6 @@ def evaluate(
     loss_sum = float(add_ranks(tally.loss_sums).sum())
     confusion = add_ranks(tally.confusion).view(len(classes), -1).cpu()
     tta_correct = None if views is None else int(add_ranks(tally.tta_correct))
-    predictions = Predictions(add_ranks(tally.predicted).cpu(), add_ranks(tally.probabilities).cpu())
+    kept = (add_ranks(part).cpu() for part in (tally.predicted, tally.confidence, tally.probabilities))
+    predictions = Predictions(*kept)
     return score(loss_sum, confusion, classes, tta_correct), predictions

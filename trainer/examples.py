@@ -34,7 +34,7 @@ def write(path: Path, part: Images, found: Predictions, classes: tuple[str, ...]
         "images": images.permute(0, 2, 3, 1).contiguous(),
         "label": labels[chosen],
         "predicted": found.labels[chosen],
-        "probability": found.probabilities[chosen],
+        "probability": found.confidence[chosen],
     }
     about = {"classes": classes, "split": split, "step": step, "mistakes": len(mistakes)}
     save_file(tensors, path, {"samecurve": json.dumps(about)})
@@ -43,7 +43,7 @@ def write(path: Path, part: Images, found: Predictions, classes: tuple[str, ...]
 def surest_mistakes(labels: Tensor, found: Predictions) -> Tensor:
     """Their places, the surest first: int64 [n]."""
     wrong = (found.labels != labels).nonzero().squeeze(1)
-    order = found.probabilities[wrong].argsort(descending=True, stable=True)
+    order = found.confidence[wrong].argsort(descending=True, stable=True)
     return wrong[order[:_MISTAKES]]
 
 

@@ -27,10 +27,11 @@ from trainer.settings import RunConfig, schema
 MAY_CHANGE = {
     "run.root", "run.resume", "data.root", "data.download", "data.cache_dir", "data.workers",
     "train.epochs", "train.max_steps", "train.device", "train.threads_per_rank", "train.compile",
-    "train.max_bad_steps", "train.time_limit", "train.hang_timeout_seconds",
+    "train.max_bad_steps", "train.time_limit", "train.hang_timeout_seconds", "train.profile",
     "eval.every_epochs", "eval.batch_size",
     "checkpoint.every_steps", "checkpoint.every_epochs", "checkpoint.keep",
-    "log.every_steps", "log.tensorboard", "log.wandb", "log.project", "log.report",
+    "log.every_steps", "log.tensorboard", "log.wandb", "log.project", "log.report", "log.figures",
+    "log.feature_maps", "log.alerts", "log.artifact",
     "log.group", "log.tags", "log.job_type", "log.notes",
 }  # fmt: skip
 

@@ -1,14 +1,23 @@
 """What has happened in, a row for the trackers and a line for the person at the console out."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
+from torch import Tensor, nn
+
+from trainer import config as configs
 from trainer.checkpoint import Progress
 from trainer.console import Quiet
 from trainer.evaluation import Evaluation
+from trainer.figures import Picture
 from trainer.meter import Meter
 from trainer.parts import Parts
 from trainer.settings import RunConfig
-from trainer.trackers import Lines, Silent, Tracker
+from trainer.showing import Showing
+from trainer.trackers.lines import Lines
+from trainer.trackers.tracker import Tracker
 from trainer.world import World
 
 
@@ -19,7 +28,7 @@ class Journal:
         self._config, self._parts, self._progress = config, parts, progress
         self._console = console
         self._seconds_before, self._started = progress.seconds, perf_counter()
-        self.trackers: list[Tracker] = [Silent()]
+        self.trackers: list[Tracker] = []
         self.bad_steps = Lines()
         self.evaluated_before: set[str] = set()
         """The splits whose evaluation at the step where this session begins has been logged."""
@@ -33,12 +42,13 @@ class Journal:
         """One line for the person on what is trained, and on what."""
         config, parts, step = self._config, self._parts, self._progress.step
         total_steps, virtual_ranks = parts.durations.total_steps, config.train.virtual_ranks
-        weights = sum(parameter.numel() for parameter in parts.module.parameters())
+        weights = _weights(parts.module)
+        size = f" of {parts.about.image_size} pixels" if config.data.image_size == "auto" else ""
         processes = f"{world.size} x {world.device.type}"
         processes += f" for {virtual_ranks} virtual ranks" if virtual_ranks else ""
         self._console.say(
-            f"{'going on with' if step else 'training'} {config.run.name}: {config.model.name}, {weights:,} weights; "
-            f"{config.data.name}, {len(parts.splits.train):,} images; {processes}, {world.threads} threads each, "
+            f"{'going on with' if step else 'training'} {config.run.name}: {config.model.name}, {weights}; "
+            f"{config.data.name}, {len(parts.splits.train):,} images{size}; {processes}, {world.threads} threads each, "
             f"{world.precision}; global batch {config.data.global_batch_size:,}; "
             f"step {step:,} of {total_steps:,}, {parts.durations.steps_per_epoch:,} an epoch"
         )
@@ -73,6 +83,30 @@ class Journal:
             self._log(split, scalars)
         self._console.evaluated(split, self._progress.step, scalars)
 
+    def shows_beginning(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
+        for tracker in self.trackers:
+            tracker.begins(network, image, pictures)
+
+    def shows(self, showing: Showing) -> None:
+        for tracker in self.trackers:
+            tracker.show(showing)
+
+    def warn(self, text: str) -> None:
+        self._console.say(text)
+        self.alert("loss or gradient not finite", text)
+
+    def alert(self, title: str, text: str, urgent: bool = True) -> None:
+        """For whoever wants to be called."""
+        for tracker in self.trackers:
+            tracker.alert(f"{self._config.run.name}: {title}", text, urgent)
+
+    def finished(self, summary: Mapping[str, Any], weights: Path) -> None:
+        """The result. weights: their file."""
+        test, settings = summary["test"], configs.flatten(self._config)
+        for tracker in self.trackers:
+            tracker.finished(settings, summary, weights)
+        self.alert("finished", f"test accuracy {test['accuracy']:.2%} after {summary['steps']:,} steps", urgent=False)
+
     def flush(self) -> None:
         """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
         for tracker in self.trackers:
@@ -88,3 +122,11 @@ class Journal:
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         for tracker in self.trackers:
             tracker.log(split, scalars, self._progress.step)
+
+
+def _weights(module: nn.Module) -> str:
+    """How many it has, and how many of them are trained if not all are."""
+    weights = list(module.parameters())
+    number = sum(weight.numel() for weight in weights)
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    return f"{number:,} weights" + (f", {trained:,} of them trained" if trained < number else "")

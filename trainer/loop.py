@@ -6,7 +6,21 @@ from time import perf_counter
 
 from accelerate.utils import set_seed
 
-from trainer import blocks, evaluation, optim, parts, result, resume, starts, stop, trackers, watch
+from trainer import (
+    blocks,
+    evaluation,
+    optim,
+    parts,
+    profiler,
+    reporter,
+    result,
+    resume,
+    starts,
+    stop,
+    stopwatch,
+    trackers,
+    watch,
+)
 from trainer import config as configs
 from trainer.bad_steps import BadSteps, Skipped
 from trainer.checkpoint import Progress, State
@@ -15,12 +29,14 @@ from trainer.errors import FolderError, PeerError, TrainingError
 from trainer.folder import RunFolder, told
 from trainer.journal import Journal
 from trainer.meter import Meter
+from trainer.profiler import NoProfiler
 from trainer.rank_log import RankLog
-from trainer.reporter import NoReporter, Reporter
+from trainer.reporter import NoReporter
 from trainer.saver import BackgroundSaver, NoSaver, Saver
 from trainer.settings import RunConfig
 from trainer.step import Shard
 from trainer.stop import Signals
+from trainer.trackers.lines import JsonLines
 from trainer.world import World
 
 # Where things lie may differ from machine to machine; all else must be the same for all ranks.
@@ -73,17 +89,20 @@ class Trainer:
         self.watch = guard
         self.parts = parts.build(config, world, saved, self.watch, self.console.say)
         self.journal = Journal(config, self.parts, self.progress, self.console)
-        self.meter = Meter(self.progress.window if world.is_first else [0.0] * 3, world.sum, world.device)
+        self.data_wait = stopwatch.build(world.device)
+        shares = {"data_wait_share": self.data_wait, "communication_share": self.parts.step.communication}
+        self.meter = Meter(self.progress.window if world.is_first else [0.0] * 3, world.sum, world.device, shares)
+        self.profiler = NoProfiler()
         self.saver: Saver = NoSaver()
         self.reporter = NoReporter()
         if world.is_first:
-            if config.log.report:
-                self.reporter = Reporter(folder, self.parts.splits.classes, self.console.say)
+            self.reporter = reporter.build(folder, config, self.parts, self.journal, self.console.say)
             keep = config.checkpoint.keep
             self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
+        self._has_shown_beginning = False
         self.skipped = Skipped(world.device)
         allowed = config.train.max_bad_steps
-        self.bad_steps = BadSteps(self.progress, self.parts.batches, allowed, self.console.say, world.sum)
+        self.bad_steps = BadSteps(self.progress, self.parts.batches, allowed, self.journal.warn, world.sum)
         self.pace = stop.Pace()
         self.stop_check = stop.StopCheck(
             signals,
@@ -140,12 +159,18 @@ class Trainer:
                 folder.status("running", step)
                 # A run killed between its last checkpoint and its results makes these again.
                 self.journal.evaluated_before = folder.rewind(step)
-            self.journal.bad_steps = trackers.JsonLines(folder.bad_steps, self.console.say)
-            self.journal.trackers = trackers.build(config, folder, step, self.console.say)
+                self.progress.wandb_run_id = trackers.wandb_run_id(config, folder, self.progress.wandb_run_id)
+            self.journal.bad_steps = JsonLines(folder.bad_steps, self.console.say)
+            self.journal.trackers = trackers.build(config, folder, step, self.progress.wandb_run_id, self.console.say)
 
         world.from_first(open_folder)
         self.log.begins(step, world.size, f"{devices['device']} ({world.device})")
         self.journal.begins(world)
+        say, show = (self.console.say, self.console.profiled) if world.is_first else (self.log.write, None)
+        total_steps = self.parts.durations.total_steps
+        self.profiler = profiler.build(
+            config.train, total_steps, folder, world.rank, world.device, self.meter.paused, say, show
+        )
         self.watch.at(step, "waiting for data")
 
     def run(self) -> str:
@@ -159,15 +184,19 @@ class Trainer:
         batches = blocks.train_loader(
             self.parts.splits.train, self.parts.batches, self.parts.augment, config, self.world, first_step, total_steps
         )
-        began = perf_counter()
+        began = self._wait_begins()
         for batch in batches:
+            self.data_wait.end()
+            self.profiler.has_batch()
             self._take_step(batch)
+            self.profiler.has_stepped()
             step = progress.step
             self.pace.step(perf_counter() - began)
             last = step == total_steps
-            if last or step % config.log.every_steps == 0:
+            if self._is_told(step):
                 self._note_skipped()
                 self.journal.training(self.meter)
+                self._show_beginning()
             is_best = False
             if last or durations.due(step, config.eval.every_epochs):
                 is_best = self._evaluate()
@@ -177,8 +206,7 @@ class Trainer:
             if reason := "" if last else self._asked_to_stop():
                 self._stop(reason)
                 return reason
-            self.watch.at(step, "waiting for data")
-            began = perf_counter()
+            began = self._wait_begins()
         if not self.results:  # killed between its last checkpoint and its results
             self._evaluate()
         if not progress.last_line:  # stopped before its first line, then made as short as that
@@ -186,13 +214,26 @@ class Trainer:
         self._finish()
         return ""
 
+    def _wait_begins(self) -> float:
+        """What comes before each step, and when its batch began to be waited for."""
+        step = self.progress.step
+        self.watch.at(step, "waiting for data")
+        self.profiler.waits(step)
+        self.data_wait.begin()
+        return perf_counter()
+
+    def _is_told(self, step: int) -> bool:
+        """Whether a line of training metrics is due after so many steps."""
+        return step == self.parts.durations.total_steps or step % self.config.log.every_steps == 0
+
     def _take_step(self, batch: list[Shard]) -> None:
         """One optimizer step, or its batch skipped when loss or gradient are not finite."""
         progress, batches, lag_steps = self.progress, self.parts.batches, self.skipped.lag_steps
         step = progress.step
         global_size = batches.size(step)
         optim.set_lr(self.parts.optimizer, self.config.optim, self.parts.schedule.lr_factor(step))
-        outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step))
+        looked_at = self._is_told(step + 1) or self.parts.durations.due(step + 1, self.config.eval.every_epochs)
+        outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step), looked_at)
         self.meter.add(outcome, global_size)
         self.skipped.add(step, outcome)
         if not lag_steps:  # what is heard at once is heard before the step counts
@@ -223,7 +264,8 @@ class Trainer:
         def write() -> None:
             with told(f"status.json in {self.folder.path}"):
                 self.folder.status("stopped", self.progress.step, reason)
-                self.stop_check.done()  # and no report: who asked may not wait
+                self.stop_check.done()
+            self.reporter.stops()
 
         self.world.from_first(write)
         self.world.together(self.close)  # together: a launcher ends all as soon as one has left
@@ -231,6 +273,12 @@ class Trainer:
             f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint; "
             f"the same command goes on from there: {self.folder.path}"
         )
+
+    def _show_beginning(self) -> None:
+        if not self._has_shown_beginning:
+            self._has_shown_beginning = True
+            with self.meter.paused():
+                self.reporter.begins()
 
     def _evaluate(self) -> bool:
         """Evaluates on the held-out part, if there is one, and on the test set; whether this is the best so far."""
@@ -273,6 +321,7 @@ class Trainer:
         """The weights, the summary, the table."""
         progress, folder = self.progress, self.folder
         self._wait_for_save()
+        self.watch.at(progress.step, "result")
         rate = self.meter.mean_samples_per_second or progress.last_line["samples_per_second"]
         summary = result.summary(progress, self.parts.durations.steps_per_epoch, self.world.size, rate, self.results)
 
@@ -283,6 +332,7 @@ class Trainer:
                 folder.status("finished", progress.step)
                 self.stop_check.done()
             self.reporter.write()
+            self.journal.finished(summary, folder.path / "model.safetensors")
 
         self.world.from_first(write)
         self.world.together(self.close)
@@ -295,12 +345,14 @@ class Trainer:
             self.folder.status("failed", self.progress.step, reason)
         except OSError as error:
             self.console.say(f"status.json could not be written ({error.strerror})")
-        self.reporter.write()
+        self.journal.alert("failed", reason)
+        self.reporter.fails()
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down."""
         self.watch.close()
         try:
             self.journal.close(failed)
+            self.profiler.close(failed)
         finally:
             self.console.close()

@@ -3,11 +3,14 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from trainer.stopwatch import Stopwatch
 
 # Loss sums are rounded to multiples of this, so that float64 adds them without error in any order up to 2**29: what
 # a line of metrics says depends neither on the number of ranks nor on where a run was interrupted.
@@ -36,6 +39,9 @@ class Outcome(NamedTuple):
     results: list[ShardResult]
     skipped: Tensor
     """float32 []; 1: loss or gradient were not finite, on whatever rank, and nothing was changed; else 0"""
+    grad_norm: Tensor | None = None
+    """float []; the Euclidean norm of the mean gradient over all trained weights, before it was clipped; not finite
+    where the step was skipped"""
 
     def loss_sum(self) -> Tensor:
         """float64 [], whatever it is; 0 on a rank without a shard."""
@@ -48,10 +54,19 @@ class Outcome(NamedTuple):
 class Meter:
     """Loss, accuracy and speed of training. Every rank has one over its own slices; reading adds the ranks up."""
 
-    def __init__(self, sums: list[float], add_ranks: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """sums: loss sum, correct predictions and samples to begin with, on one rank only."""
+    def __init__(
+        self,
+        sums: list[float],
+        add_ranks: Callable[[Tensor], Tensor],
+        device: torch.device,
+        shares: Mapping[str, Stopwatch] = MappingProxyType({}),
+    ) -> None:
+        """sums: loss sum, correct predictions and samples to begin with, on one rank only; shares: what is told as a
+        share of the time, by its name."""
         self._sums = torch.tensor(sums, dtype=torch.float64, device=device)
         self._add_ranks = add_ranks
+        self._shares = shares
+        self._grad_norm: Tensor | None = None
         self._outcomes: list[Outcome] = []
         self._timed_samples = 0
         self._since = time.perf_counter()
@@ -66,6 +81,7 @@ class Meter:
         count."""
         self._outcomes.append(outcome)
         self._timed_samples += samples
+        self._grad_norm = outcome.grad_norm
         logits = sum(result.logits.numel() for result in outcome.results)
         if len(self._outcomes) * max(1.0, logits * _STEPS_AT_ONCE / _LOGITS_AT_ONCE) >= _STEPS_AT_ONCE:
             self._count()
@@ -96,8 +112,12 @@ class Meter:
         self._outcomes.clear()
 
     def read(self) -> dict[str, float]:
-        """loss, accuracy and samples_per_second since the last reading, over all ranks; begins anew."""
-        loss_sum, correct, samples = self.total()
+        """loss, accuracy and samples_per_second since the last reading, over all ranks; of this rank the shares, and
+        how much of its GPU's memory was taken at most; grad_norm of the last step, if it has one. Begins anew."""
+        sums = self._of_all_ranks()
+        if self._grad_norm is not None:
+            sums = torch.cat([sums, self._grad_norm.to(sums).view(1)])
+        loss_sum, correct, samples, *grad_norm = sums.tolist()
         seconds = time.perf_counter() - self._since  # after the sums: on a GPU these wait for the last step
         self._all_samples += self._timed_samples
         self._all_seconds += seconds
@@ -106,6 +126,12 @@ class Meter:
             "accuracy": correct / samples if samples else math.nan,
             "samples_per_second": self._timed_samples / seconds,
         }
+        line |= {name: min(1.0, watch.read() / seconds) for name, watch in self._shares.items()}
+        if grad_norm:
+            line["grad_norm"] = grad_norm[0]
+        if sums.is_cuda:
+            line["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(sums.device)
+        self._grad_norm = None
         self._sums.zero_()
         self._timed_samples = 0
         self._since = time.perf_counter()
@@ -113,8 +139,11 @@ class Meter:
 
     def total(self) -> list[float]:
         """loss sum, correct predictions and samples since the last reading, over all ranks."""
+        return self._of_all_ranks().tolist()
+
+    def _of_all_ranks(self) -> Tensor:
         self._count()
-        return self._add_ranks(self._sums.clone()).tolist()
+        return self._add_ranks(self._sums.clone())
 
     @property
     def mean_samples_per_second(self) -> float:

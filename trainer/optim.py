@@ -1,4 +1,4 @@
-"""A network in, an optimizer out. Weights are of three kinds, which may have learning rates of their own."""
+"""A network in, an optimizer out. Parts of it, or weights of three kinds, may have learning rates of their own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import uncompiled
+from trainer import names, uncompiled
 from trainer.errors import ConfigError
 from trainer.settings import Optim
 
 Groups = list[dict[str, Any]]
-"""What torch's optimizers take: {"params": [...], "kind": "matrices", "head" or "vectors"}."""
+"""What torch's optimizers take: {"params": [...], "part": a name, "kind": "matrices", "head" or "vectors"}, the latter
+two where they matter."""
 
 
 def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
@@ -110,20 +111,43 @@ OPTIMIZERS: dict[str, Callable[[Groups, Optim], torch.optim.Optimizer]] = {"sgd"
 def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     """The named optimizer of all weights that are trained: in one group where one learning rate does for all."""
     uncompiled.leave_alone()
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    if optim.name != "muon" and optim.lr_vectors is None and optim.lr_head is None:
-        return OPTIMIZERS[optim.name]([{"params": trained}], optim)
+    groups: Groups = [{"params": [weight for weight in module.parameters() if weight.requires_grad]}]
+    if optim.lr_parts:
+        groups = _by_part(module, optim)
+    if optim.name == "muon" or optim.lr_vectors is not None or optim.lr_head is not None:
+        groups = [finer for group in groups for finer in _by_kind(module, optim, group)]
+    return OPTIMIZERS[optim.name](groups, optim)
+
+
+def _by_part(module: nn.Module, optim: Optim) -> Groups:
+    """The trained weights under each name of optim.lr_parts and under no longer one, then those under none."""
+    setting = f"optim.lr_parts={optim.lr_parts}"
+    parts: dict[str, list[Tensor]] = {name: [] for name in optim.lr_of_parts}
+    for name in parts:
+        names.find(module, name, setting)
+    rest: list[Tensor] = []
+    for own_name, weight in module.named_parameters():
+        if weight.requires_grad:
+            over = [name for name in parts if names.is_under(own_name, name)]
+            (parts[max(over, key=len)] if over else rest).append(weight)
+    for name, weights in parts.items():
+        if not weights:
+            raise ConfigError(f"{setting}: no weight that is trained has the rate of '{name}'; leave it out")
+    groups: Groups = [{"params": weights, "part": name} for name, weights in parts.items()]
+    return [*groups, {"params": rest}] if rest else groups
+
+
+def _by_kind(module: nn.Module, optim: Optim, group: dict[str, Any]) -> Groups:
     heads = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
     if optim.lr_head is not None and not any(head.requires_grad for head in heads):
         raise ConfigError(f"optim.lr_head={optim.lr_head}: the network has no linear layer that is trained; unset it")
     kinds: dict[str, list[Tensor]] = {"matrices": [], "head": [], "vectors": []}
-    for weight in trained:
+    for weight in group["params"]:
         # Scales of channels and learned tokens are vectors too, whatever their shape.
         is_vector = weight.numel() == max(weight.shape, default=1) or weight.shape[0] == 1
         kind = "head" if any(weight is head for head in heads) else "vectors" if is_vector else "matrices"
         kinds[kind].append(weight)
-    groups = [{"params": weights, "kind": kind} for kind, weights in kinds.items() if weights]
-    return OPTIMIZERS[optim.name](groups, optim)
+    return [group | {"params": weights, "kind": kind} for kind, weights in kinds.items() if weights]
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -137,9 +161,10 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, lr_factor: float) -> None:
     """Sets the rate of every group to its peak times a factor in [0, 1]; called before each step."""
-    peaks = {"vectors": optim.lr_vectors, "head": optim.lr_head}
+    kinds = {"vectors": optim.lr_vectors, "head": optim.lr_head}
+    parts = optim.lr_of_parts
     for group in optimizer.param_groups:
-        peak = peaks.get(group.get("kind", ""))
+        peak = parts.get(group.get("part", ""), kinds.get(group.get("kind", "")))
         group["lr"] = lr_factor * (optim.lr if peak is None else peak)
         if "lr_factor" in group:
             group["lr_factor"] = lr_factor

@@ -1,4 +1,8 @@
-"""How a report looks: a style sheet, light and dark, from a phone's width up."""
+"""How a report looks: a page, its sections and tables, a style sheet, light and dark, from a phone's width up."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --card: #f4f5f7; --rule: #d9dde3;
@@ -51,9 +55,34 @@ section > .wide td { overflow-wrap: anywhere; min-width: 4rem; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .75rem; }
 .gallery img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: .3rem; display: block;
   border: 2px solid transparent; }
+.figure { max-width: 100%; height: auto; display: block; margin: .5rem 0; background: #fff; border-radius: .3rem; }
 .gallery .wrong img { border-color: var(--c1); }
 .gallery figcaption { font-size: .8rem; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere; }
 .gallery b { color: var(--c1); font-weight: 600; }
 pre { background: var(--card); padding: .8rem; border-radius: .5rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .empty { padding: 2rem 0; }
 """
+
+
+def section(title: str, content: str) -> str:
+    """Nothing when there is no content."""
+    return content and f"<section><h2>{title}</h2>{content}</section>"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False, numbers: bool = False) -> str:
+    """raw: the cells are HTML already; numbers: all but the first column hold some."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads) if any(heads) else ""
+    cells = [[str(cell) if raw else html.escape(str(cell)) for cell in row] for row in rows]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+    kind = ' class="numbers"' if numbers else ""
+    return f'<div class="wide"><table{kind}>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>'
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body></html>\n"
+    )

@@ -1,6 +1,7 @@
 """The settings and a checkpoint in, all that a run is made of out: data, network, optimizer, step. Prepared once."""
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from trainer import augment, data, evaluation, losses, models, optim, tta
-from trainer.augment import Augment
+from trainer import augment, data, evaluation, feature_maps, losses, models, optim, stopwatch, tta
+from trainer import config as configs
+from trainer.augment import Augment, Normalization
 from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
@@ -18,7 +20,7 @@ from trainer.evaluation import Evaluation, Predictions
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
-from trainer.settings import RunConfig
+from trainer.settings import Model, RunConfig
 from trainer.step import Step
 from trainer.trained import About
 from trainer.watch import Unwatched
@@ -58,9 +60,11 @@ class Parts:
             logits: Tensor = self.module(self.augment.plain(images))
             return logits
 
+        trained = [module for module in self.module.modules() if module.training]  # not what is frozen
         self.module.eval()
         found = evaluate(predict, part, self.splits.classes, config, world)
-        self.module.train()
+        for module in trained:
+            module.training = True
         return found
 
 
@@ -86,10 +90,15 @@ def evaluate(
 
 def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched, say: Callable[[str], None]) -> Parts:
     """Raises UserError, on every rank, for what settings, data set and ranks do not allow together."""
+    config, of_weights = world.together(lambda: _as_the_weights_want(config))
+    # A checkpoint has all weights: the file that they came from may be gone by then.
+    model = config.model if saved is None else dataclasses.replace(config.model, pretrained=None)
+    if model.pretrained:  # reading the images may take long
+        world.together(lambda: models.weights_file(model))
     splits = data.load(config.data, config.run.seed, world)
     for line in splits.notes:
         say(line)
-    normalization = augment.normalization(config.data.normalize, splits.train.images)
+    normalization = augment.normalization(config.data.normalize, splits.train.images, of_weights)
     image_shape = splits.train.images.shape[1:]
     splits = data.on_device(splits, config.data, world)
     shuffle, drop_last = config.data.shuffle, config.data.drop_last
@@ -98,7 +107,8 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     epochs = -(-durations.total_steps // batches.steps_per_epoch)
     augmentation = Augment(config.data, normalization, config.run.seed, world.device, image_shape, epochs)
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
-    module = _network(config, world, splits, batches)
+    module = _network(model, config, world, splits, batches)
+    feature_maps.check(module, config.log.feature_maps)
     optimizer = optim.build(module, config.optim)
     if saved is None:
         models.fit(module, splits.train.images, normalization.std)
@@ -109,8 +119,18 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     if saved is not None and world.accelerator.scaler is not None and saved.scaler:
         world.accelerator.scaler.load_state_dict(saved.scaler)
     most_shards = config.train.virtual_ranks or world.size
-    about = About(config.model, splits.classes, normalization, config.data.image_size, image_shape[0])
+    about = About(config.model, splits.classes, normalization, config.data.side_pixels, image_shape[0])
     return Parts(splits, about, augmentation, batches, durations, schedule, module, prepared, step, most_shards)
+
+
+def _as_the_weights_want(config: RunConfig) -> tuple[RunConfig, Normalization | None]:
+    """The settings with a number for data.image_size=auto; what data.normalize=weights means, where it is set."""
+    of_size, of_values = config.data.image_size == "auto", config.data.normalize == "weights"
+    if not (of_size or of_values):
+        return config, None
+    wanted = models.preprocessing(config.model)
+    config = configs.with_image_size(config, wanted.image_size) if of_size else config
+    return config, wanted.normalization if of_values else None
 
 
 def _prepare(
@@ -136,8 +156,9 @@ def _prepare(
         prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
+    communication = stopwatch.build(world.device)
     if config.train.virtual_ranks is not None:
-        reduction = OrderedReduction(module.parameters(), buffers, world.rank, world.size)
+        reduction = OrderedReduction(module.parameters(), buffers, world.rank, world.size, communication)
     step = Step(
         accelerator,
         model,
@@ -147,15 +168,17 @@ def _prepare(
         buffers,
         config.run.seed,
         watch,
+        communication,
         config.train.clip_grad_norm,
         reduction,
     )
     return step, prepared
 
 
-def _network(config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:
+def _network(model: Model, config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:
     channels, image_size = splits.train.images.shape[1:3]
-    module = world.together(lambda: models.build(config.model, len(splits.classes), channels, image_size))
+    module = world.together(lambda: models.build(model, len(splits.classes), channels, image_size))
+    world.together(lambda: models.freeze(module, model.freeze))
     smallest = min([image_size, *config.data.progressive_sizes])
     shape = (channels, smallest, smallest)
     world.together(lambda: _check_sizes(config, module, channels))

@@ -29,6 +29,7 @@ from trainer.trained import Trained
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 _PIXELS_AT_ONCE = 256 * 32 * 32
+_EXTENSIONS = (*EXTENSIONS, ".avif", ".ico", ".jfif", ".jp2", ".jpe", ".pbm", ".tga")
 _MOST_READERS = 8
 
 
@@ -113,6 +114,10 @@ class Predictor:
             return "no kind of image that is known here"
         except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
             return " ".join(str(error).split()) or type(error).__name__
+        except MemoryError:
+            raise
+        except Exception as error:  # each of Pillow's decoders has its own for a damaged file: told of it, by its name
+            return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def load(run: str | Path, which: str = "auto", device: str | None = None, allow_pickle: bool = False) -> Predictor:
@@ -132,9 +137,9 @@ def paths(given: Iterable[Picture]) -> list[Picture]:
         path = Path(one)
         if path.is_dir():
             inside = [Path(top) / name for top, _, names in os.walk(path) for name in names]
-            images = sorted(file for file in inside if file.name.lower().endswith(EXTENSIONS))
+            images = sorted(file for file in inside if file.name.lower().endswith(_EXTENSIONS))
             if not images:
-                raise DataError(f"no image files in folder {path}: wanted {', '.join(EXTENSIONS)}")
+                raise DataError(f"no image files in folder {path}: wanted {', '.join(_EXTENSIONS)}")
             found += images
         elif path.exists():
             found.append(path)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trainer import shards
 from trainer.buffers import Buffers
+from trainer.stopwatch import Stopwatch
 
 _BUCKET_ELEMENTS = 1 << 21  # 8 MB of float32; half or twice as much measured the same
 
@@ -48,9 +49,17 @@ class _Bucket:
 class OrderedReduction:
     """Adds up the gradients, and the moves of the buffers, of a step's shards."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], buffers: Buffers, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        buffers: Buffers,
+        rank: int,
+        world_size: int,
+        communication: Stopwatch | None = None,
+    ) -> None:
+        """communication: runs while the other ranks' sums are waited for."""
         self._rank, self._world_size = rank, world_size
-        self._buffers = buffers
+        self._buffers, self._communication = buffers, communication or Stopwatch()
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         # The first bucket is filled by the forward pass; the others in the order in which a backward pass comes by.
         self._buckets = [_Bucket(buffers.floats, buffers.floats.numel()), *_in_buckets(reversed(trained))]
@@ -100,11 +109,15 @@ class OrderedReduction:
         """Leaves the sum over all shards in the parameters' gradients, and the mean move in the buffers."""
         self._is_last = True  # also where this rank had no shard at all
         self._send_filled()
+        if self._world_size > 1:
+            self._communication.begin()
         for sending in self._sending:
             sending.result()
         self._sending.clear()
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
+        if self._world_size > 1:
+            self._communication.end()
         for bucket in self._buckets:
             assert bucket.total is not None
             for parameter, place in bucket.places:

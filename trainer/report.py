@@ -4,6 +4,7 @@ One run: what it reached, its curves, classes, surest mistakes, settings and how
 over each other, the settings in which they differ, mean and deviation over seeds. No torch.
 """
 
+import base64
 import heapq
 import html
 import json
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer import config as configs
+from trainer import figures
 from trainer.chart import Series, line_chart
 from trainer.folder import MAY_CHANGE, replace_file
-from trainer.page import STYLE
+from trainer.page import page, section, table
 from trainer.settings import RunConfig
 from trainer.spoken import duration
 from trainer.told import Shown, Told, read
@@ -52,15 +54,17 @@ def one(run: Told) -> str:
     classes = run.evaluation.get("classes", [])
     parts = [
         _headline(run),
-        _section("Curves", _curves([run])),
-        _section("Classes", _at(run) + _classes(classes) + _confusion(run.evaluation)) if classes else "",
-        _section("The surest mistakes", _gallery(run.mistakes)) if run.mistakes else "",
-        _section("Some of each class", _SOME + _by_class(run.samples)) if run.samples else "",
-        _section("Settings that differ from the defaults", _table(("setting", "here", "default"), _changed(run))),
-        _section("Environment", _table(("", ""), _environment(run))),
-        _section("To repeat it", _commands(run)),
+        section("Curves", _curves([run])),
+        section("Classes", _at(run) + _classes(classes) + _confusion(run.evaluation) if classes else ""),
+        section("The surest mistakes", _gallery(run.mistakes) if run.mistakes else ""),
+        section("Some of each class", _SOME + _by_class(run.samples) if run.samples else ""),
+        section("What it is trained on", _figures(run, "samples.png")),
+        section("What its layers make of an image", _figures(run, "feature_maps/*.png")),
+        section("Settings that differ from the defaults", table(("setting", "here", "default"), _changed(run))),
+        section("Environment", table(("", ""), _environment(run))),
+        section("To repeat it", _commands(run)),
     ]
-    return _page(run.name, parts)
+    return page(run.name, parts)
 
 
 def several(runs: Sequence[Told]) -> str:
@@ -70,12 +74,12 @@ def several(runs: Sequence[Told]) -> str:
     heads = ("run", "state", "test accuracy", "test loss", "steps", "time", "images/s", "ranks")
     parts = [
         f"<header><h1>{title}</h1></header>",
-        _section("Results", _table(heads, rows, raw=True, numbers=True)),
-        _section("Curves", _curves(runs)),
-        _section("Settings in which they differ", _differing(runs)),
-        _section("Mean over seeds", _over_seeds(runs)),
+        section("Results", table(heads, rows, raw=True, numbers=True)),
+        section("Curves", _curves(runs)),
+        section("Settings in which they differ", _differing(runs)),
+        section("Mean over seeds", _over_seeds(runs)),
     ]
-    return _page(title, parts)
+    return page(title, parts)
 
 
 def _headline(run: Told) -> str:
@@ -126,9 +130,12 @@ def _at(run: Told) -> str:
 
 
 def _commands(run: Told) -> str:
-    """Another run with the same settings; and how this one was started."""
-    words = ["samecurve", "train", "--ranks", str(run.environment.get("world_size", 1))]
-    words += ["--config", str(run.folder / "config.yaml"), f"run.name={run.name}-again"]
+    """Another run with the same settings, on as many processes; and how this one was started."""
+    size, hosts = run.environment.get("world_size", 1), len(set(run.environment.get("hosts", []))) or 1
+    per_node = "--gpus-per-node" if run.environment.get("backend") == "nccl" else "--ntasks-per-node"
+    several = ["submit", "--nodes", str(hosts), per_node, str(-(-size // hosts))]
+    words = ["samecurve", *(several if hosts > 1 else ["train", "--ranks", str(size)])]
+    words += ["--config", str(run.folder.resolve() / "config.yaml"), f"run.name={run.name}-again"]
     started, directory = str(run.environment.get("command", "")), str(run.environment.get("directory", ""))
     where = f" in {html.escape(directory)}" if directory else ""
     return (
@@ -142,7 +149,7 @@ def _classes(classes: Sequence[dict[str, Any]]) -> str:
         [row["name"], *(f"{row[key]:.1%}" for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
         for row in classes
     ]
-    return _table(("class", "precision", "recall", "f1", "images"), rows, numbers=True)
+    return table(("class", "precision", "recall", "f1", "images"), rows, numbers=True)
 
 
 def _confusion(test: dict[str, Any]) -> str:
@@ -157,7 +164,7 @@ def _confusion(test: dict[str, Any]) -> str:
         )
         pairs = heapq.nlargest(_MOST_CELLS, wrong)
         rows = [[is_, was, f"{count:,}"] for count, is_, was in pairs]
-        found = _table(("is", "was taken for", "images"), rows) if rows else "<p>no mistakes</p>"
+        found = table(("is", "was taken for", "images"), rows) if rows else "<p>no mistakes</p>"
         return f"<h3>What is taken for what most often</h3>{found}"
     head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
     body = ""
@@ -192,6 +199,16 @@ def _picture(shown: Shown) -> str:
     return (
         f'<figure class="{kind}"><img src="data:image/png;base64,{shown.png}" alt="{alt}">'
         f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def _figures(run: Told, pattern: str) -> str:
+    """Those in the run's folder, inside the page."""
+    found = sorted((run.folder / figures.FOLDER).glob(pattern))
+    return "".join(
+        f'<img class="figure" alt="{html.escape(path.stem)}" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for path in found
     )
 
 
@@ -233,7 +250,7 @@ def _differing(runs: Sequence[Told]) -> str:
         values = [_value(run.settings.get(name)) for run in runs]
         if len(set(values)) > 1:
             rows.append([name, *values])
-    return _table(("setting", *(run.name for run in runs)), rows) if rows else "<p>None but their names.</p>"
+    return table(("setting", *(run.name for run in runs)), rows) if rows else "<p>None but their names.</p>"
 
 
 def _over_seeds(runs: Sequence[Told]) -> str:
@@ -249,30 +266,7 @@ def _over_seeds(runs: Sequence[Told]) -> str:
         deviation = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "-"
         mean = f"{statistics.mean(found):.2%}" if found else "-"
         rows.append([", ".join(run.name for run in members), str(len(found)), mean, deviation])
-    return _table(("runs", "seeds", "mean test accuracy", "standard deviation, points"), rows)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False, numbers: bool = False) -> str:
-    """raw: the cells are HTML already; numbers: all but the first column hold some."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads) if any(heads) else ""
-    cells = [[str(cell) if raw else html.escape(str(cell)) for cell in row] for row in rows]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
-    kind = ' class="numbers"' if numbers else ""
-    return f'<div class="wide"><table{kind}>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>'
-
-
-def _page(title: str, parts: Sequence[str]) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body></html>\n"
-    )
+    return table(("runs", "seeds", "mean test accuracy", "standard deviation, points"), rows)
 
 
 def _value(value: Any) -> str:

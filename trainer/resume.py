@@ -27,7 +27,10 @@ def find_checkpoint(config: RunConfig, folder: RunFolder, world: World, say: Cal
                 "choose another run.name to branch off"
             )
         place = place or named
-    return world.together(lambda: _load(place, config, world.precision)) if place is not None else None
+    saved = world.together(lambda: _load(place, config, world.precision)) if place is not None else None
+    if saved is not None and place is not None and place.resolve().parent != folder.checkpoints.resolve():
+        saved.progress.wandb_run_id = ""  # a branch has rows of its own
+    return saved
 
 
 def _load(place: Path, config: RunConfig, precision: str) -> State:

@@ -1,19 +1,27 @@
 """The settings: every name, type, default, range and line of help. What they may be together is config.py's."""
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from trainer import notation
+
 AUGMENTATIONS = ("flip", "alternating_flip", "crop", "cutout", "mixup", "cutmix")
+IMAGE_SIZE = 32
 
 
 def setting(
-    default: Any, help: str, least: float | None = None, above: float | None = None, most: float | None = None
+    default: Any,
+    help: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    example: str = "flip, crop",
 ) -> Any:
-    """A field with its one line of help and, for a number, its range: least <= value <= most, value > above."""
-    metadata = {"help": help, "least": least, "above": above, "most": most}
+    """A field with its one line of help and, for a number, its range: least <= value <= most, value > above; for a list
+    that is empty by default, an example of what may be in it."""
+    metadata = {"help": help, "least": least, "above": above, "most": most, "example": example}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -38,7 +46,12 @@ class Data:
         None, "image_folder: where decoded images are kept; null: .samecurve under data.root"
     )
     global_batch_size: int = setting(128, "samples in an optimizer step, all ranks together", least=1)
-    image_size: int = setting(32, "side of the square images in pixels; others are scaled and cropped to it", least=1)
+    image_size: int | str = setting(
+        IMAGE_SIZE,
+        "side of the square images in pixels, to which others are scaled and cropped; auto: what the weights of "
+        f"model.pretrained were made for, without them {IMAGE_SIZE}",
+        least=1,
+    )
     channels: int | str = setting("auto", "1 (grey), 3 (RGB) or auto: what the data set has")
     shuffle: bool = setting(True, "a new order each epoch; false: the data set's own")
     drop_last: bool = setting(False, "leave out the epoch's last batch when it is short")
@@ -59,11 +72,21 @@ class Data:
     )
     cutmix_alpha: float = setting(1.0, "cutmix: the same, of the area that an image keeps", above=0.0)
     progressive_sizes: list[int] = setting(
-        [], "sides of the training images in pixels, one after the other over the epochs; [] for image_size throughout"
+        [],
+        "sides of the training images in pixels, one after the other over the epochs; [] for image_size throughout",
+        example="24, 32",
     )
-    normalize: Literal["cifar10", "half", "data", "none"] = setting(
-        "data", "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, or none: [0, 1] as it is"
+    normalize: Literal["cifar10", "half", "data", "none", "weights"] = setting(
+        "data",
+        "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, none: [0, 1] as it is, or those "
+        "that the weights of model.pretrained were made for",
     )
+
+    @property
+    def side_pixels(self) -> int:
+        """data.image_size, whose `auto` is a number by the time images are read."""
+        assert isinstance(self.image_size, int), "data.image_size=auto has not been resolved"
+        return self.image_size
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,12 @@ class Model:
     )
     head: Literal["replace", "append"] = setting(
         "replace", "torchvision models: replace the last layer, or append one to its 1,000 outputs"
+    )
+    freeze: list[str] = setting(
+        [],
+        "modules or weights, by their names in the network, that are not trained; a module computes as in evaluation: "
+        "BatchNorm's statistics stay, dropout drops nothing",
+        example="features, classifier.0",
     )
     widths: list[int] = setting([64, 256, 256], "speedrun: channels of each group of convolutions")
     depth: int = setting(2, "speedrun: convolutions in a group; a third one and more have a shortcut", least=1)
@@ -95,6 +124,11 @@ class Optim:
     lr: float = setting(0.1, "peak learning rate, for the global batch as it is; never rescaled", above=0.0)
     lr_vectors: float | None = setting(None, "the same of biases and of norms' weights; null: optim.lr", above=0.0)
     lr_head: float | None = setting(None, "the same of the last linear layer's weights; null: optim.lr", above=0.0)
+    lr_parts: list[str] = setting(
+        [],
+        "the same of modules or weights by their names in the network, as NAME=RATE; the longest name that fits counts",
+        example="features=0.001, classifier=0.01",
+    )
     momentum: float = setting(0.9, "sgd, and what muon leaves to it: momentum", least=0.0, most=1.0)
     muon_momentum: float = setting(0.6, "muon: momentum of the matrices", least=0.0, most=1.0)
     nesterov: bool = setting(False, "sgd: Nesterov's momentum")
@@ -104,6 +138,11 @@ class Optim:
         "weight decay; adamw: decoupled; muon: share of head and vectors that a step at the peak rate takes off",
         least=0.0,
     )
+
+    @property
+    def lr_of_parts(self) -> dict[str, float]:
+        """optim.lr_parts by name; nan for what is not readable as NAME=RATE."""
+        return dict(notation.rate(text) for text in self.lr_parts)
 
 
 @dataclass(frozen=True)
@@ -144,11 +183,20 @@ class Train:
     hang_timeout_seconds: float = setting(
         300.0, "several ranks: end the run when one is stuck for so long, and tell which; 0: wait for ever", least=0.0
     )
+    profile: str | None = setting(
+        None,
+        "steps 10-20: torch.profiler's trace of these, counted from 1, both included, in the run folder; null: none",
+    )
 
     @property
     def time_limit_seconds(self) -> float | None:
         """train.time_limit in seconds; None when there is none, or when it is not readable as a time."""
-        return None if self.time_limit is None else _seconds(self.time_limit)
+        return None if self.time_limit is None else notation.seconds(self.time_limit)
+
+    @property
+    def profile_steps(self) -> tuple[int, int] | None:
+        """The first and the last step of train.profile; None without one, or when it is not readable as steps."""
+        return None if self.profile is None else notation.steps(self.profile)
 
 
 @dataclass(frozen=True)
@@ -177,10 +225,18 @@ class Log:
     )
     project: str = setting("samecurve", "the W&B project")
     group: str | None = setting(None, "W&B: runs that belong together; null: the folder of a run.name such as sweep/a")
-    tags: list[str] = setting([], "W&B: words to find the run by")
+    tags: list[str] = setting([], "W&B: words to find the run by", example="baseline, long")
     job_type: str = setting("train", "W&B: what kind of run it is among those of its group")
     notes: str | None = setting(None, "W&B: a text on the run")
-    report: bool = setting(True, "write report.html at each evaluation and at the end")
+    alerts: bool = setting(False, "W&B: a message when a loss is not finite, when the run fails, when it is finished")
+    artifact: bool = setting(False, "W&B: the final weights as an artifact")
+    report: bool = setting(True, "write report.html at the end, and at evaluations for 2 % of the time at most")
+    figures: bool = setting(
+        True,
+        "at the first evaluation and the last, and at others for 2 % of the time at most: figures/NAME.png, and "
+        "pictures, tables, graph, curves and histograms in TensorBoard and W&B",
+    )
+    feature_maps: list[str] = setting([], "layers whose maps of a test image are among the figures: [conv1, pool1]")
 
 
 @dataclass(frozen=True)
@@ -200,21 +256,6 @@ class RunConfig:
     def folder(self) -> Path:
         """Where this run's files go."""
         return Path(self.run.root).expanduser() / self.run.name
-
-
-def _seconds(text: str) -> float | None:
-    """5400, 90m, 1h30m, 1:30:00 or 2-12:00:00 (days, as SLURM writes them) in seconds; None for anything else."""
-    text = text.strip()
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
-    if clock:
-        days, first, second, third = clock.groups()
-        if third is None and days is None:
-            return float(int(first) * 60 + int(second))  # minutes and seconds
-        return float(int(days or 0) * 86400 + int(first) * 3600 + int(second) * 60 + int(third or 0))
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
-    if not parts or not text:
-        return None
-    return float(sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +289,7 @@ class SettingInfo:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         if str(self.annotation).startswith("list"):
-            return f"a list such as [{', '.join(map(str, self.default)) or 'flip, crop'}]"
+            return f"a list such as [{', '.join(map(str, self.default)) or self.field.metadata['example']}]"
         return " or ".join("null" if part is type(None) else words[part] for part in parts)
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer import randomness, uncompiled
@@ -20,6 +21,7 @@ from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
 from trainer.reduction import OrderedReduction
+from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
 
 
@@ -57,9 +59,11 @@ class Step:
         buffers: Buffers,
         seed: int,
         watch: Unwatched,
+        communication: Stopwatch,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
     ) -> None:
+        """communication: runs while the other ranks' gradients and moves are waited for."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,23 +74,38 @@ class Step:
         self._buffers = buffers
         self._seed = seed
         self._watch = watch
+        self.communication = communication
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
+        if self._world_size > 1 and reduction is None:
+            self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
         self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
         self._batches: dict[int, Tensor] = {}
         self._scales: dict[float, Tensor] = {}
         self._unscaled = torch.ones((), device=accelerator.device)
+        self._has_gradient = False
         # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
         self._draws = any(_draws(module) for module in model.modules())
-        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
 
-    def __call__(self, shards: Sequence[Shard], step: int, epoch: int, global_size: int, num_shards: int) -> Outcome:
+    def __call__(
+        self,
+        shards: Sequence[Shard],
+        step: int,
+        epoch: int,
+        global_size: int,
+        num_shards: int,
+        is_looked_at: bool = False,
+    ) -> Outcome:
         """Takes the step, unless loss or gradient are not finite.
 
-        global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty.
+        global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty;
+        is_looked_at: the norm of its gradient is wanted, and the gradient itself, until the next step.
         """
+        if self._has_gradient:
+            self._drop_gradient()
         self._buffers.begin()
         if self._reduction is None:
             (shard,) = shards
@@ -96,11 +115,19 @@ class Step:
             results = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
         if num_shards < self._world_size and self._buffers.counters.numel():
             # Ranks without a sample have not counted this step.
+            self.communication.begin()
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
-        skipped = self._update(results)
+            self.communication.end()
+        is_bad, norm = self._look_at_gradient(results, is_looked_at)
+        skipped = self._update(results, is_bad)
+        self._has_gradient = is_looked_at
+        if not is_looked_at:  # now, while its memory is in the cache: at the next step it would cost LeNet 2 %
+            self._drop_gradient()
+        return Outcome(results, skipped, norm)
+
+    def _drop_gradient(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
-        return Outcome(results, skipped)
 
     def _one(self, shard: Shard, step: int, epoch: int, global_size: int) -> ShardResult:
         """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
@@ -109,9 +136,16 @@ class Step:
             self._set_norms(training=False)
         loss_sum, logits = self._forward(shard, step, epoch)
         self._backward(loss_sum, self._world_size / global_size)
+        if self._world_size > 1:
+            self.communication.end()
         if not shard.weight:
             self._set_norms(training=True)
         return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
+
+    def _wait_comes(self, parameter: nn.Parameter) -> None:
+        """What is asked for now is called when all of this rank's gradients are there, and before DDP waits for the
+        others', which it asks for after the last one: the wait that no computation hides."""
+        Variable._execution_engine.queue_callback(self.communication.begin)
 
     def _some(
         self, reduction: OrderedReduction, shards: Sequence[Shard], step: int, epoch: int, size: int, num_shards: int
@@ -177,21 +211,32 @@ class Step:
         moves = torch.empty_like(self._buffers.floats)
         self._buffers.moves(out=moves)
         moves *= weight
+        self.communication.begin()
         torch.distributed.all_reduce(moves)
+        self.communication.end()
         self._buffers.move(moves, active)
 
-    def _update(self, results: Sequence[ShardResult]) -> Tensor:
+    def _look_at_gradient(self, results: Sequence[ShardResult], is_looked_at: bool) -> tuple[Tensor, Tensor | None]:
+        """Whether it, or a loss, has a part that is not finite: float32 [], 0 or 1; and its norm, float [], if that is
+        told or had to be found anyway. Clips it."""
+        if self._clip_grad_norm is not None:
+            norm: Tensor = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
+            return norm.isfinite().logical_not().float(), norm
+        skipped = self._finds_infinite(results)
+        if not is_looked_at:
+            return skipped, None
+        scaler = self._accelerator.scaler
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) / (scaler.get_scale() if scaler is not None else 1.0)
+        return skipped, torch.where(skipped > 0, torch.nan, norm)
+
+    def _update(self, results: Sequence[ShardResult], skipped: Tensor) -> Tensor:
         """Makes the update if loss and gradient are finite: on the device, which is not waited for. Returns float32 [],
         1 if they were not.
 
         With fp16 a gradient that overflows is an everyday matter of the loss scale, which is lowered for it.
         """
         scaler = self._accelerator.scaler
-        if self._clip_grad_norm is not None:
-            norm = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
-            skipped: Tensor = norm.isfinite().logical_not().float()
-        else:
-            skipped = self._finds_infinite(results)
         if scaler is None:
             self._optimizer.found_inf = skipped  # where PyTorch's fused optimizers look for what forbids a step
             self._optimizer.step()

@@ -22,6 +22,7 @@ from trainer.settings import Data, Model
 
 KEY = "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
 _WEIGHTS = "model.safetensors"
+_PROGRAMS = (".torchscript.pt", ".pt2", ".onnx")
 # What a file that is cut off, foreign or empty makes the loaders raise.
 _BAD_FILE = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
@@ -41,8 +42,10 @@ class About:
     channels: int
 
     def metadata(self) -> dict[str, str]:
-        """For a safetensors file."""
-        return {KEY: json.dumps(asdict(self))}
+        """For a safetensors file. What was frozen is of how the network was trained, not of what it is."""
+        content = asdict(self)
+        del content["model"]["freeze"]
+        return {KEY: json.dumps(content)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,10 @@ def _best_step(places: list[Path]) -> int | None:
 
 def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module, str | None]:
     """Weights, or a whole module, and what is said of them."""
+    if path.name.endswith(_PROGRAMS):
+        raise FolderError(
+            f"{path} is a whole program, for its own reader; predict and evaluate take a run, or its weights"
+        )
     try:
         if path.suffix in (".pt", ".pth"):
             found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)

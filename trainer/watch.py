@@ -34,9 +34,11 @@ PLACES = (
     "evaluation",
     "checkpoint",
     "agreement on stopping",
+    "result",
 )
-# How many times the limit a place may take: data sets are decoded, networks compiled in a first step, disks are slow.
-_PATIENCE = {"start": 6.0, "checkpoint": 4.0}
+# How many times the limit a place may take: data sets are decoded, networks compiled in a first step, disks are slow,
+# weights are uploaded at the end.
+_PATIENCE = {"start": 6.0, "checkpoint": 4.0, "result": 4.0}
 _FIRST_STEP_PATIENCE = 4.0
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 30.0  # a rank whose thread says nothing for so long is gone, or its machine is

@@ -48,7 +48,7 @@ def _split(data: Data, root: Path, train: bool) -> Split:
         except (OSError, RuntimeError, tarfile.TarError) as error:
             reason = " ".join(str(error).split())
             raise DataError(missing.format(f", and it could not be downloaded ({reason})")) from None
-    images = fit_all(source.data, data.image_size, 1 if data.channels == 1 else 3)
+    images = fit_all(source.data, data.side_pixels, 1 if data.channels == 1 else 3)
     return Split(images, np.asarray(source.targets, dtype=np.int64))
 
 

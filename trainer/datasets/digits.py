@@ -21,7 +21,7 @@ def load(data: Data) -> Dataset:
     """Every fifth sample of each class is the test set (there is no official one): about 1,440 and 360 images."""
     pixels, labels = _table()
     grey = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    images = fit_all(grey, data.image_size, 3 if data.channels == 3 else 1)
+    images = fit_all(grey, data.side_pixels, 3 if data.channels == 3 else 1)
     place_in_class = np.zeros(len(labels), dtype=np.int64)
     for label in range(len(_CLASSES)):
         members = labels == label

@@ -43,10 +43,10 @@ def load(data: Data) -> Dataset:
     splits = {name: _scan(root, name, classes) for name in ("train", "test")}
     splits["train"] = _mixed(splits["train"])
     cache = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
-    pack = cache / f"{_fingerprint(data.image_size, channels, classes, splits)}.npy"
+    pack = cache / f"{_fingerprint(data.side_pixels, channels, classes, splits)}.npy"
     files = [*splits["train"], *splits["test"]]
     paths = [os.path.join(root, file.path) for file in files]
-    images, notes = decoded(pack, paths, data.image_size, channels)
+    images, notes = decoded(pack, paths, data.side_pixels, channels)
     labels = np.array([file.label for file in files], dtype=np.int64)
     cut = len(splits["train"])
     return Dataset(Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), classes, notes)

@@ -1,8 +1,26 @@
 """One picture of any size and mode in, uint8 [image_size, image_size, channels] out."""
 
+import struct
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+# EXIF's orientations, but for the first one, which is upright.
+_TURNS = dict(
+    enumerate(
+        (
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+        start=2,
+    )
+)
 
 
 def fit(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
@@ -12,7 +30,7 @@ def fit(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint
     pixels that are fractions.
     """
     if "exif" in picture.info or picture.format in ("PNG", "TIFF", "MPO"):  # parsing it costs as much as a small JPEG
-        picture = ImageOps.exif_transpose(picture)
+        picture = _upright(picture)
     picture, mode = _opaque(picture), "L" if channels == 1 else "RGB"
     if picture.mode != mode:  # or it would be copied
         picture = picture.convert(mode)
@@ -27,6 +45,16 @@ def fit_all(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArra
         return images
     pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
     return np.stack([fit(picture, image_size, channels) for picture in pictures])
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As its EXIF block says; one that cannot be read says nothing. (Pillow's exif_transpose would write it anew.)"""
+    picture.load()  # in a PNG file the block may come last
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except (struct.error, SyntaxError, ValueError, TypeError, LookupError, OverflowError):
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:

@@ -9,8 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from trainer import names
+from trainer.errors import ConfigError
 from trainer.models import imagenet, resnet, small, speedrun
+from trainer.models.imagenet import preprocessing, weights_file
 from trainer.settings import Model
+
+__all__ = ["MODELS", "build", "fit", "freeze", "preprocessing", "weights_file"]
 
 Builder = Callable[[Model, int, int, int], nn.Module]
 
@@ -45,3 +50,18 @@ def build(model: Model, num_classes: int, channels: int, image_size: int) -> nn.
     """
     builder = MODELS.get(model.name, imagenet.torchvision_model)
     return builder(model, num_classes, channels, image_size)
+
+
+def freeze(net: nn.Module, frozen: Sequence[str]) -> None:
+    """What has these names, and all under it, is not trained. A module of them is in evaluation mode for good: its
+    BatchNorm neither looks at a batch nor moves its statistics, its dropout drops nothing.
+
+    Raises ConfigError for a name that is not there, or when nothing is left to train.
+    """
+    for name in frozen:
+        part = names.find(net, name, f"model.freeze={list(frozen)}")
+        part.requires_grad_(False)
+        if isinstance(part, nn.Module):
+            part.eval()
+    if frozen and not any(weight.requires_grad for weight in net.parameters()):
+        raise ConfigError(f"model.freeze={list(frozen)} leaves nothing to train; leave out what is to learn")

@@ -1,6 +1,8 @@
 """torchvision's classifiers, with or without ImageNet weights, their head replaced or one layer appended to it."""
 
 import pickle
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,25 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from trainer import config as configs
+from trainer.augment import Normalization
 from trainer.errors import ConfigError, one_of
 from trainer.settings import Model
 
 # What a file that is cut off, foreign, or a pickle that would run code makes torch's and safetensors' loaders raise.
 _BAD_FILE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
+# Their weights were TensorFlow's and want values in [-1, 1]: torchvision's own networks turn ImageNet's normalization
+# into that at their first layer when they load weights (`transform_input`). Both have auxiliary heads.
+_OF_TENSORFLOW = ("googlenet", "inception_v3")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a network's weights were made for."""
+
+    image_size: int
+    """side in pixels"""
+    normalization: Normalization
 
 
 def vgg16(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -22,13 +38,31 @@ def vgg16(model: Model, num_classes: int, channels: int, image_size: int) -> nn.
 
 def torchvision_model(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """`torchvision/NAME`: any classifier of torchvision's registry."""
+    return _with_head(_registered(model.name), model, num_classes, channels, image_size)
+
+
+def preprocessing(model: Model) -> Preprocessing:
+    """That of model.pretrained, if the file has the name that torchvision gave it; else of the default weights."""
+    import torchvision
+
+    file = Path(model.pretrained or "").name
+    known: Any = torchvision.models.get_model_weights(_registered(model.name))
+    weights = next((one for one in known if Path(one.url).name == file), known.DEFAULT)
+    shown = weights.transforms()
+    if _registered(model.name) in _OF_TENSORFLOW:
+        return Preprocessing(shown.crop_size[0], Normalization((0.5,) * 3, (0.5,) * 3))
+    return Preprocessing(shown.crop_size[0], Normalization(tuple(shown.mean), tuple(shown.std)))
+
+
+def _registered(model_name: str) -> str:
+    """A model's name in torchvision. Raises ConfigError for one that it does not have."""
     import torchvision  # late: 2 s
 
-    name = model.name.removeprefix("torchvision/")
+    name = model_name.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ConfigError(f"model.name={model.name}: torchvision has no classifier '{name}'; {one_of(name, known)}")
-    return _with_head(name, model, num_classes, channels, image_size)
+        raise ConfigError(f"model.name={model_name}: torchvision has no classifier '{name}'; {one_of(name, known)}")
+    return name
 
 
 def _with_head(name: str, model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -37,24 +71,31 @@ def _with_head(name: str, model: Model, num_classes: int, channels: int, image_s
     if channels != 3:
         raise ConfigError(f"model.name={model.name} takes 3 channels, the data set has {channels}; set data.channels=3")
     options: dict[str, Any] = {"weights": None}
-    if name in ("googlenet", "inception_v3"):  # their auxiliary heads would return more than logits
+    if name in _OF_TENSORFLOW:  # their auxiliary heads would return more than logits
         options |= {"aux_logits": False, "init_weights": True}
-    net: nn.Module = torchvision.models.get_model(name, **options)
+    if name.startswith("vit_"):  # one weight for each place in the image
+        options |= {"image_size": image_size}
+    try:
+        net: nn.Module = torchvision.models.get_model(name, **options)
+    except AssertionError as error:
+        raise ConfigError(f"model.name={model.name} cannot take data.image_size={image_size} ({error})") from None
     if model.pretrained:
-        _load_weights(net, name, model.pretrained)
+        _load_weights(net, name, model.pretrained, weights_file(model))
     _change_head(net, model.head, num_classes)
     _check_input(net, model.name, image_size)
     return net
 
 
-def _load_weights(net: nn.Module, name: str, source: str) -> None:
+def weights_file(model: Model) -> Path:
+    """Where model.pretrained, which is set, lies. Raises ConfigError when it does not."""
+    source = model.pretrained or ""
+    path = _hub_file(_registered(model.name)) if source == "hub" else Path(source).expanduser()
+    configs.check_weights(model, path)
+    return path
+
+
+def _load_weights(net: nn.Module, name: str, source: str, path: Path) -> None:
     """ImageNet weights from a file, without executing anything in it; auxiliary heads in it are left out."""
-    path = _hub_file(name) if source == "hub" else Path(source).expanduser()
-    if not path.is_file():
-        raise ConfigError(
-            f"model.pretrained={source}: no file {path}; wanted torchvision's weights of {name} as a state dict. "
-            "Give their path, or fetch them with torchvision on a machine with internet and copy the file there"
-        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -64,10 +105,20 @@ def _load_weights(net: nn.Module, name: str, source: str) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             raise ValueError(f"it holds a {type(state).__name__} that is no state dict")
-        net.load_state_dict({key: value for key, value in state.items() if not key.lower().startswith("aux")})
+        net.load_state_dict(
+            {_new_name(key): value for key, value in state.items() if not key.lower().startswith("aux")}
+        )
     except _BAD_FILE as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.pretrained={source}: {path} does not hold weights of {name} ({reason})") from None
+        size = "; data.image_size=auto is the size that they are for" if "pos_embedding" in reason else ""
+        raise ConfigError(
+            f"model.pretrained={source}: {path} does not hold weights of {name} ({reason}){size}"
+        ) from None
+
+
+def _new_name(key: str) -> str:
+    """torchvision's files of densenets still have `norm.1` where their layers are called `norm1`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
 
 
 def _hub_file(name: str) -> Path:

@@ -1,0 +1,63 @@
+"""What an evaluation of the test set has to show beyond two numbers, for the trackers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from trainer.evaluation import Predictions
+from trainer.figures import Picture
+from trainer.told import Told
+
+_BINS = 64
+_MOST_VALUES = 1 << 20
+
+
+class Histogram(NamedTuple):
+    """Of the finite values of a tensor; of a large one of a million of them, evenly spread."""
+
+    counts: list[float]
+    """[bins]"""
+    edges: list[float]
+    """[bins + 1]"""
+    sum: float
+    sum_of_squares: float
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    step: int
+    told: Told
+    """the run's files as they are now: scores by class, confusion, the surest mistakes"""
+    labels: Tensor
+    """int64 [N], what the samples of the test set are"""
+    found: Predictions
+    pictures: Mapping[str, Picture]
+    """figures by name: `test/classes`, `test/confusion`, `test/mistakes`, `feature_maps/LAYER`"""
+    histograms: Mapping[str, Histogram]
+    """of weights and gradients, by the parameter's name"""
+
+
+def histograms(module: nn.Module) -> dict[str, Histogram]:
+    """`weights/NAME` of every parameter, and `gradients/NAME` of those that have one now."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        for kind, values in (("weights", parameter.detach()), ("gradients", parameter.grad)):
+            if values is not None:
+                found[f"{kind}/{name}"] = _histogram(values)
+    return {name: histogram for name, histogram in found.items() if histogram is not None}
+
+
+def _histogram(values: Tensor) -> Histogram | None:
+    values = values.flatten()[:: max(1, values.numel() // _MOST_VALUES)].float()
+    values = values[values.isfinite()]
+    if not values.numel():
+        return None
+    least, most = (float(value) for value in values.aminmax())
+    if least == most:
+        least, most = least - 0.5, most + 0.5
+    counts = torch.histc(values, _BINS, least, most).tolist()
+    edges = torch.linspace(least, most, _BINS + 1, dtype=torch.float64).tolist()
+    return Histogram(counts, edges, float(values.double().sum()), float(values.double().square().sum()))
