@@ -30,6 +30,7 @@ LAYERS = [
         "tta",
         "shadow",
         "uncompiled",
+        "convolutions",
     },
     {"settings"},
     {"contradictions"},
