@@ -18,7 +18,10 @@ _PATIENCE_SECONDS = 90.0
 _RETRY_SECONDS = 3.0
 _AWAY = re.compile("Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE)
 # Of a job's tasks, where a step of ours has one a node.
-_OF_TASKS = ("SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK")
+_OF_TASKS = (
+    "SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK", "SLURM_GPU_BIND",
+    "SLURM_TRES_BIND",
+)  # fmt: skip
 
 
 class SlurmError(UserError):

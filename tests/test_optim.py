@@ -21,9 +21,9 @@ def small() -> nn.Sequential:
 
 def test_optimizers_are_built_as_set() -> None:
     settings = Optim(lr=0.5, momentum=0.8, nesterov=True, weight_decay=0.1, betas=[0.7, 0.9])
-    sgd = optim.OPTIMIZERS["sgd"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings).param_groups[0]
+    sgd = optim.OPTIMIZERS["sgd"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
     assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.5, 0.8, True, 0.1)
-    adamw = optim.OPTIMIZERS["adamw"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings).param_groups[0]
+    adamw = optim.OPTIMIZERS["adamw"]([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
     assert (adamw["lr"], adamw["betas"], adamw["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
 
 
@@ -115,6 +115,20 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_by_sgd() -> None:
         torch.testing.assert_close(
             net.get_parameter(key).detach(), (before[key] - rate * 1.85 * gradients[key]) * (1 - 0.01 * 0.5)
         )
+
+
+def test_muon_makes_matrices_orthogonal_in_the_precision_of_the_training() -> None:
+    moves = {}
+    for precision in ("fp32", "fp16", "bf16"):
+        net = small()
+        before = net[0].weight.detach().clone()
+        made = optim.build(net, Optim(name="muon", lr=0.1), precision)
+        for weight in net.parameters():
+            weight.grad = torch.ones_like(weight).cumsum(0)
+        made.step()
+        moves[precision] = net[0].weight.detach() - before * (len(before) ** 0.5 / before.norm())
+    assert torch.equal(moves["fp16"], moves["fp32"]) and not torch.equal(moves["bf16"], moves["fp32"])
+    torch.testing.assert_close(moves["bf16"], moves["fp32"], rtol=0.03, atol=1e-3)
 
 
 @pytest.mark.parametrize(("own", "theirs"), [(uncompiled.SGD, torch.optim.SGD), (uncompiled.AdamW, torch.optim.AdamW)])

@@ -105,6 +105,14 @@ def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals
     assert reason(now + 2 * 3 + 4 + 20 - 0.1, evaluates=True) == "the time limit"
 
 
+def test_a_slow_step_is_forgotten_after_some_hundred() -> None:
+    pace = paced(100.0, 1.0, 1.0, 9.0, *[1.0] * 110)
+    assert pace.step_seconds == 9.0
+    for _ in range(90):
+        pace.step(1.0)
+    assert pace.step_seconds == 1.0
+
+
 def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")

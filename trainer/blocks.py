@@ -24,6 +24,7 @@ from trainer.world import World
 
 _RUN_SAMPLES = 1 << 14  # of a rank whose ids are found at once: a hash has a fixed cost
 _BLOCK_BYTES = 3 << 20  # of uint8 images fetched at once: a thousand of 32 pixels, which fit into a CPU's caches
+_GPU_BLOCK_BYTES = 64 << 20  # where every call costs the same and memory is plenty
 
 
 class _Cut(NamedTuple):
@@ -101,7 +102,8 @@ class _RankBlocks(Sampler[_Block]):
         self._rank, self._world_size = world.rank, world.size
         self._first_step, self._end_step = first_step, end_step
         samples_per_step = batches.global_batch_size / world.size
-        self._block_steps = max(1, int(_BLOCK_BYTES / (part.images[0].numel() * samples_per_step)))
+        block_bytes = _GPU_BLOCK_BYTES if part.images.is_cuda else _BLOCK_BYTES
+        self._block_steps = max(1, int(block_bytes / (part.images[0].numel() * samples_per_step)))
         self._run_steps = max(self._block_steps, int(_RUN_SAMPLES / samples_per_step))
 
     def __iter__(self) -> Iterator[_Block]:

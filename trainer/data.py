@@ -114,7 +114,14 @@ def chunks(part: Images, batch_size: int, world: World) -> Iterator[tuple[int, T
     """This rank's chunks of a split for evaluation: number, images uint8 [B, C, H, W], labels int64 [B]."""
     for chunk in range(world.rank, num_chunks(part, batch_size), world.size):
         at = slice(chunk * batch_size, (chunk + 1) * batch_size)
-        yield chunk, part.images[at].to(world.device), part.labels[at].to(world.device)
+        yield chunk, _moved(part.images[at], world.device), _moved(part.labels[at], world.device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """What a GPU is sent need not be waited for."""
+    if device.type == tensor.device.type:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def num_chunks(part: Images, batch_size: int) -> int:

@@ -19,7 +19,7 @@ def stored_and_trained_on(
     batch = _floats(train, ids, augment)
     if augment.mixes:
         partners = batches.partners(0)[:_SAMPLES].to(ids.device)
-        batch, _ = augment.mix(batch, _floats(train, partners, augment), ids, epoch=0)
+        batch, _ = augment.mix(batch, _floats(train, partners, augment), ids.to(batch.device), epoch=0)
     mean, std = (
         torch.tensor(values, device=batch.device).view(1, -1, 1, 1)
         for values in (normalization.mean, normalization.std)
@@ -29,4 +29,5 @@ def stored_and_trained_on(
 
 
 def _floats(train: Images, ids: Tensor, augment: Augment) -> Tensor:
-    return augment.plain(augment.pixels(train.images[ids], ids, epoch=0))
+    images = train.images[ids].to(augment.device)  # a large data set lies in the host's memory
+    return augment.plain(augment.pixels(images, ids.to(augment.device), epoch=0))

@@ -15,7 +15,7 @@ Groups = list[dict[str, Any]]
 two where they matter."""
 
 
-def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
+def sgd(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, by torch's fused kernel."""
     return uncompiled.SGD(
         groups,
@@ -27,15 +27,16 @@ def sgd(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
     )
 
 
-def adamw(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
+def adamw(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, torch's own. (Loshchilov and Hutter, arXiv 1711.05101.)"""
     first, second = optim.betas
     return uncompiled.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
 
 
-def muon(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
+def muon(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
     """Muon for matrices, SGD for head and vectors."""
-    return Muon(groups, optim.lr, optim.muon_momentum, optim.momentum, optim.weight_decay)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Muon(groups, optim.lr, optim.muon_momentum, optim.momentum, optim.weight_decay, dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -48,12 +49,19 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Groups, lr: float, momentum: float, sgd_momentum: float, weight_decay: float = 0.0
+        self,
+        groups: Groups,
+        lr: float,
+        momentum: float,
+        sgd_momentum: float,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """weight_decay: the share of head and vectors that a step at the peak learning rate takes off; matrices, whose
-        norm is fixed, have none."""
+        norm is fixed, have none. dtype: what matrices are made orthogonal in."""
         super().__init__(groups, {"lr": lr, "lr_factor": 1.0, "kind": "matrices", "weight_decay": weight_decay})
         self._momentum, self._sgd_momentum = momentum, sgd_momentum
+        self._dtype = dtype
 
     @uncompiled.as_written
     def step(self, closure: None = None) -> None:
@@ -75,7 +83,7 @@ class Muon(torch.optim.Optimizer):
             if is_matrices:
                 for weight, move in zip(weights, moves, strict=True):
                     weight.mul_(torch.where(bad > 0, 1.0, len(weight) ** 0.5 / weight.norm().clamp(min=1e-12)))
-                    weight.add_(orthogonal(move.flatten(1)).view(move.shape), alpha=-group["lr"])
+                    weight.add_(orthogonal(move.flatten(1), self._dtype).view(move.shape), alpha=-group["lr"])
             else:
                 torch._foreach_add_(weights, moves, alpha=-group["lr"])
                 torch._foreach_mul_(weights, 1 - group["weight_decay"] * group["lr_factor"] * (1 - bad))
@@ -88,14 +96,14 @@ class Muon(torch.optim.Optimizer):
         return found
 
 
-def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
+def orthogonal(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int = 3) -> Tensor:
     """The nearest orthogonal matrix, roughly: all singular values of [m, n] are brought near 1, m <= n or not.
 
-    Newton and Schulz's iteration with the quintic polynomial that grows small values fastest, in bfloat16 on a GPU.
+    Newton and Schulz's iteration with the quintic polynomial that grows small values fastest; bfloat16 will do.
     (Jordan et al. 2024; Bernstein and Newhouse, arXiv 2409.20325.)
     """
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    x: Tensor = matrix.to(dtype)
     x = x.T if is_tall else x
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
@@ -105,18 +113,25 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
 
 
 # To add an optimizer, write it above, list it here, and name it in trainer/settings.py.
-OPTIMIZERS: dict[str, Callable[[Groups, Optim], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Callable[[Groups, Optim, str], torch.optim.Optimizer]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "muon": muon,
+}
 
 
-def build(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """The named optimizer of all weights that are trained: in one group where one learning rate does for all."""
+def build(module: nn.Module, optim: Optim, precision: str = "fp32") -> torch.optim.Optimizer:
+    """The named optimizer of all weights that are trained: in one group where one learning rate does for all.
+
+    precision: the training's; weights and their updates are fp32 whatever it is.
+    """
     uncompiled.leave_alone()
     groups: Groups = [{"params": [weight for weight in module.parameters() if weight.requires_grad]}]
     if optim.lr_parts:
         groups = _by_part(module, optim)
     if optim.name == "muon" or optim.lr_vectors is not None or optim.lr_head is not None:
         groups = [finer for group in groups for finer in _by_kind(module, optim, group)]
-    return OPTIMIZERS[optim.name](groups, optim)
+    return OPTIMIZERS[optim.name](groups, optim, precision)
 
 
 def _by_part(module: nn.Module, optim: Optim) -> Groups:

@@ -109,7 +109,7 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
     module = _network(model, config, world, splits, batches)
     feature_maps.check(module, config.log.feature_maps)
-    optimizer = optim.build(module, config.optim)
+    optimizer = optim.build(module, config.optim, world.precision)
     if saved is None:
         models.fit(module, splits.train.images, normalization.std)
     else:

@@ -44,6 +44,7 @@ class Reporter(NoReporter):
         self._told = False
         self._due = time.monotonic()
         self._waiting: Callable[[], None] | None = None
+        self._on_gpu = False
 
     def begins(self) -> None:
         """After the run's first line of metrics."""
@@ -55,6 +56,7 @@ class Reporter(NoReporter):
     def evaluated(self, part: Images, scores: Evaluation, found: Predictions, step: int) -> None:
         """Keeps and shows what a person wants to see of the test set, if that was not just done."""
         self._waiting = lambda: self._keep(part, scores, found, step)
+        self._on_gpu = part.images.is_cuda
         if time.monotonic() >= self._due:
             self.write()
 
@@ -66,6 +68,8 @@ class Reporter(NoReporter):
     def fails(self) -> None:
         """The run ends by an error: a page of what there is. The network is let be, as is a GPU that lost its peers."""
         self._visuals = NoVisuals()
+        if self._on_gpu:  # whose queue may wait for peers that never come
+            self._waiting = None
         self.write()
 
     def _keep(self, part: Images, scores: Evaluation, found: Predictions, step: int) -> None:

@@ -23,6 +23,7 @@ REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_EN
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
+_PACE_STEPS = 100
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_STEPS = 20
 
@@ -104,14 +105,19 @@ class Pace:
 
     def __init__(self) -> None:
         self.step_seconds = 0.0
-        """the slowest step"""
+        """the slowest step of late"""
         self.evaluation_seconds = 0.0
         self._steps = 0
+        self._slowest, self._slowest_before = 0.0, 0.0
 
     def step(self, seconds: float) -> None:
-        """The first step warms up, or compiles: it counts until there is another."""
-        self.step_seconds = seconds if self._steps < 2 else max(self.step_seconds, seconds)
+        """The first step warms up, or compiles: it counts until there is another. One in which a GPU looks for its
+        kernels counts for a hundred more at least, for two hundred at most."""
+        if self._steps % _PACE_STEPS == 0:
+            self._slowest_before, self._slowest = self._slowest, 0.0
+        self._slowest = seconds if self._steps < 2 else max(self._slowest, seconds)
         self._steps += 1
+        self.step_seconds = max(self._slowest, self._slowest_before)
 
     def evaluation(self, seconds: float) -> None:
         self.evaluation_seconds = max(self.evaluation_seconds, seconds)

@@ -42,7 +42,7 @@ class World:
         # Of a convolution over one channel, whose weights have two layouts that are the same.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
-            _choose_kernels(exact=train.virtual_ranks is not None)
+            _choose_kernels(exact=train.virtual_ranks is not None, precision=self.precision)
         else:
             memory.keep()
         self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
@@ -143,10 +143,14 @@ class World:
         }
 
 
-def _choose_kernels(exact: bool) -> None:
+def _choose_kernels(exact: bool, precision: str) -> None:
     """The fastest ones found by trying, another each time maybe; or those that give the same bits every time."""
     torch.backends.cudnn.benchmark = not exact
+    if precision == "fp32":  # PyTorch multiplies 10 of 23 bits in convolutions unless it is told
+        torch.backends.cudnn.allow_tf32 = False
     if exact:
+        # A help for finding defects, at each allocation.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # wanted by cuBLAS for that
         torch.use_deterministic_algorithms(True, warn_only=True)
 
