@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from trainer import convolutions
 
 
+@pytest.fixture(autouse=True)
+def small_networks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "_FEWEST_CHANNELS", 4)
+
+
 def gradients(network: nn.Module, images: Tensor) -> list[Tensor]:
     images = images.clone().requires_grad_()
     network.zero_grad()
@@ -35,7 +40,8 @@ def test_it_is_done_where_pictures_are_small_and_only_there(monkeypatch: pytest.
     strips = convolutions._strips
     monkeypatch.setattr(convolutions, "_strips", lambda *given: (seen.append(given[0].shape), strips(*given))[1])
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 5, 3),
+        nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1),
+        nn.Conv2d(3, 5, 3),
         nn.Conv2d(5, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1, groups=2), nn.Conv2d(6, 6, 1),
     )  # fmt: skip
     convolutions.lay_side_by_side(network)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _WIDEST = 8  # pixels; above, laying costs more than it gives
+_FEWEST_CHANNELS = 64  # in and out; below, a step has too little to do to pay for more calls
 _MOST_TOGETHER = 32
 _FEWEST_TOGETHER = 4
 
@@ -19,7 +20,7 @@ Sizes = tuple[int, int]
 
 
 def lay_side_by_side(network: nn.Module) -> None:
-    """Every convolution of stride 1 that keeps its pictures' size does so from now on where they are small."""
+    """Every large convolution of stride 1 that keeps its pictures' size does so from now on where they are small."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and _fits(module):
             module._conv_forward = _Forward(module.padding)  # type: ignore[assignment, arg-type]
@@ -28,7 +29,8 @@ def lay_side_by_side(network: nn.Module) -> None:
 def _fits(conv: nn.Conv2d) -> bool:
     is_plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     keeps_size = conv.padding == tuple(side // 2 for side in conv.kernel_size) and all(s % 2 for s in conv.kernel_size)
-    return is_plain and keeps_size and conv.kernel_size[1] > 1
+    is_large = min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
+    return is_plain and keeps_size and is_large and conv.kernel_size[1] > 1
 
 
 class _Forward:
@@ -58,22 +60,21 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         images, weight = ctx.saved_tensors
         together = _together(len(images))
-        of_images, of_weight, of_bias = _gradients(
-            gradient, images, weight, ctx.padding, ctx.needs_input_grad[0], together == 1, ctx.has_bias
-        )
+        # Not by the call below: with the bias it would make the weight's gradient too, wanted or not.
+        of_bias = gradient.sum((0, 2, 3)) if ctx.has_bias else None
+        of_images, of_weight = _gradients(gradient, images, weight, ctx.padding, ctx.needs_input_grad[0], together == 1)
         if together > 1:
             gradient, images = (_strips(tensor, ctx.padding[1], together) for tensor in (gradient, images))
-            _, of_weight, _ = _gradients(gradient, images, weight, ctx.padding, False, True, False)
+            _, of_weight = _gradients(gradient, images, weight, ctx.padding, False, True)
         return of_images, of_weight, of_bias, None
 
 
 def _gradients(gradient: Tensor, images: Tensor, weight: Tensor, padding: Sizes, *wanted: bool) -> list[Tensor]:
-    """Of images, weight and bias, where wanted."""
-    sizes = [weight.shape[0]] if wanted[2] else None
+    """Of images and weight, where wanted."""
     found: list[Tensor] = torch.ops.aten.convolution_backward(
-        gradient, images, weight, sizes, (1, 1), padding, (1, 1), False, (0, 0), 1, wanted
+        gradient, images, weight, None, (1, 1), padding, (1, 1), False, (0, 0), 1, (*wanted, False)
     )
-    return found
+    return found[:2]
 
 
 def _together(batch_size: int) -> int:
