@@ -27,6 +27,8 @@ MAIN = str(REPOSITORY / "trainer" / "main.py")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # A run as small as a run can be: real digits, no trackers of others.
 SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "log.figures=false", "train.precision=fp32"]
+# A run that is met in its middle has no end until then; its rates must not depend on its length.
+ENDLESS = ["train.epochs=99999", "train.max_steps=99999"]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def launch() -> Iterator[Callable[..., Done]]:
     """Runs a command to its end; whatever of it still lives at the end of the test is ended by its process group."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], timeout_seconds: float = 90, **env: str) -> Done:
+    def run(command: list[str], timeout_seconds: float = 240, **env: str) -> Done:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -117,17 +119,19 @@ class Ranks:
         self.processes += started
         return started
 
-    def until_step(self, folder: Path, step: int, timeout_seconds: float = 60) -> None:
-        """Waits until a run has written a line of metrics of that step."""
-        until, metrics = time.monotonic() + timeout_seconds, folder / "metrics.jsonl"
-        while time.monotonic() < until:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            if any(line.endswith("}") and json.loads(line)["step"] >= step for line in lines):
-                return
+    def until(self, what: str, ready: Callable[[], object], timeout_seconds: float = 150) -> None:
+        """Waits until something is so."""
+        until = time.monotonic() + timeout_seconds
+        while not ready():
+            if time.monotonic() > until:
+                raise AssertionError(f"{what} was not seen\n{self.log.read_text()}")
             time.sleep(0.002)
-        raise AssertionError(f"step {step} was not seen\n{self.log.read_text()}")
 
-    def end(self, started: list[Any], timeout_seconds: float = 60) -> list[int | None]:
+    def until_step(self, folder: Path, step: int, timeout_seconds: float = 150) -> None:
+        """Waits until a run has written a line of metrics of that step, or of a later one."""
+        self.until(f"step {step}", lambda: last_step(folder) >= step, timeout_seconds)
+
+    def end(self, started: list[Any], timeout_seconds: float = 180) -> list[int | None]:
         """Their exit codes; None for one that is still there after the time."""
         until = time.monotonic() + timeout_seconds
         for process in started:
@@ -181,6 +185,20 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("WANDB_API_KEY", local_wandb.KEY)
     yield made
     made.end()
+
+
+def last_step(folder: Path) -> int:
+    """The last step that has a whole line of metrics, 0 if none has."""
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def tell(processes: list[Any], number: signal.Signals) -> None:
+    """A signal for several ranks. All are halted first, so that none sees another's end before it has its own."""
+    for sent in (signal.SIGSTOP, number, *([] if number == signal.SIGKILL else [signal.SIGCONT])):
+        for process in processes:
+            os.kill(process.pid, sent)
 
 
 def finished_run(root: Path, *settings: str) -> Path:

@@ -94,39 +94,55 @@ def poisoned_sample_late() -> None:
     bad_steps.Skipped.lag_steps = 8  # type: ignore[assignment, method-assign]
 
 
-def slow_steps() -> None:
-    """Each step but the first takes six seconds."""
+def slow_steps(seconds: float = 6.0) -> None:
+    """Each step but the first takes so long."""
     tiny_network()
     batch = Step._batch
     calls: list[int] = []
 
     def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
-        time.sleep(6 if len(calls) > 1 else 0)
+        time.sleep(seconds if len(calls) > 1 else 0)
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
 
 
+def endless_step() -> None:
+    """The second step never ends; the file `asleep` tells that it has begun."""
+    tiny_network()
+    batch = Step._batch
+    calls: list[int] = []
+
+    def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            Path("asleep").touch()
+            time.sleep(600)
+        return batch(self, index, samples)
+
+    Step._batch = sleeps  # type: ignore[method-assign]
+
+
 def late_rank() -> None:
-    """Rank 1 takes 30 ms longer for each batch."""
+    """Rank 1 takes 0.15 s longer for each batch."""
     tiny_network()
     batch = Step._batch
 
     def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        time.sleep(0.03 if os.environ.get("RANK") == "1" else 0)
+        time.sleep(0.15 if os.environ.get("RANK") == "1" else 0)
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
 
 
 def slow_data() -> None:
-    """Each block of images takes half a second longer."""
+    """Each block of images takes three seconds longer."""
     tiny_network()
     augmented = blocks._augmented
 
     def waits(samples: Samples, augment: Augment, epoch: int) -> Samples:
-        time.sleep(0.5)
+        time.sleep(3.0)
         return augmented(samples, augment, epoch)
 
     blocks._augmented = waits
@@ -163,6 +179,8 @@ PLANTS = {
     "infinite_loss": infinite_loss,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
+    "unhurried": lambda: slow_steps(2.0),
+    "asleep": endless_step,
     "slow_start": slow_start,
     "late": late_rank,
     "slow_data": slow_data,
