@@ -4,6 +4,7 @@ A rank started from nothing imports for six seconds. The server that forks these
 ranks themselves are as real as torchrun's: processes of their own, a gloo group, the launcher's variables.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -18,10 +19,11 @@ import sklearn.datasets
 import torch._dynamo
 import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
+from torch.distributed import DistError
 from workers.tiny import tiny
 
 import trainer.loop
-from trainer import bad_steps, blocks, data, main, models, wandb_mode
+from trainer import bad_steps, blocks, data, main, models, wandb_mode, watch
 from trainer.augment import Augment
 from trainer.journal import Journal
 from trainer.step import Samples, Shard, Step
@@ -53,9 +55,19 @@ def tiny_network() -> None:
 
 
 def stuck_rank() -> None:
-    """Rank 1 sleeps where it augments its sixth batch."""
+    """Rank 1 sleeps where it augments its sixth batch. Rank 0 leaves it to others to call a hang, and leaves last."""
     tiny_network()
     batch = Step._batch
+    if os.environ["RANK"] == "0":
+        watch.Watch._problem = lambda _: ""  # type: ignore[method-assign]
+        answer = watch.Watch._answer
+
+        def leaves_late(self: watch.Watch) -> None:
+            keep = self._keep
+            self._keep = lambda line: (time.sleep(2), keep(line))[1]
+            answer(self)
+
+        watch.Watch._answer = leaves_late  # type: ignore[method-assign]
 
     def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
@@ -65,6 +77,20 @@ def stuck_rank() -> None:
 
     calls: list[int] = []
     Step._batch = sleeps  # type: ignore[method-assign]
+
+
+def hears_late() -> None:
+    """Rank 1 hears that another one is lost when rank 0 is gone."""
+    tiny_network()
+    lost = watch.Watch.lost
+
+    def waits(self: watch.Watch, error: BaseException) -> str:
+        with contextlib.suppress(DistError):  # the store goes with rank 0
+            while os.environ["RANK"] == "1" and "rank 0" not in self._gone():
+                time.sleep(0.05)
+        return lost(self, error)
+
+    watch.Watch.lost = waits  # type: ignore[method-assign]
 
 
 def poisoned_sample(number: int = 7) -> None:
@@ -176,6 +202,7 @@ PLANTS = {
     "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,
+    "hears_late": hears_late,
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
     "infinite_loss": infinite_loss,
