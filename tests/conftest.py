@@ -1,6 +1,7 @@
 """What all tests share: a clean place to run in, real processes with a time limit, small real data."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -49,6 +50,8 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)
     yield
+    if writers := sys.modules.get("tensorboard.summary.writer.event_file_writer"):
+        writers._global_uid = writers.AtomicCounter(0)  # files of one second are in the order of their names, up to 9
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
@@ -213,11 +216,17 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *arguments]
 
 
+_PORTS = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One of this worker of pytest, and none of those from 32768 on, which any connection may be given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = 12000 + worker % 4 * 4000 + next(_PORTS) % 4000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:

@@ -122,15 +122,15 @@ def poisoned_sample_late() -> None:
     bad_steps.Skipped.lag_steps = 8  # type: ignore[assignment, method-assign]
 
 
-def slow_steps(seconds: float = 6.0) -> None:
-    """Each step but the first takes so long."""
+def slow_steps() -> None:
+    """Each step but the first takes two seconds."""
     tiny_network()
     batch = Step._batch
     calls: list[int] = []
 
     def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
-        time.sleep(seconds if len(calls) > 1 else 0)
+        time.sleep(2 if len(calls) > 1 else 0)
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
@@ -208,7 +208,6 @@ PLANTS = {
     "infinite_loss": infinite_loss,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
-    "unhurried": lambda: slow_steps(2.0),
     "asleep": endless_step,
     "slow_start": slow_start,
     "late": late_rank,

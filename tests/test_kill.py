@@ -57,7 +57,7 @@ def test_other_ways_to_stop(ranks: Ranks) -> None:
     run = [*RUN, *ENDLESS]
     end = int(time.time()) + 20
     # Its steps of 2 s make it stop 3 s and more before the end; it has the others' time to get there.
-    job = ranks.start(1, *run, "run.name=job", plant="unhurried", SLURM_JOB_END_TIME=str(end))
+    job = ranks.start(1, *run, "run.name=job", plant="slow", SLURM_JOB_END_TIME=str(end))
     limit = ranks.start(1, *run, "run.name=limit", "train.time_limit=15s")
     file = ranks.start(1, *run, "run.name=file")
     ranks.until_step(Path("runs/file"), 6)
