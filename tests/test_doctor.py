@@ -296,7 +296,7 @@ def test_a_rank_that_hangs_is_named_in_time(launch: Callable[..., Done], tmp_pat
     stops = "import os, signal, sys\n"
     stops += "if os.environ.get('RANK') == '1' and 'probe.py' in ' '.join(sys.orig_argv):\n"
     (tmp_path / "sitecustomize.py").write_text(f"{stops}    os.kill(os.getpid(), signal.SIGSTOP)\n")
-    words = [*DOCTOR, "--config", "digits", "--json", "--timeout-seconds=40"]
+    words = [*DOCTOR, "--config", "digits", "--json", "--timeout-seconds=30"]
     done = launch(torchrun(2, *words), PYTHONPATH=str(tmp_path))
     found = json.loads(done.out.splitlines()[0])
     fails = [(entry["check"], entry["got"]) for entry in found["findings"] if entry["state"] == "fail"]
