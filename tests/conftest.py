@@ -1,6 +1,7 @@
 """What all tests share: a clean place to run in, real processes with a time limit, small real data."""
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -27,6 +28,8 @@ MAIN = str(REPOSITORY / "trainer" / "main.py")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 # A run as small as a run can be: real digits, no trackers of others.
 SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "log.figures=false", "train.precision=fp32"]
+# A run that is met in its middle has no end until then; its rates must not depend on its length.
+ENDLESS = ["train.epochs=99999", "train.max_steps=99999"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,8 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)
     yield
+    if writers := sys.modules.get("tensorboard.summary.writer.event_file_writer"):
+        writers._global_uid = writers.AtomicCounter(0)  # files of one second are in the order of their names, up to 9
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
@@ -65,7 +70,7 @@ def launch() -> Iterator[Callable[..., Done]]:
     """Runs a command to its end; whatever of it still lives at the end of the test is ended by its process group."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], timeout_seconds: float = 90, **env: str) -> Done:
+    def run(command: list[str], timeout_seconds: float = 240, **env: str) -> Done:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -117,17 +122,19 @@ class Ranks:
         self.processes += started
         return started
 
-    def until_step(self, folder: Path, step: int, timeout_seconds: float = 60) -> None:
-        """Waits until a run has written a line of metrics of that step."""
-        until, metrics = time.monotonic() + timeout_seconds, folder / "metrics.jsonl"
-        while time.monotonic() < until:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            if any(line.endswith("}") and json.loads(line)["step"] >= step for line in lines):
-                return
+    def until(self, what: str, ready: Callable[[], object], timeout_seconds: float = 150) -> None:
+        """Waits until something is so."""
+        until = time.monotonic() + timeout_seconds
+        while not ready():
+            if time.monotonic() > until:
+                raise AssertionError(f"{what} was not seen\n{self.log.read_text()}")
             time.sleep(0.002)
-        raise AssertionError(f"step {step} was not seen\n{self.log.read_text()}")
 
-    def end(self, started: list[Any], timeout_seconds: float = 60) -> list[int | None]:
+    def until_step(self, folder: Path, step: int, timeout_seconds: float = 150) -> None:
+        """Waits until a run has written a line of metrics of that step, or of a later one."""
+        self.until(f"step {step}", lambda: last_step(folder) >= step, timeout_seconds)
+
+    def end(self, started: list[Any], timeout_seconds: float = 180) -> list[int | None]:
         """Their exit codes; None for one that is still there after the time."""
         until = time.monotonic() + timeout_seconds
         for process in started:
@@ -183,6 +190,20 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.end()
 
 
+def last_step(folder: Path) -> int:
+    """The last step that has a whole line of metrics, 0 if none has."""
+    metrics = folder / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+
+
+def tell(processes: list[Any], number: signal.Signals) -> None:
+    """A signal for several ranks. All are halted first, so that none sees another's end before it has its own."""
+    for sent in (signal.SIGSTOP, number, *([] if number == signal.SIGKILL else [signal.SIGCONT])):
+        for process in processes:
+            os.kill(process.pid, sent)
+
+
 def finished_run(root: Path, *settings: str) -> Path:
     """A real run on real digits, by one thread, for all tests of a file."""
     command = [sys.executable, MAIN, *SMALL, "train.threads_per_rank=1", "run.name=x", f"run.root={root}", *settings]
@@ -195,11 +216,17 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *arguments]
 
 
+_PORTS = itertools.count(os.getpid())
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One of this worker of pytest, and none of those from 32768 on, which any connection may be given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    while True:
+        port = 12000 + worker % 4 * 4000 + next(_PORTS) % 4000
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:

@@ -4,6 +4,7 @@ A rank started from nothing imports for six seconds. The server that forks these
 ranks themselves are as real as torchrun's: processes of their own, a gloo group, the launcher's variables.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -18,13 +19,15 @@ import sklearn.datasets
 import torch._dynamo
 import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
+from torch.distributed import DistError
 from workers.tiny import tiny
 
 import trainer.loop
-from trainer import bad_steps, blocks, data, main, models
+from trainer import bad_steps, blocks, data, main, models, wandb_mode, watch
 from trainer.augment import Augment
 from trainer.journal import Journal
 from trainer.step import Samples, Shard, Step
+from trainer.trackers import wandb_run
 
 __all__ = ["sklearn", "torchvision", "trainer"]
 
@@ -38,6 +41,7 @@ def run_rank(env: dict[str, str], argv: list[str], log: str, plant: str) -> None
     os.dup2(file, 2)
     os.chdir(Path(log).parent)
     sys.argv = ["trainer/main.py", *argv]
+    wandb_mode._REACH_SECONDS = wandb_run._DECIDE_SECONDS = 60.0  # tests of these limits are not made of ranks
     if plant:
         PLANTS[plant]()
     code = main.main(argv)
@@ -51,9 +55,19 @@ def tiny_network() -> None:
 
 
 def stuck_rank() -> None:
-    """Rank 1 sleeps where it augments its sixth batch."""
+    """Rank 1 sleeps where it augments its sixth batch. Rank 0 leaves it to others to call a hang, and leaves last."""
     tiny_network()
     batch = Step._batch
+    if os.environ["RANK"] == "0":
+        watch.Watch._problem = lambda _: ""  # type: ignore[method-assign]
+        answer = watch.Watch._answer
+
+        def leaves_late(self: watch.Watch) -> None:
+            keep = self._keep
+            self._keep = lambda line: (time.sleep(2), keep(line))[1]
+            answer(self)
+
+        watch.Watch._answer = leaves_late  # type: ignore[method-assign]
 
     def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
@@ -63,6 +77,20 @@ def stuck_rank() -> None:
 
     calls: list[int] = []
     Step._batch = sleeps  # type: ignore[method-assign]
+
+
+def hears_late() -> None:
+    """Rank 1 hears that another one is lost when rank 0 is gone."""
+    tiny_network()
+    lost = watch.Watch.lost
+
+    def waits(self: watch.Watch, error: BaseException) -> str:
+        with contextlib.suppress(DistError):  # the store goes with rank 0
+            while os.environ["RANK"] == "1" and "rank 0" not in self._gone():
+                time.sleep(0.05)
+        return lost(self, error)
+
+    watch.Watch.lost = waits  # type: ignore[method-assign]
 
 
 def poisoned_sample(number: int = 7) -> None:
@@ -95,38 +123,54 @@ def poisoned_sample_late() -> None:
 
 
 def slow_steps() -> None:
-    """Each step but the first takes six seconds."""
+    """Each step but the first takes two seconds."""
     tiny_network()
     batch = Step._batch
     calls: list[int] = []
 
     def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
         calls.append(1)
-        time.sleep(6 if len(calls) > 1 else 0)
+        time.sleep(2 if len(calls) > 1 else 0)
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
 
 
+def endless_step() -> None:
+    """The second step never ends; the file `asleep` tells that it has begun."""
+    tiny_network()
+    batch = Step._batch
+    calls: list[int] = []
+
+    def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            Path("asleep").touch()
+            time.sleep(600)
+        return batch(self, index, samples)
+
+    Step._batch = sleeps  # type: ignore[method-assign]
+
+
 def late_rank() -> None:
-    """Rank 1 takes 30 ms longer for each batch."""
+    """Rank 1 takes 0.15 s longer for each batch."""
     tiny_network()
     batch = Step._batch
 
     def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        time.sleep(0.03 if os.environ.get("RANK") == "1" else 0)
+        time.sleep(0.15 if os.environ.get("RANK") == "1" else 0)
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
 
 
 def slow_data() -> None:
-    """Each block of images takes half a second longer."""
+    """Each block of images takes three seconds longer."""
     tiny_network()
     augmented = blocks._augmented
 
     def waits(samples: Samples, augment: Augment, epoch: int) -> Samples:
-        time.sleep(0.5)
+        time.sleep(3.0)
         return augmented(samples, augment, epoch)
 
     blocks._augmented = waits
@@ -158,11 +202,13 @@ PLANTS = {
     "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,
+    "hears_late": hears_late,
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
     "infinite_loss": infinite_loss,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
+    "asleep": endless_step,
     "slow_start": slow_start,
     "late": late_rank,
     "slow_data": slow_data,

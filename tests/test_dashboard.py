@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, Done, Samecurve, finished_run
+from conftest import REPOSITORY, SMALL, Done, Ranks, Samecurve, finished_run
 from local_wandb import Server, sync
 
 from trainer import logged, panels
@@ -50,12 +50,13 @@ def views(server: Server) -> list[dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore")  # wandb's own, and those of wandb-workspaces
 def test_panels_name_what_the_runs_have_and_a_second_call_makes_nothing_new(
-    server: Server, samecurve: Samecurve
+    server: Server, samecurve: Samecurve, ranks: Ranks
 ) -> None:
     import wandb
 
     wandb.teardown()  # it reads its variables once a process
-    online = finished_run(Path("runs"), *RUN)
+    ranks.run(1, *SMALL, "run.name=x", *RUN, plant="")
+    online = Path("runs/x")
     log_media((online / "wandb" / "run-id").read_text())
     finished_run(Path("runs"), *RUN, "run.name=group/lr=0.02", "log.wandb=offline", "data.validation_fraction=0.1")
     offline = Path("runs/group/lr=0.02")
@@ -103,7 +104,7 @@ def log_media(run_id: str) -> None:
         "run.log({'test/classes': table, 'test/confusion': black, 'test/mistakes': [black, black]})\n"
         "run.finish()\n"
     )
-    subprocess.run([sys.executable, "-c", script, run_id], check=True, timeout=60, capture_output=True)
+    subprocess.run([sys.executable, "-c", script, run_id], check=True, timeout=150, capture_output=True)
 
 
 @pytest.mark.parametrize("what", ["no key", "no network", "key refused", "no package"])
@@ -123,7 +124,7 @@ def test_what_is_missing_is_told_in_one_line_and_soon(what: str, launch: Callabl
     Path("without/wandb_workspaces.py").write_text("raise ModuleNotFoundError(name='wandb_workspaces')\n")
     began = time.monotonic()
     done = launch(DASHBOARD, **env)
-    assert time.monotonic() - began < 15  # 5, and three for each a busy machine's imports
+    assert time.monotonic() - began < 60  # 5, and the imports of a busy machine; W&B by itself tries for minutes
     (line,) = done.err.splitlines()
     assert done.code == 2 and line.startswith("samecurve: ") and wanted in line
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import REPOSITORY, Ranks, free_port
-from test_kill import VIRTUAL
+from conftest import ENDLESS, REPOSITORY, Ranks, free_port, last_step
+from test_kill import VIRTUAL, status
 from test_virtual_ranks import differing
 
 SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
@@ -44,7 +44,7 @@ def lose(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def seen(what: Callable[[], object], timeout_seconds: float = 90) -> None:
+def seen(what: Callable[[], object], timeout_seconds: float = 180) -> None:
     until = time.monotonic() + timeout_seconds
     while not what():
         logs = "\n".join(path.read_text() for path in sorted(Path.cwd().glob("machine-*.log")))
@@ -58,15 +58,12 @@ def world_size() -> int:
 
 
 def step() -> int:
-    path = Path("runs/elastic/metrics.jsonl")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+    return last_step(Path("runs/elastic"))
 
 
 @pytest.mark.slow
 def test_a_machine_comes_and_another_is_lost(machine: Callable[..., subprocess.Popen[bytes]], ranks: Ranks) -> None:
-    settings = [*VIRTUAL, "train.max_steps=400", "train.epochs=100", "checkpoint.every_steps=50", "log.every_steps=5"]
-    ranks.run(1, *settings, "run.name=whole", plant="")
+    settings = [*VIRTUAL, *ENDLESS, "checkpoint.every_steps=50", "log.every_steps=5"]
     env = {"NODES": "1:4", "RANKS": "1", "HEAD": "127.0.0.1", "PORT": str(free_port()), "LAST_CALL_SECONDS": "1"}
     env["SAMECURVE_PYTHON"] = sys.executable
     first = machine(*settings, "run.name=elastic", **env)
@@ -77,5 +74,11 @@ def test_a_machine_comes_and_another_is_lost(machine: Callable[..., subprocess.P
     seen(lambda: step() > joined)
     lose(second)
     seen(lambda: world_size() == 1 and step() > joined + 20)
-    assert first.wait(timeout=120) == 0
+    Path("runs/elastic/stop").touch()
+    assert first.wait(timeout=180) == 0
+    found = status("elastic")
+    assert found["state"] == "stopped"
+    length = f"train.max_steps={int(str(found['step'])) + 20}"
+    for name in ("elastic", "whole"):
+        ranks.run(1, *settings, length, f"run.name={name}", plant="")
     assert not differing("whole", "elastic")

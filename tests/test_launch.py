@@ -63,7 +63,7 @@ def test_two_machines_are_one_group(launch: Callable[..., Done]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=100)
+        thread.join(timeout=250)
     assert [done[node].code for node in (0, 1)] == [0, 0], done
     assert "test set, by class" in done[0].out and done[1].out == ""
     assert json.loads(Path("runs/digits/summary.json").read_text())["world_size"] == 2

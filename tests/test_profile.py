@@ -133,10 +133,10 @@ def test_a_line_tells_how_much_of_the_time_was_waiting(ranks: Ranks) -> None:
                 waited.append((line["data_wait_share"] * seconds, line["communication_share"] * seconds))
             data, communication = zip(*waited, strict=True)
             # All batches come in one block, which is waited for before the first step.
-            assert (data[0] >= 0.5) == (plant == "slow_data") and max(data[1:]) < 0.5
+            assert (data[0] >= 2.5) == (plant == "slow_data") and max(data[1:]) < 2.5
             assert min(communication) > 0 if size == 2 else max(communication) == 0
-            if plant == "late":  # rank 0 waits for the gradient of rank 1, which sleeps for 0.24 s
-                assert sum(communication) > 0.12
+            if plant == "late":  # rank 0 waits for the gradient of rank 1, which sleeps for 1.2 s in all
+                assert sum(communication) > 0.3
 
 
 def gradient(weights: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ def test_a_mistake_under_two_ranks_is_one_line_and_nobody_hangs(
     (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")  # rank 0 alone sees it: it decodes first
     folder = ["data.name=image_folder", f"data.root={image_folder}", "data.global_batch_size=4", "run.root=runs"]
     for settings, wanted in ((["train.epoch=3"], "did you mean 'train.epochs'"), (folder, "corrupt image")):
-        done = launch(torchrun(2, MAIN, *SMALL, *settings), timeout_seconds=60)
+        done = launch(torchrun(2, MAIN, *SMALL, *settings), timeout_seconds=150)
         assert done.code != 0
         lines = [line for line in done.err.splitlines() if line.startswith("samecurve: ")]
         assert len(lines) == 1 and wanted in lines[0], done.err
@@ -30,7 +30,7 @@ def test_a_mistake_under_two_ranks_is_one_line_and_nobody_hangs(
 
 
 def test_a_defect_on_one_rank_ends_all_and_shows_its_traceback(launch: Callable[..., Done]) -> None:
-    done = launch(torchrun(2, str(Path(__file__).parent / "workers" / "defect.py"), *SMALL), timeout_seconds=60)
+    done = launch(torchrun(2, str(Path(__file__).parent / "workers" / "defect.py"), *SMALL), timeout_seconds=150)
     assert done.code != 0
-    report = done.err[done.err.index("Root Cause") :]
+    report = done.err[done.err.rindex("Failures:") :]  # which of the two it saw first is chance
     assert "RuntimeError: planted on rank 1" in report  # torchrun's own report holds it, and not only the screen

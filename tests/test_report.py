@@ -7,6 +7,7 @@ import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,10 @@ class TestReporter:
         labels[:wrong] = 1 - labels[:wrong]
         return Predictions(labels, torch.full((4,), 0.5), torch.full((4, 2), 0.5))
 
-    def test_evaluations_that_come_fast_are_all_in_the_last_report(self, run: Path, tmp_path: Path) -> None:
+    def test_evaluations_that_come_fast_are_all_in_the_last_report(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("trainer.reporter.time", SimpleNamespace(monotonic=lambda: 0.0))
         (tmp_path / "x").mkdir()
         (tmp_path / "x" / "config.yaml").write_text((run / "config.yaml").read_text())
         kept = reporter(tmp_path / "x", print)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MAIN, Done, Ranks, torchrun
+from conftest import ENDLESS, MAIN, Done, Ranks, torchrun
 from test_kill import RUN, VIRTUAL, status
 from test_virtual_ranks import differing
 
@@ -25,12 +25,14 @@ def test_torchrun_starts_a_killed_rank_again(launch: Callable[..., Done], ranks:
 def test_the_command_itself_is_stopped_by_ctrl_c(launch: Callable[..., Done], tmp_path: Path) -> None:
     # One whole command from the outside, as a shell starts it: SIGINT while it trains, then the same command again.
     code = (
-        "import os, signal, subprocess, sys, time, pathlib\n"
-        f"command = {[sys.executable, MAIN, *RUN, 'run.name=x']!r}\n"
+        "import json, signal, subprocess, time, pathlib\n"
+        f"command = {[sys.executable, MAIN, *RUN, *ENDLESS, 'run.name=x']!r}\n"
         "process = subprocess.Popen(command)\n"
         "while not pathlib.Path('runs/x/metrics.jsonl').exists(): time.sleep(0.01)\n"
         "process.send_signal(signal.SIGINT)\n"
-        "print('first', process.wait(60), 'second', subprocess.run(command).returncode)\n"
+        "print('first', process.wait(150))\n"
+        "step = json.loads(pathlib.Path('runs/x/status.json').read_text())['step']\n"
+        "print('second', subprocess.run([*command, f'train.max_steps={step + 9}']).returncode)\n"
     )
     done = launch([sys.executable, "-c", code])
-    assert "first 75 second 0" in done.out, done.out + done.err
+    assert "first 75\n" in done.out and "second 0\n" in done.out, done.out + done.err

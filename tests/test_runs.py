@@ -124,14 +124,14 @@ def test_a_folder_that_is_held_is_starting_running_or_at_its_end() -> None:
     assert look(path).is_over
 
 
-def test_who_looks_does_not_keep_a_run_from_starting(tmp_path: Path) -> None:
+def test_who_looks_does_not_keep_a_run_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
-    import threading
 
     (tmp_path / lock.NAME).touch()
     with (tmp_path / lock.NAME).open() as looker:
         fcntl.flock(looker, fcntl.LOCK_SH)
-        threading.Timer(0.03, lambda: fcntl.flock(looker, fcntl.LOCK_UN)).start()
+        # It looks no longer while the run waits.
+        monkeypatch.setattr(lock.time, "sleep", lambda _: fcntl.flock(looker, fcntl.LOCK_UN))
         lock.take(tmp_path).close()
         with lock.take(tmp_path), pytest.raises(BlockingIOError):
             lock.take(tmp_path)

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, Ranks
+from conftest import ENDLESS, SMALL, Ranks
 from torch import nn
 
 from trainer import checkpoint, config
@@ -70,8 +72,8 @@ def mount(arguments: list[str]) -> None:
 
 
 def until_done(work: Callable[[], object]) -> None:
-    """Tries again, for some seconds, what a busy file system refuses."""
-    until = time.monotonic() + 10
+    """Tries again, for a while, what a busy file system refuses."""
+    until = time.monotonic() + 60
     while True:
         try:
             work()
@@ -91,6 +93,15 @@ def fill(place: Path) -> Path:
         except OSError:
             return filler
     return filler
+
+
+def stopped(ranks: Ranks, started: list[Any], folder: Path) -> int:
+    """Asks a run to stop; the step at which it has."""
+    os.kill(started[0].pid, signal.SIGTERM)
+    assert ranks.end(started) == [75], ranks.log.read_text()
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "stopped"
+    return int(status["step"])
 
 
 def test_a_copy_is_the_state_as_it_was() -> None:
@@ -113,7 +124,7 @@ def test_the_loop_goes_on_while_it_is_written(folder: RunFolder, monkeypatch: py
     may_write, saves = threading.Event(), checkpoint.save
 
     def slow(place: Path, what: State) -> Path:
-        assert may_write.wait(10)
+        assert may_write.wait(60)
         return saves(place, what)
 
     monkeypatch.setattr(checkpoint, "save", slow)
@@ -245,31 +256,22 @@ class TestDisks:
     def test_a_full_one(self, ranks: Ranks, small_disk: Path) -> None:
         """Training goes on, and when there is room again nothing is missing but the checkpoints that were not saved."""
         folder = small_disk / "x"
-        settings = [
-            *RUN,
-            f"run.root={small_disk}",
-            "checkpoint.every_steps=5",
-            "log.tensorboard=true",
-            "train.max_steps=800",
-        ]
+        settings = [*RUN, *ENDLESS, f"run.root={small_disk}", "checkpoint.every_steps=5", "log.tensorboard=true"]
         started = ranks.start(1, *settings)
         ranks.until_step(folder, 50)
         filler = fill(small_disk)
-        kept = checkpoint.found(folder / "checkpoints")[0]
-        while "was not written" not in ranks.log.read_text():
-            assert started[0].is_alive(), ranks.log.read_text()
-        assert checkpoint.damage(kept) == ""  # the one before is intact
+        ranks.until("a save that fails", lambda: "No space left on device); training goes on" in ranks.log.read_text())
+        kept, damaged = checkpoint.newest(folder / "checkpoints")
+        assert kept is not None and not damaged  # the one before is intact
         filler.unlink()
-        assert ranks.end(started) == [0], ranks.log.read_text()
-        text = ranks.log.read_text()
-        assert "No space left on device); training goes on" in text, text
-        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, 801))
-        assert json.loads((folder / "status.json").read_text())["state"] == "finished"
-        assert checkpoint.newest(folder / "checkpoints") == (folder / "checkpoints" / "step-00000800", [])
+        ranks.until("a save that succeeds", lambda: checkpoint.found(folder / "checkpoints")[0] != kept)
+        step = stopped(ranks, started, folder)
+        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, step + 1))
+        assert checkpoint.newest(folder / "checkpoints") == (folder / "checkpoints" / checkpoint.name(step), [])
 
     def test_one_that_stays_full(self, ranks: Ranks, small_disk: Path) -> None:
         folder = small_disk / "x"
-        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=150"]
+        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=1500"]
         started = ranks.start(1, *settings)
         ranks.until_step(folder, 20)
         fill(small_disk)
@@ -280,28 +282,29 @@ class TestDisks:
         assert place is not None and not damaged
 
     def test_one_that_is_read_only_for_a_while(self, ranks: Ranks, small_disk: Path) -> None:
-        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=800"]
-        started = ranks.start(1, *settings)
-        ranks.until_step(small_disk / "x", 20)
-        checkpoints = str(small_disk / "x" / "checkpoints")
+        folder = small_disk / "x"
+        started = ranks.start(1, *RUN, *ENDLESS, f"run.root={small_disk}", "checkpoint.every_steps=5")
+        ranks.until_step(folder, 20)
+        checkpoints = str(folder / "checkpoints")
         mount(["--bind", checkpoints, checkpoints])
         until_done(lambda: mount(["-o", "remount,bind,ro", checkpoints]))  # refused while a save is at it
-        while "(Read-only file system); training goes on" not in ranks.log.read_text():
-            assert started[0].is_alive(), ranks.log.read_text()
+        ranks.until("a refusal", lambda: "(Read-only file system); training goes on" in ranks.log.read_text())
+        kept = checkpoint.found(folder / "checkpoints")[0]
         mount(["-o", "remount,bind,rw", checkpoints])
-        assert ranks.end(started) == [0], ranks.log.read_text()
+        ranks.until("a save that succeeds", lambda: checkpoint.found(folder / "checkpoints")[0] != kept)
+        step = stopped(ranks, started, folder)
         until_done(lambda: subprocess.run(["umount", checkpoints], check=True))
-        assert [row["step"] for row in rows(small_disk / "x") if row["split"] == "train"] == list(range(1, 801))
+        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, step + 1))
 
     def test_a_run_folder_that_is_removed(self, ranks: Ranks) -> None:
         folder = Path("runs/x")
-        started = ranks.start(1, *RUN, "run.root=runs", "checkpoint.every_steps=5", "train.max_steps=400")
+        started = ranks.start(1, *RUN, "run.root=runs", "checkpoint.every_steps=5", "train.max_steps=1000")
         ranks.until_step(folder, 50)
         folder.rename("moved")  # at once, as one cannot remove what is being written to
         shutil.rmtree("moved")
         assert ranks.end(started) == [0], ranks.log.read_text()
         assert "had been removed while the run was on; it is made anew" in ranks.log.read_text()
         assert (folder / "config.yaml").is_file() and (folder / "summary.json").is_file()
-        assert rows(folder)[-1]["step"] == 400
-        ranks.run(1, *RUN, "run.root=runs", "train.max_steps=400")
+        assert rows(folder)[-1]["step"] == 1000
+        ranks.run(1, *RUN, "run.root=runs", "train.max_steps=1000")
         assert "is finished" in ranks.log.read_text()

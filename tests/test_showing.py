@@ -67,10 +67,10 @@ def page(run: Path) -> Iterator[Page]:
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run / "tensorboard"), "--load_fast=false"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--reload_interval", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    ask, until = Page(f"http://127.0.0.1:{port}"), time.monotonic() + 60
+    ask, until = Page(f"http://127.0.0.1:{port}"), time.monotonic() + 150
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
-            if ask("plugin/images/tags"):
+            if "hparam/seconds" in ask("plugin/scalars/tags").get(".", {}):  # what a run writes last
                 break
         time.sleep(0.2)
     yield ask

@@ -8,13 +8,29 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, started
+from conftest import last_step
 from test_slurm_train import QUICK
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
-# Long enough to be met in the middle of an epoch of 23 steps.
 RUN = ("--config", "digits", *QUICK, "train.virtual_ranks=2", "eval.every_epochs=0")
-RUN = (*RUN, "train.epochs=200", "train.max_steps=600", "checkpoint.every_epochs=0", "checkpoint.every_steps=50")
+RUN = (*RUN, "train.epochs=200", "train.max_steps=300", "checkpoint.every_epochs=0", "checkpoint.every_steps=20")
+
+# SLURM's own clocks are slow: as long as a file lies beside this, a run does not come to its end meanwhile.
+SLOW_STEPS = """
+import pathlib, sys, threading, time
+
+def slow():
+    while not hasattr(sys.modules.get("trainer.step"), "Step"):
+        time.sleep(0.001)
+    Step = sys.modules["trainer.step"].Step
+    quick = Step.__call__
+    mark = pathlib.Path(__file__).with_name("slow")
+    Step.__call__ = lambda *arguments: (mark.exists() and time.sleep(0.1), quick(*arguments))[1]
+
+if "trainer/main.py" in " ".join(sys.orig_argv) and "torch.distributed.run" not in sys.orig_argv:
+    threading.Thread(target=slow, daemon=True).start()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with started(2, "--gpus", "0", "--grace-time", "15") as made:
+    with started(2, "--gpus", "0", "--grace-time", "15", "--kill-wait", "15") as made:
         yield made
 
 
@@ -37,10 +53,14 @@ def unbroken(cluster: Cluster, place: Path) -> bytes:
     return (place / "unbroken" / "model.safetensors").read_bytes()
 
 
-def steps(folder: Path) -> int:
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
+@pytest.fixture
+def hook(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH: a run is slow as long as `slow` is there."""
+    folder = tmp_path / "hook"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SLOW_STEPS)
+    (folder / "slow").touch()
+    return folder
 
 
 def status(folder: Path) -> dict[str, object]:
@@ -48,13 +68,13 @@ def status(folder: Path) -> dict[str, object]:
     return found
 
 
-def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroken: bytes) -> None:
+def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroken: bytes, hook: Path) -> None:
     folder = place / "limit"
     settings = (*RUN, f"run.root={place}", "run.name=limit")
-    job = cluster.train("--time=10", "--signal=B:USR1@60", settings=settings)
-    cluster.until("step 20", lambda: steps(folder) >= 20)
+    job = cluster.train("--time=10", "--signal=B:USR1@60", settings=settings, PYTHONPATH=str(hook))
+    cluster.until("step 20", lambda: last_step(folder) >= 20)
     cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+65")
-    # SLURM looks at its clock twice a minute, and the run may last less: it is halted until the warning has reached it.
+    # SLURM looks at its clock twice a minute, and that may be longer than the run: it is halted until it is warned.
     (rank,) = processes(cluster, "n1", "trainer/main.py")
     cluster.script("exec", "n1", "kill", "-STOP", rank)
     waiting = re.compile(r"^ShdPnd:\s*0*[1-9a-f]", re.MULTILINE)
@@ -62,17 +82,18 @@ def test_a_job_whose_time_is_over_goes_on(cluster: Cluster, place: Path, unbroke
     cluster.script("exec", "n1", "kill", "-CONT", rank)
     cluster.until("its requeue", lambda: "Restarts=0" not in cluster.call("scontrol", "show", "job", job))
     stopped = status(folder)
-    assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 600, cluster.logs()
+    assert stopped["state"] == "stopped" and 0 < int(str(stopped["step"])) < 300, cluster.logs()
+    (hook / "slow").unlink()
     cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     assert f"job {job}: the time of this job is over, at step" in cluster.log(job)
     assert (folder / "model.safetensors").read_bytes() == unbroken
 
 
-def test_preempted_requeued_cancelled(cluster: Cluster, place: Path, unbroken: bytes) -> None:
+def test_preempted_requeued_cancelled(cluster: Cluster, place: Path, unbroken: bytes, hook: Path) -> None:
     folder, settings = place / "disturbed", (*RUN, f"run.root={place}", "run.name=disturbed")
-    job = cluster.train("--nodes=2", settings=settings)
-    cluster.until("step 60", lambda: steps(folder) >= 60)
+    job = cluster.train("--nodes=2", settings=settings, PYTHONPATH=str(hook))
+    cluster.until("step 20", lambda: last_step(folder) >= 20)
 
     urgent = cluster.call(
         "sbatch", "--parsable", "-p", "urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
@@ -80,41 +101,43 @@ def test_preempted_requeued_cancelled(cluster: Cluster, place: Path, unbroken: b
     assert cluster.until_over(urgent) == "COMPLETED"
     assert status(folder)["state"] == "stopped", cluster.logs()
     before = int(str(status(folder)["step"]))
-    cluster.until("more steps", lambda: steps(folder) >= before + 20)
+    cluster.until("more steps", lambda: last_step(folder) >= before + 10)
     assert "PreemptTime=None" in cluster.call("scontrol", "show", "job", job)
 
     cluster.call("scontrol", "requeue", job)
     cluster.until("a stop", lambda: status(folder)["state"] == "stopped")
     again = int(str(status(folder)["step"]))
     assert again > before
-    cluster.until("more steps", lambda: steps(folder) >= again + 20)
+    cluster.until("more steps", lambda: last_step(folder) >= again + 10)
 
     cluster.call("scancel", job)
     assert cluster.until_over(job) == "CANCELLED"
-    assert status(folder)["state"] == "stopped" and again < int(str(status(folder)["step"])) < 600
+    assert status(folder)["state"] == "stopped" and again < int(str(status(folder)["step"])) < 300
 
     job = cluster.train(settings=settings)  # on one node now
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     assert (folder / "model.safetensors").read_bytes() == unbroken
 
 
-def test_a_torchrun_and_a_node_that_die(cluster: Cluster, place: Path, unbroken: bytes) -> None:
+def test_a_torchrun_and_a_node_that_die(cluster: Cluster, place: Path, unbroken: bytes, hook: Path) -> None:
     folder = place / "dying"
-    job = cluster.train("--nodes=2", settings=(*RUN, f"run.root={place}", "run.name=dying"))
-    cluster.until("step 60", lambda: steps(folder) >= 60)
+    settings = (*RUN, f"run.root={place}", "run.name=dying")
+    job = cluster.train("--nodes=2", settings=settings, PYTHONPATH=str(hook))
+    cluster.until("step 25", lambda: last_step(folder) >= 25)
 
     lost = {"a torchrun": kill(cluster, "n2", "torch.distributed.run", folder)}
     assert "Restarts=0" in cluster.call("scontrol", "show", "job", job), "within the allocation"
     log = cluster.log(job)
     assert "the ranks ended before their time" in log
 
-    began, step = time.monotonic(), steps(folder)
+    began, step = time.monotonic(), last_step(folder)
     cluster.script("kill-node", "n2")
     cluster.until("a requeue", lambda: cluster.state(job) == "PENDING")
     cluster.script("start-node", "n2")
     cluster.until("another start", lambda: starts(folder) == 3)
-    cluster.until("more steps", lambda: steps(folder) > step)
+    cluster.until("more steps", lambda: last_step(folder) > step)
     lost["a node"] = time.monotonic() - began
+    (hook / "slow").unlink()
     assert cluster.until_over(job) == "COMPLETED", cluster.logs()
     assert (folder / "model.safetensors").read_bytes() == unbroken
     print({what: f"{seconds:.0f} s" for what, seconds in lost.items()})
@@ -138,7 +161,7 @@ def kill(cluster: Cluster, node: str, words: str, folder: Path) -> float:
     """Kills the process of a node that has these words in its command; seconds until the run is further than it was."""
     begun, began = starts(folder), time.monotonic()
     cluster.script("exec", node, "kill", "-9", processes(cluster, node, words)[0])
-    step = steps(folder)
+    step = last_step(folder)
     cluster.until("another start", lambda: starts(folder) > begun)
-    cluster.until("more steps", lambda: steps(folder) > step)
+    cluster.until("more steps", lambda: last_step(folder) > step)
     return time.monotonic() - began

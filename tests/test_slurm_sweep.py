@@ -72,7 +72,7 @@ def test_a_sweep_whose_one_seed_fails(cluster: Cluster) -> None:
     blocked = Path("runs/swept/run-seed-1")
     words = (*SAMECURVE, "sweep", *RUN, "--slurm", "--seeds", "3", "run.name=swept")
     assert "3 runs" in cluster.call(*words, "--dry-run")
-    command = [*words, "--sbatch=--begin=now+8"]
+    command = [*words, "--sbatch=--begin=now+20"]
     waiting = subprocess.Popen(command, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     cluster.until("the array", lambda: Path("runs/swept/sweep-job.json").exists())
     (blocked / "config.yaml").write_text("run: [not, settings]\n")

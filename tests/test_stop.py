@@ -92,10 +92,13 @@ def test_a_file_asks_and_goes(signals: Signals, tmp_path: Path) -> None:
     assert not (tmp_path / "stop").exists()
 
 
-def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(signals: Signals) -> None:
+def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pace = paced(100.0, 2.0, 3.0)  # the first one warms up and does not count
     pace.evaluation(20.0)
     now = time.time()
+    monkeypatch.setattr(stop.time, "time", lambda: now)
 
     def reason(deadline: float, evaluates: bool = False) -> str:
         return StopCheck(signals, None, (deadline, "the time limit"), pace, 1, alone)(3, 4.0, lambda _: evaluates)

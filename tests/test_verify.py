@@ -15,7 +15,7 @@ QUIET = ["run.seed=3", "eval.every_epochs=0"]
 
 def run(*arguments: str) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "trainer.verify", *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -27,16 +27,18 @@ def test_ranks_are_the_same_with_virtual_ranks_and_not_without(tmp_path: Path) -
     assert (keep / "ranks-2" / "summary.json").is_file()
     # The same question about plain ranks has another answer: that shows that it is really asked.
     code, out, _ = run("ranks", "--ranks", "1,2", "--steps", "5", "train.virtual_ranks=null", *QUIET)
-    assert code == 1 and "DIFFERENT" in out and "tensors differ, by up to" in out
+    assert code == 1 and "DIFFERENT" in out and "tensors differ" in out
 
 
 @pytest.mark.slow
 def test_killed_runs_go_on(tmp_path: Path) -> None:
     keep = str(tmp_path / "kept")
-    code, out, err = run("resume", "--kills", "2", "--ranks", "1,2", "--seed", "5", "--steps", "120", "--keep", keep)
+    # This seed's kills come early, at 27 and 41: a run that is seen late is not at its end yet.
+    code, out, err = run("resume", "--kills", "2", "--ranks", "1,2", "--seed", "269", "--steps", "600", "--keep", keep)
     assert code == 0 and "SAME: wanted the same bits after 2 kills" in out, out + err
-    assert "kill 2 of 2: after step" in out and "step-000000" in out
-    left = [process for process in psutil.process_iter(["cmdline"]) if f"run.root={keep}" in process.info["cmdline"]]
+    assert "kill 2 of 2: after step" in out and "step-00000" in out
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]  # a zombie has none
+    left = [command for command in commands if f"run.root={keep}" in command]
     assert not left  # of what was killed
 
 

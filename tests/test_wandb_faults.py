@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import MAIN, REPOSITORY, Ranks
+from conftest import ENDLESS, MAIN, REPOSITORY, Ranks, last_step, tell
 from local_wandb import MISSING, Server, inspect, logged, summarize, sync, values
 
 from trainer import config as configs
@@ -24,8 +24,8 @@ from trainer import trackers
 from trainer.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-# Seconds: 5 to decide, and the rest for a busy machine to open a run offline; W&B by itself takes 100, or asks.
-LONGEST_START = 15
+# Seconds: 5 to decide, and the rest for a busy machine to open a run offline; W&B takes 100, or asks.
+LONGEST_START = 45
 SETTINGS = ["--config", "digits", "log.tensorboard=false", "log.report=false", "log.every_steps=5", "run.name=x"]
 SETTINGS += ["data.global_batch_size=8", "train.max_steps=200", "train.threads_per_rank=1"]
 FOLDER = Path("runs/x")
@@ -121,7 +121,7 @@ def test_online_that_was_asked_for_and_cannot_be_says_what_is_missing(server: Se
     asked = [*SETTINGS, "log.wandb=online"]
     began = time.monotonic()
     text = ranks.run(1, *asked, code=2, WANDB_API_KEY="")
-    assert time.monotonic() - began < 60  # with all of a start
+    assert time.monotonic() - began < 90  # with all of a start
     assert "log.wandb=online: no API key: set WANDB_API_KEY or run `wandb login`" in text
     text = ranks.run(1, *asked, code=2, WANDB_BASE_URL="http://127.0.0.1:9")
     assert "log.wandb=online: no connection to http://127.0.0.1:9" in text and "Traceback" not in text
@@ -129,22 +129,20 @@ def test_online_that_was_asked_for_and_cannot_be_says_what_is_missing(server: Se
 
 def test_a_run_stopped_and_continued_on_other_ranks_is_one_run_with_each_row_once(server: Server, ranks: Ranks) -> None:
     asked = [*SETTINGS, "log.wandb=online"]
-    started = ranks.start(2, *asked)
+    started = ranks.start(2, *asked, *ENDLESS)
     ranks.until_step(FOLDER, 20)
-    for process in started:
-        os.kill(process.pid, signal.SIGTERM)
-    assert ranks.end(started) == [75, 75]
+    tell(started, signal.SIGTERM)
+    assert ranks.end(started) == [75, 75], ranks.log.read_text()
     run = server.run()
     assert run["complete"] and run["exitcode"] == 0  # closed, not left as if it were running
     assert values(run["history"]) == logged(FOLDER) and max(logged(FOLDER).values()) == 1
     stopped_at = max(step for step, _, _ in logged(FOLDER))
-    assert stopped_at < 200
     (FOLDER / "wandb" / "run-id").unlink()  # the checkpoint has it too
-    ranks.run(1, *asked)
+    ranks.run(1, *asked, *ENDLESS, f"train.max_steps={stopped_at + 50}")
     run = server.run()
     assert run["inserts"] == 1 and run["name"] == (FOLDER / "wandb" / "run-id").read_text()
     assert values(run["history"]) == logged(FOLDER) and max(logged(FOLDER).values()) == 1
-    assert {step for step, _, _ in logged(FOLDER)} >= {stopped_at, 200}
+    assert {step for step, _, _ in logged(FOLDER)} >= {stopped_at, stopped_at + 50}
     assert run["config_values"]["restarts"] == 1
 
 
@@ -164,7 +162,7 @@ def test_a_branch_is_a_wandb_run_of_its_own(ranks: Ranks) -> None:
 @pytest.mark.parametrize("is_stopped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_training_goes_on_without_wandbs_process(ranks: Ranks, is_stopped: bool) -> None:
     """A machine short of memory ends it, or a signal that all processes of a job are sent."""
-    length = ["train.epochs=99999", "train.max_steps=99999"] if is_stopped else ["train.max_steps=2000"]
+    length = ENDLESS if is_stopped else ["train.max_steps=2000"]
     started = ranks.start(1, *SETTINGS, *length, "log.wandb=offline")
     ranks.until_step(FOLDER, 5)
     of_run = [child.pid for child in psutil.Process(started[0].pid).children() if "core" in child.name()]
@@ -187,22 +185,23 @@ def test_weights_that_are_refused_cost_nothing_but_themselves(server: Server, ra
 
 
 def test_a_server_that_is_lost_for_a_while_gets_each_row_once(server: Server, ranks: Ranks) -> None:
-    started = ranks.start(1, *SETTINGS, "log.wandb=online")
+    started = ranks.start(1, *SETTINGS, *ENDLESS, "log.wandb=online")
     ranks.until_step(FOLDER, 20)
     server.fault(match="", drop=True, times=3)
-    assert ranks.end(started) == [0]
-    assert any(request.get("fault") for request in server.ask("/_/requests"))
+    ranks.until("a request that is lost", lambda: any("fault" in request for request in server.ask("/_/requests")))
+    os.kill(started[0].pid, signal.SIGTERM)
+    assert ranks.end(started) == [75], ranks.log.read_text()
     assert values(server.run()["history"]) == logged(FOLDER) and max(logged(FOLDER).values()) == 1
 
 
 @pytest.mark.slow
 def test_a_server_that_is_lost_for_good_is_made_up_for_by_sync(server: Server, ranks: Ranks, tmp_path: Path) -> None:
-    started = ranks.start(1, *SETTINGS, "log.wandb=online")
+    started = ranks.start(1, *SETTINGS, "log.wandb=online", "train.max_steps=1500")
     ranks.until_step(FOLDER, 20)
     server.end()
     began = time.monotonic()
-    assert ranks.end(started) == [0]
-    assert time.monotonic() - began < 60  # the steps that are left, and 15 s at the end
+    assert ranks.end(started) == [0], ranks.log.read_text()
+    assert time.monotonic() - began < 120  # the steps that are left, and 15 s at the end
     text = ranks.log.read_text()
     assert "W&B: not all was uploaded within 15 s" in text and "--include-online --yes" in text
     again = Server(tmp_path / "again")
@@ -232,12 +231,13 @@ def test_offline_sessions_call_nobody_and_become_one_run_when_they_are_synced(
 ) -> None:
     monkeypatch.delenv("WANDB_ERROR_REPORTING")
     command = [sys.executable, MAIN, *SETTINGS, "log.wandb=offline"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as first:
+    with subprocess.Popen([*command, *ENDLESS], stdout=subprocess.DEVNULL) as first:
         while first.poll() is None and not (FOLDER / "metrics.jsonl").is_file():
             time.sleep(0.02)
         first.terminate()
-        assert first.wait(timeout=60) == 75
-    subprocess.run(command, check=True, timeout=90, stdout=subprocess.DEVNULL)
+        assert first.wait(timeout=150) == 75
+    length = [*ENDLESS, f"train.max_steps={last_step(FOLDER) + 40}"]
+    subprocess.run([*command, *length], check=True, timeout=150, stdout=subprocess.DEVNULL)
     assert server.ask("/_/requests") == []  # no telemetry either
     sessions = sorted((FOLDER / "wandb").glob("offline-run-*"))
     assert len(sessions) == 2

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Ranks
 from local_wandb import MISSING, Server, Values, inspect, logged, sync, values
@@ -27,13 +28,17 @@ def of_the_run(found: Values) -> Values:
 
 
 def killed_when(ranks: Ranks, has_rows: Callable[[], bool], *asked: str) -> None:
+    """Returns when W&B's own process is gone too: left alone it uploads what it has, then ends."""
     (process,) = ranks.start(1, *LONG, *asked)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while not has_rows():
         assert time.monotonic() < until and process.is_alive(), ranks.log.read_text()
         time.sleep(0.05)
+    left = psutil.Process(process.pid).children(recursive=True)
+    assert left
     os.kill(process.pid, signal.SIGKILL)
     ranks.end([process])
+    assert not psutil.wait_procs(left, timeout=150)[1]
 
 
 def goes_on_for(ranks: Ranks, steps: int, *asked: str) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import MAIN, Done
+from conftest import MAIN, Done, Ranks
 from local_wandb import Server
 
-RUN = [sys.executable, MAIN, "--config", "digits", "log.tensorboard=false", "train.max_steps=40"]
+SETTINGS = ["--config", "digits", "log.tensorboard=false", "train.max_steps=40"]
+RUN = [sys.executable, MAIN, *SETTINGS]
 
 
-def test_auto_goes_online_with_a_key_and_a_network(launch: Callable[..., Done], server: Server) -> None:
-    done = launch(RUN)
-    assert done.code == 0 and "W&B: online, http" in done.out, done.err
+def test_auto_goes_online_with_a_key_and_a_network(ranks: Ranks, server: Server) -> None:
+    assert "W&B: online, http" in ranks.run(1, *SETTINGS, plant="")
     (run,) = server.ask("/_/runs").values()
     rows = [json.loads(line) for line in Path("runs/digits/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in run["history"]] == [row["step"] for row in rows] == [20, 23, 40, 40]

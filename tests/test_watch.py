@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Ranks
+from conftest import ENDLESS, SMALL, Ranks
 
-RUN = [*SMALL, "run.root=runs", "run.name=x", "train.epochs=9999", "train.max_steps=99999", "log.every_steps=1"]
+RUN = [*SMALL, "run.root=runs", "run.name=x", *ENDLESS, "log.every_steps=1"]
 QUICK = [*RUN, "train.hang_timeout_seconds=4"]
 REPORT = Path("runs/x/hang-report.txt")
 
@@ -23,7 +22,7 @@ def reason() -> str:
 @pytest.mark.slow
 def test_a_stuck_rank_is_named_with_all_stacks(ranks: Ranks) -> None:
     started = ranks.start(3, *QUICK, plant="stuck")
-    assert ranks.end(started, timeout_seconds=50) == [1, 1, 1], ranks.log.read_text()
+    assert ranks.end(started) == [1, 1, 1], ranks.log.read_text()
     assert "late: rank 1, in step 5, forward pass" in reason()
     text = REPORT.read_text()
     parts = text.split("== rank ")
@@ -35,7 +34,7 @@ def test_a_stuck_rank_is_named_with_all_stacks(ranks: Ranks) -> None:
 
 @pytest.mark.slow
 def test_an_upload_at_the_end_may_take_longer_than_a_step(ranks: Ranks) -> None:
-    ranks.run(2, *QUICK, "train.max_steps=3", plant="slow_result")
+    ranks.run(2, *QUICK, "train.hang_timeout_seconds=6", "train.max_steps=3", plant="slow_result")
     assert not REPORT.exists()
 
 
@@ -44,7 +43,7 @@ def test_a_frozen_store_is_noticed(ranks: Ranks) -> None:
     started = ranks.start(2, *QUICK)
     ranks.until_step(Path("runs/x"), 5)
     os.kill(started[0].pid, signal.SIGSTOP)  # the store is its: the other one is told nothing, and refused nothing
-    assert ranks.end([started[1]], timeout_seconds=80) == [1]
+    assert ranks.end([started[1]]) == [1]
     assert "the ranks' meeting point, with rank 0, has been silent" in reason()
 
 
@@ -52,7 +51,7 @@ def test_rank_0_gone_is_told_by_the_others(ranks: Ranks) -> None:
     started = ranks.start(2, *RUN)
     ranks.until_step(Path("runs/x"), 5)
     os.kill(started[0].pid, signal.SIGKILL)
-    assert ranks.end(started, timeout_seconds=50) == [-9, 1]
+    assert ranks.end(started) == [-9, 1]
     assert reason().startswith("rank 0")
     assert "samecurve: rank 1: rank 0" in ranks.log.read_text() and "Traceback" not in ranks.log.read_text()
 
@@ -62,19 +61,18 @@ def test_a_stopped_process_is_named(ranks: Ranks) -> None:
     started = ranks.start(2, *QUICK)
     ranks.until_step(Path("runs/x"), 5)
     os.kill(started[1].pid, signal.SIGSTOP)
-    assert ranks.end([started[0]], timeout_seconds=50) == [1]
+    assert ranks.end([started[0]]) == [1]
     assert f"late: rank 1, which does not answer (process {started[1].pid}: it is stopped)" in reason()
     assert "it is stopped" in REPORT.read_text()
     assert "loop.py" in REPORT.read_text()  # rank 0's stack, wherever in its step it waits
 
 
-def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks) -> None:
-    started = ranks.start(3, *RUN)
+@pytest.mark.parametrize("plant", ["tiny", "hears_late"])  # late: when rank 0, which has said why, has left too
+def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks, plant: str) -> None:
+    started = ranks.start(3, *RUN, plant=plant)
     ranks.until_step(Path("runs/x"), 5)
-    began = time.monotonic()
     os.kill(started[2].pid, signal.SIGKILL)
-    assert ranks.end(started, timeout_seconds=50) == [1, 1, -9]
-    assert time.monotonic() - began < 20  # not the half hour of an exchange's own limit
+    assert ranks.end(started) == [1, 1, -9]  # not in the half hour of an exchange's own limit
     assert f"rank 2 (process {started[2].pid}) is gone" in reason()
     assert "the same command goes on" in ranks.log.read_text()
 

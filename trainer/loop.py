@@ -139,7 +139,7 @@ class Trainer:
             return self.run()
         except BaseException as error:
             lost = self.watch.lost(error)
-            if self.world.is_first or lost.startswith("rank 0"):  # then any other one says it
+            if self.world.is_first or (lost.startswith("rank 0") and not self._has_told_failure()):
                 self._record_failure(lost or f"{type(error).__name__}: {error}")
             with contextlib.suppress(FolderError):  # told when it happened
                 self.close(failed=True)
@@ -337,6 +337,11 @@ class Trainer:
         self.world.from_first(write)
         self.world.together(self.close)
         self.console.finished(summary, self.folder.path)
+
+    def _has_told_failure(self) -> bool:
+        """Whether rank 0 has said why it leaves; if it could not, any other rank says that it is gone."""
+        found = self.folder.read_json("status.json")
+        return found is not None and found["state"] == "failed"
 
     def _record_failure(self, reason: str) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""

@@ -105,8 +105,11 @@ class Watch(Unwatched):
         """Which rank an exchange failed with, if that is what the error says; nothing for any other error."""
         if self._thread is None or not isinstance(error, RuntimeError) or not re.search(_LOST, str(error)):
             return ""
-        until, gone = time.monotonic() + _GONE_SECONDS, ""
+        gone = ""
         try:
+            if self._store.check(["hang"]):  # the one that called it has ended; this one's watch says so, and ends it
+                time.sleep(3 * _ANSWER_SECONDS)
+            until = time.monotonic() + _GONE_SECONDS
             while not gone and time.monotonic() < until:
                 gone = self._gone()
                 time.sleep(0.1)
