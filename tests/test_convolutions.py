@@ -52,6 +52,21 @@ def test_it_is_done_where_pictures_are_small_and_only_there(monkeypatch: pytest.
     assert len(seen) == 2
 
 
+def test_other_inputs_and_other_convolutions_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.Conv2d):
+        def _conv_forward(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return 2 * super()._conv_forward(images, weight, bias)
+
+    own, plain = Own(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+    own.load_state_dict(plain.state_dict())
+    for network in (own, plain):
+        convolutions.lay_side_by_side(network)
+    images = torch.randn(8, 4, 5, 5)
+    assert torch.equal(own(images), 2 * plain(images))
+    for images in (torch.randn(4, 5, 5), torch.randn(0, 4, 5, 5)):  # one picture; none
+        assert gradients(plain, images)[0].shape == images.shape
+
+
 def test_as_precise_as_pytorchs_own_under_autocast() -> None:
     torch.manual_seed(0)
     exact = nn.Conv2d(16, 16, 3, padding=1).double()

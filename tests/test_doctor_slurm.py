@@ -50,7 +50,7 @@ def bad(found: dict[str, Any], state: str = "fail") -> dict[tuple[str, str], str
 def test_three_nodes_that_are_well(cluster: Cluster) -> None:
     found = doctor(cluster, "--config", "digits", code=None)
     # Of three ranks on fewer cores one may be slow.
-    assert found["nodes"] == ["n1", "n2", "n3"] and {check for check, _ in bad(found)} <= {"product"}
+    assert found["nodes"] == ["n1", "n2", "n3"] and [check for check, _ in bad(found)] in ([], ["product"])
     measured = {(entry["check"], entry["node"]) for entry in found["findings"] if entry["state"] == "ok"} | {
         *bad(found)
     }

@@ -45,6 +45,15 @@ def test_real_networks_are_bitwise_the_same(ranks: Ranks, image_folder: Path, mo
         assert not differing("on-1", f"on-{size}")
 
 
+def test_small_pictures_side_by_side_are_bitwise_the_same(ranks: Ranks, image_folder: Path) -> None:
+    settings = ["data.name=image_folder", f"data.root={image_folder}", "model.name=resnet18", "train.precision=bf16"]
+    settings += ["data.global_batch_size=12", "train.virtual_ranks=3", "train.max_steps=3", "log.every_steps=1"]
+    for size in (1, 3):
+        ranks.run(size, *SAME, *settings, f"run.name=on-{size}", plant="side_by_side")
+        Path("side-by-side").unlink()  # it was done
+    assert not differing("on-1", "on-3")
+
+
 SPEEDRUN = [
     "model.name=speedrun", "model.widths=[8,16]", "model.depth=3", "optim.name=muon", "optim.lr_head=0.02",
     "optim.lr_vectors=20", "optim.weight_decay=0.02", "data.progressive_sizes=[20,32]", "train.epochs=2",

@@ -24,7 +24,7 @@ from trainer.world import World
 
 _RUN_SAMPLES = 1 << 14  # of a rank whose ids are found at once: a hash has a fixed cost
 _BLOCK_BYTES = 3 << 20  # of uint8 images fetched at once: a thousand of 32 pixels, which fit into a CPU's caches
-_GPU_BLOCK_BYTES = 64 << 20  # where every call costs the same and memory is plenty
+_GPU_BLOCK_BYTES = 16 << 20  # where every call costs the same; cropping counts 80 places a byte, in 32 bits
 
 
 class _Cut(NamedTuple):

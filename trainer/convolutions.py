@@ -27,10 +27,11 @@ def lay_side_by_side(network: nn.Module) -> None:
 
 
 def _fits(conv: nn.Conv2d) -> bool:
+    is_torchs_own = type(conv)._conv_forward is nn.Conv2d._conv_forward
     is_plain = conv.stride == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     keeps_size = conv.padding == tuple(side // 2 for side in conv.kernel_size) and all(s % 2 for s in conv.kernel_size)
     is_large = min(conv.in_channels, conv.out_channels) >= _FEWEST_CHANNELS
-    return is_plain and keeps_size and is_large and conv.kernel_size[1] > 1
+    return is_torchs_own and is_plain and keeps_size and is_large and conv.kernel_size[1] > 1
 
 
 class _Forward:
@@ -40,7 +41,8 @@ class _Forward:
         self._padding = padding
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if images.shape[-1] > _WIDEST or not (torch.is_grad_enabled() and weight.requires_grad):
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if not learns or images.dim() != 4 or not len(images) or images.shape[-1] > _WIDEST:
             return F.conv2d(images, weight, bias, padding=self._padding)
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")

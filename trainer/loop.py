@@ -340,8 +340,11 @@ class Trainer:
 
     def _has_told_failure(self) -> bool:
         """Whether rank 0 has said why it leaves; if it could not, any other rank says that it is gone."""
-        found = self.folder.read_json("status.json")
-        return found is not None and found["state"] == "failed"
+        try:
+            found = self.folder.read_json("status.json")
+        except (OSError, ValueError):
+            return False
+        return found is not None and found.get("state") == "failed"
 
     def _record_failure(self, reason: str) -> None:
         """Leaves the reason where status.json is looked at; a folder that cannot be written any more is left alone."""
