@@ -4,7 +4,6 @@ A rank started from nothing imports for six seconds. The server that forks these
 ranks themselves are as real as torchrun's: processes of their own, a gloo group, the launcher's variables.
 """
 
-import contextlib
 import multiprocessing
 import os
 import sys
@@ -19,7 +18,6 @@ import sklearn.datasets
 import torch._dynamo
 import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
-from torch.distributed import DistError
 from workers.tiny import tiny
 
 import trainer.loop
@@ -77,20 +75,6 @@ def stuck_rank() -> None:
 
     calls: list[int] = []
     Step._batch = sleeps  # type: ignore[method-assign]
-
-
-def hears_late() -> None:
-    """Rank 1 hears that another one is lost when rank 0 is gone."""
-    tiny_network()
-    lost = watch.Watch.lost
-
-    def waits(self: watch.Watch, error: BaseException) -> str:
-        with contextlib.suppress(DistError):  # the store goes with rank 0
-            while os.environ["RANK"] == "1" and "rank 0" not in self._gone():
-                time.sleep(0.05)
-        return lost(self, error)
-
-    watch.Watch.lost = waits  # type: ignore[method-assign]
 
 
 def poisoned_sample(number: int = 7) -> None:
@@ -214,7 +198,6 @@ PLANTS = {
     "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,
-    "hears_late": hears_late,
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
     "infinite_loss": infinite_loss,

@@ -67,9 +67,8 @@ def test_a_stopped_process_is_named(ranks: Ranks) -> None:
     assert "loop.py" in REPORT.read_text()  # rank 0's stack, wherever in its step it waits
 
 
-@pytest.mark.parametrize("plant", ["tiny", "hears_late"])  # late: when rank 0, which has said why, has left too
-def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks, plant: str) -> None:
-    started = ranks.start(3, *RUN, plant=plant)
+def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks) -> None:
+    started = ranks.start(3, *RUN)
     ranks.until_step(Path("runs/x"), 5)
     os.kill(started[2].pid, signal.SIGKILL)
     assert ranks.end(started) == [1, 1, -9]  # not in the half hour of an exchange's own limit
