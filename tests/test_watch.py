@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ENDLESS, SMALL, Ranks
 
+from trainer import loop
+from trainer.folder import RunFolder
+
 RUN = [*SMALL, "run.root=runs", "run.name=x", *ENDLESS, "log.every_steps=1"]
 QUICK = [*RUN, "train.hang_timeout_seconds=4"]
 REPORT = Path("runs/x/hang-report.txt")
@@ -74,6 +77,17 @@ def test_a_killed_rank_ends_the_others_at_once(ranks: Ranks) -> None:
     assert ranks.end(started) == [1, 1, -9]  # not in the half hour of an exchange's own limit
     assert f"rank 2 (process {started[2].pid}) is gone" in reason()
     assert "the same command goes on" in ranks.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [('{"state": "failed"}', True), ('{"state": "running"}', False), ("{", False), (None, False)]
+)
+def test_what_rank_0_has_told_is_not_written_over(tmp_path: Path, status: str | None, told: bool) -> None:
+    if status is not None:
+        (tmp_path / "status.json").write_text(status)
+    trainer = loop.Trainer.__new__(loop.Trainer)
+    trainer.folder = RunFolder(tmp_path)
+    assert trainer._has_told_failure() is told
 
 
 def test_without_a_limit_there_is_no_watch(ranks: Ranks) -> None:

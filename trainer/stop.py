@@ -23,9 +23,9 @@ REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_EN
 # torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
 _SAME_SECONDS = 1.0
 _LOOK_SECONDS = 0.5
-_PACE_STEPS = 100
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_STEPS = 20
+_PACE_STEPS = 100  # after so many, or twice as many, a slow step is forgotten
 
 
 class Signals:
