@@ -23,7 +23,7 @@ from turns import Contestant, race, script
 from trainer import config as configs
 
 AIRBENCH_BATCH, AIRBENCH_EPOCHS, IMAGES = 1024, 8, 50_000
-_STEPS = 4  # a turn: of single ones airbench94 takes half as many a second as in its whole training
+_STEPS = 4  # a turn: taken singly, airbench94's were slower than in its whole training
 
 
 def main() -> int:
@@ -63,7 +63,10 @@ def _race(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         for precision in ("bf16", "fp32")
     }
-    own = {side: Contestant(f"samecurve, {side} pixels", _own_steps(arguments, config, side)) for side in set(sizes)}
+    own = {
+        side: Contestant(f"samecurve, {side} pixels", _own_steps(arguments, config, side))
+        for side in sorted(set(sizes))
+    }
     race([*theirs.values(), *own.values()], arguments.rounds, _STEPS, 2)
     seconds = {name: statistics.median(each.seconds) for name, each in theirs.items()}
     airbench = {name: one * AIRBENCH_EPOCHS * (IMAGES // AIRBENCH_BATCH) for name, one in seconds.items()}
