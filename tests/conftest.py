@@ -108,6 +108,10 @@ class Ranks:
         """The ranks' processes, under way."""
         import forked
 
+        return self.call(size, forked.run_rank, list(argv), plant, **env)
+
+    def call(self, size: int, work: Callable[..., object], *arguments: object, **env: str) -> list[Any]:
+        """The same for `work(environment, log, *arguments)`, a function of a module."""
         self._launches += 1
         self.log = self._place / f"ranks-{self._launches}.log"
         group = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
@@ -116,8 +120,8 @@ class Ranks:
         for rank in range(size):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (group if size > 1 else {})
             own = {"OMP_NUM_THREADS": "1"} if size == 1 else own
-            arguments = (os.environ | own | env, list(argv), str(self.log), plant)
-            started.append(self._context.Process(target=forked.run_rank, args=arguments))
+            given = (os.environ | own | env, str(self.log), *arguments)
+            started.append(self._context.Process(target=work, args=given))
             started[-1].start()
         self.processes += started
         return started

@@ -21,7 +21,7 @@ import torchvision.models
 from workers.tiny import tiny
 
 import trainer.loop
-from trainer import bad_steps, blocks, convolutions, data, main, models, wandb_mode, watch
+from trainer import bad_steps, blocks, convolutions, data, main, models, neighbors, wandb_mode, watch
 from trainer.augment import Augment
 from trainer.journal import Journal
 from trainer.step import Samples, Shard, Step
@@ -30,14 +30,19 @@ from trainer.trackers import wandb_run
 __all__ = ["sklearn", "torchvision", "trainer"]
 
 
-def run_rank(env: dict[str, str], argv: list[str], log: str, plant: str) -> None:
-    """plant: what is done to the trainer before, a name of PLANTS."""
+def become_rank(env: dict[str, str], log: str) -> None:
+    """The launcher's variables, a log for what is printed, and its folder to be in."""
     multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand, for DataLoader's workers
     os.environ.update(env)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(Path(log).parent)
+
+
+def run_rank(env: dict[str, str], log: str, argv: list[str], plant: str) -> None:
+    """plant: what is done to the trainer before, a name of PLANTS."""
+    become_rank(env, log)
     sys.argv = ["trainer/main.py", *argv]
     wandb_mode._REACH_SECONDS = wandb_run._DECIDE_SECONDS = 60.0  # tests of these limits are not made of ranks
     if plant:
@@ -45,6 +50,12 @@ def run_rank(env: dict[str, str], argv: list[str], log: str, plant: str) -> None
     code = main.main(argv)
     sys.stdout.flush()
     os._exit(code)  # no test harness's own end: that would run pytest's
+
+
+def without_neighbors() -> None:
+    """The ranks of a machine as if each were on one of its own."""
+    tiny_network()
+    neighbors._machine = lambda: f"machine {os.environ['RANK']}"  # type: ignore[assignment]
 
 
 def tiny_network() -> None:
@@ -194,6 +205,7 @@ def side_by_side() -> None:
 
 
 PLANTS = {
+    "without_neighbors": without_neighbors,
     "side_by_side": side_by_side,
     "slow_result": slow_result,
     "tiny": tiny_network,

@@ -17,6 +17,7 @@ from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation, Predictions
+from trainer.neighbors import mean_of_gradients
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
@@ -142,7 +143,7 @@ def _prepare(
     watch: Unwatched,
 ) -> tuple[Step, AcceleratedOptimizer]:
     """Accelerate's part: precision, and DDP unless the shards are added up in an order of our own."""
-    accelerator, reduction = world.accelerator, None
+    accelerator, reduction, near = world.accelerator, None, None
     if config.train.compile:
         module.compile()
     if config.train.virtual_ranks is None:
@@ -157,7 +158,11 @@ def _prepare(
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
     communication = stopwatch.build(world.device)
-    if config.train.virtual_ranks is not None:
+    if config.train.virtual_ranks is None:
+        near = world.share([*(weight for weight in module.parameters() if weight.requires_grad), buffers.floats])
+        if near is not None:
+            model.register_comm_hook(None, mean_of_gradients(near, world.size, communication))
+    else:
         reduction = OrderedReduction(module.parameters(), buffers, world.rank, world.size, communication)
     step = Step(
         accelerator,
@@ -171,6 +176,7 @@ def _prepare(
         communication,
         config.train.clip_grad_norm,
         reduction,
+        near,
     )
     return step, prepared
 

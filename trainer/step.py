@@ -20,6 +20,7 @@ from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
+from trainer.neighbors import Neighbors
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
@@ -62,8 +63,10 @@ class Step:
         communication: Stopwatch,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
+        neighbors: Neighbors | None = None,
     ) -> None:
-        """communication: runs while the other ranks' gradients and moves are waited for."""
+        """communication: runs while the other ranks' gradients and moves are waited for; neighbors: they exchange the
+        gradients already."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -78,7 +81,9 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
-        if self._world_size > 1 and reduction is None:
+        self._neighbors = neighbors
+        self._waits_for_group = self._world_size > 1 and reduction is None and neighbors is None
+        if self._waits_for_group:
             self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
         self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
@@ -136,7 +141,7 @@ class Step:
             self._set_norms(training=False)
         loss_sum, logits = self._forward(shard, step, epoch)
         self._backward(loss_sum, self._world_size / global_size)
-        if self._world_size > 1:
+        if self._waits_for_group:
             self.communication.end()
         if not shard.weight:
             self._set_norms(training=True)
@@ -212,7 +217,11 @@ class Step:
         self._buffers.moves(out=moves)
         moves *= weight
         self.communication.begin()
-        torch.distributed.all_reduce(moves)
+        if self._neighbors is None:
+            torch.distributed.all_reduce(moves)
+        else:
+            self._neighbors.lay(moves)
+            self._neighbors.sum()
         self.communication.end()
         self._buffers.move(moves, active)
 

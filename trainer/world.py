@@ -7,7 +7,7 @@ not form one group would each train the whole run and write over each other.
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from trainer import meeting, memory, rank_env
+from trainer import meeting, memory, neighbors, rank_env
 from trainer.errors import UserError, WorldError
 from trainer.settings import Train
 
@@ -55,6 +55,7 @@ class World:
         self.is_first = self.rank == 0
         _check_group(env, self.size)
         self._control: Any = None
+        self._neighbors: neighbors.Neighbors | None = None
         if self.size > 1:
             _set_timeout(_EXCHANGE_TIMEOUT)
             if on_gpu:  # numbers that the CPU must know at once need not wait for what the GPU has queued
@@ -113,6 +114,12 @@ class World:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._control)
         return found.tolist()
 
+    def share(self, tensors: Iterable[Tensor]) -> neighbors.Neighbors | None:
+        """What sums such tensors of all ranks faster than their group, where there is such a thing. Called once."""
+        if self.size > 1 and self.device.type == "cpu":
+            self._neighbors = neighbors.meet(self.rank, self.size, tensors, _EXCHANGE_TIMEOUT)
+        return self._neighbors
+
     def same_everywhere(self, module: nn.Module) -> None:
         """Rank 0's weights and buffers, on every rank, as DDP does when it wraps a network."""
         if self.size > 1:
@@ -132,11 +139,13 @@ class World:
 
     def describe(self) -> dict[str, object]:
         """For environment.json: what this run computes on."""
+        backend = torch.distributed.get_backend() if self.size > 1 else None
         return {
             "world_size": self.size,
             "hosts": sorted(set(gather_object([socket.gethostname()]))) if self.size > 1 else [socket.gethostname()],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "backend": torch.distributed.get_backend() if self.size > 1 else None,
+            "backend": backend,
+            "gradient_exchange": "shared memory" if self._neighbors is not None else backend,
             "precision": self.precision,
             "threads_per_rank": self.threads,
             "cores": rank_env.cores(),

@@ -1,0 +1,118 @@
+"""Sums through the memory that the ranks of one machine share: real processes, thousands of meetings."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import torch
+from conftest import SMALL, Ranks
+from torch import Tensor
+
+from trainer.settings import Train
+from trainer.world import World
+
+LENGTHS = (5000, 1, 77)
+
+
+def tensors(rank: int, turn: int) -> list[Tensor]:
+    """What a rank lays down: other numbers for each rank and turn, of two types."""
+    generator = torch.Generator().manual_seed(1000 * turn + rank)
+    first, second, third = (torch.randn(length, generator=generator) for length in LENGTHS)
+    return [first, second.double(), third]
+
+
+def in_order(parts: list[Tensor], factor: float) -> Tensor:
+    total = parts[0] * factor
+    for part in parts[1:]:
+        total = total + part * factor
+    return total
+
+
+def adds(env: dict[str, str], log: str, turns: int) -> None:
+    """Compares the sums of many turns, bit for bit, some ranks now and then late by more than others spin for."""
+    forked.become_rank(env, log)
+    with World(Train(device="cpu")) as world:
+        near = world.share(tensors(world.rank, 0))
+        assert near is not None and world.describe()["gradient_exchange"] == "shared memory"
+        draw = random.Random(world.rank)
+        wrong = 0
+        for turn in range(turns):
+            own = tensors(world.rank, turn)
+            if draw.random() < 0.02:
+                time.sleep(draw.choice([0.0003, 0.02]))
+            for tensor in own if turn % 3 else own[1:]:  # what is laid changes from turn to turn
+                near.lay(tensor, 0.5)
+            near.sum()
+            every = [tensors(rank, turn) for rank in range(world.size)]
+            expected = [in_order([each[index] for each in every], 0.5) for index in range(len(own))]
+            compared = slice(0 if turn % 3 else 1, None)
+            wrong += any(not torch.equal(a, b) for a, b in zip(own[compared], expected[compared], strict=True))
+        Path(f"wrong-{world.rank}").write_text(str(wrong))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_all_have_the_sum_in_the_order_of_ranks(ranks: Ranks, size: int) -> None:
+    assert ranks.end(ranks.call(size, adds, 600)) == [0] * size, ranks.log.read_text()
+    assert [Path(f"wrong-{rank}").read_text() for rank in range(size)] == ["0"] * size
+
+
+def waits(env: dict[str, str], log: str) -> None:
+    """Rank 1 never comes to the second sum; rank 0 tells what it heard of that."""
+    forked.become_rank(env, log)
+    neighbors_of = World(Train(device="cpu")).share([torch.zeros(3)])
+    assert neighbors_of is not None
+    for turn in range(2):
+        if turn and env["RANK"] == "1":
+            Path("pid").write_text(str(os.getpid()))
+            time.sleep(600)
+        neighbors_of.lay(torch.ones(3))
+        try:
+            neighbors_of.sum()
+        except RuntimeError as error:
+            Path("heard").write_text(str(error))
+            os._exit(0)
+
+
+def test_a_rank_that_ends_is_not_waited_for(ranks: Ranks) -> None:
+    started = ranks.call(2, waits)
+    ranks.until("the second turn", lambda: Path("pid").exists())
+    os.kill(started[1].pid, signal.SIGKILL)
+    assert ranks.end([started[0]]) == [0]
+    assert Path("heard").read_text() == f"connection closed by peer: process {started[1].pid} has ended"
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_ever(ranks: Ranks) -> None:
+    started = ranks.call(2, waits_briefly)
+    assert ranks.end([started[0]]) == [0]
+    assert Path("heard").read_text() == "another rank did not come to a sum within 0:00:01"
+
+
+def waits_briefly(env: dict[str, str], log: str) -> None:
+    from datetime import timedelta
+
+    from trainer import world
+
+    world._EXCHANGE_TIMEOUT = timedelta(seconds=1)
+    waits(env, log)
+
+
+def run(ranks: Ranks, name: str, plant: str) -> tuple[Any, list[str], bytes]:
+    ranks.run(2, *SMALL, "run.root=runs", f"run.name={name}", "train.max_steps=30", "log.every_steps=1", plant=plant)
+    folder = Path("runs") / name
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = [f"{line['loss']} {line['accuracy']}" for line in lines]
+    environment = json.loads((folder / "environment.json").read_text())
+    return environment["gradient_exchange"], told, (folder / "model.safetensors").read_bytes()
+
+
+def test_two_ranks_compute_what_they_compute_apart(ranks: Ranks) -> None:
+    """Of two numbers there is one sum, whoever takes it: the same bits as through gloo, BatchNorm's statistics too."""
+    near, apart = run(ranks, "near", "tiny"), run(ranks, "apart", "without_neighbors")
+    assert (near[0], apart[0]) == ("shared memory", "gloo")
+    assert near[1:] == apart[1:]
