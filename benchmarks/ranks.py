@@ -2,7 +2,7 @@
 
     python benchmarks/ranks.py --images FOLDER
 
-The bare loop has no data work; on two ranks it is DistributedDataParallel. By turns, medians of the
+The bare loop has no data work; on two ranks it is DistributedDataParallel, through gloo. By turns, medians of the
 rounds. Writes ranks.json and ranks.md.
 """
 

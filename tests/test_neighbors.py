@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from conftest import SMALL, Ranks
 from torch import Tensor
 
+from trainer import shards, world
+from trainer.near_sums import NearSums, place_bytes
 from trainer.settings import Train
 from trainer.world import World
 
@@ -27,19 +30,23 @@ def tensors(rank: int, turn: int) -> list[Tensor]:
     return [first, second.double(), third]
 
 
-def in_order(parts: list[Tensor], factor: float) -> Tensor:
-    total = parts[0] * factor
-    for part in parts[1:]:
-        total = total + part * factor
-    return total
+def in_order(parts: list[Tensor]) -> Tensor:
+    """Half of their sum, along the tree."""
+    blocks = [((rank, rank + 1), part * 0.5) for rank, part in enumerate(parts)]
+    return shards.add_up(blocks, len(parts), torch.add)
+
+
+def draw_of(rank: int, turn: int) -> float:
+    return float((7 * rank + turn) % 5)
 
 
 def adds(env: dict[str, str], log: str, turns: int) -> None:
     """Compares the sums of many turns, bit for bit, some ranks now and then late by more than others spin for."""
     forked.become_rank(env, log)
     with World(Train(device="cpu")) as world:
-        near = world.share(tensors(world.rank, 0))
+        near = world.share(place_bytes(tensors(world.rank, 0), 1))
         assert near is not None and world.describe()["gradient_exchange"] == "shared memory"
+        sums = NearSums(near)
         draw = random.Random(world.rank)
         wrong = 0
         for turn in range(turns):
@@ -47,17 +54,22 @@ def adds(env: dict[str, str], log: str, turns: int) -> None:
             if draw.random() < 0.02:
                 time.sleep(draw.choice([0.0003, 0.02]))
             for tensor in own if turn % 3 else own[1:]:  # what is laid changes from turn to turn
-                near.lay(tensor, 0.5)
-            near.sum()
+                sums.lay([tensor], tensor, factor=0.5)
+            sums.add()
             every = [tensors(rank, turn) for rank in range(world.size)]
-            expected = [in_order([each[index] for each in every], 0.5) for index in range(len(own))]
+            expected = [in_order([each[index] for each in every]) for index in range(len(own))]
             compared = slice(0 if turn % 3 else 1, None)
+            if turn % 7 == 0:
+                wrong += world.largest([draw_of(rank, turn) for rank in (world.rank, 0)]) != [
+                    max(draw_of(rank, turn) for rank in range(world.size)),
+                    draw_of(0, turn),
+                ]
             wrong += any(not torch.equal(a, b) for a, b in zip(own[compared], expected[compared], strict=True))
         Path(f"wrong-{world.rank}").write_text(str(wrong))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_all_have_the_sum_in_the_order_of_ranks(ranks: Ranks, size: int) -> None:
+def test_all_have_the_sum_along_the_tree(ranks: Ranks, size: int) -> None:
     assert ranks.end(ranks.call(size, adds, 600)) == [0] * size, ranks.log.read_text()
     assert [Path(f"wrong-{rank}").read_text() for rank in range(size)] == ["0"] * size
 
@@ -65,15 +77,14 @@ def test_all_have_the_sum_in_the_order_of_ranks(ranks: Ranks, size: int) -> None
 def waits(env: dict[str, str], log: str) -> None:
     """Rank 1 never comes to the second sum; rank 0 tells what it heard of that."""
     forked.become_rank(env, log)
-    neighbors_of = World(Train(device="cpu")).share([torch.zeros(3)])
-    assert neighbors_of is not None
+    near = World(Train(device="cpu")).share(64)
+    assert near is not None
     for turn in range(2):
         if turn and env["RANK"] == "1":
             Path("pid").write_text(str(os.getpid()))
             time.sleep(600)
-        neighbors_of.lay(torch.ones(3))
         try:
-            neighbors_of.sum()
+            near.meet()
         except RuntimeError as error:
             Path("heard").write_text(str(error))
             os._exit(0)
@@ -90,14 +101,10 @@ def test_a_rank_that_ends_is_not_waited_for(ranks: Ranks) -> None:
 def test_a_rank_that_does_not_come_is_not_waited_for_ever(ranks: Ranks) -> None:
     started = ranks.call(2, waits_briefly)
     assert ranks.end([started[0]]) == [0]
-    assert Path("heard").read_text() == "another rank did not come to a sum within 0:00:01"
+    assert Path("heard").read_text() == "another rank did not come within 0:00:01"
 
 
 def waits_briefly(env: dict[str, str], log: str) -> None:
-    from datetime import timedelta
-
-    from trainer import world
-
     world._EXCHANGE_TIMEOUT = timedelta(seconds=1)
     waits(env, log)
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.buffers import Buffers
+from trainer.group_exchange import GroupExchange
 from trainer.reduction import OrderedReduction
+from trainer.stopwatch import Stopwatch
 
 
 class Network(nn.Module):
@@ -18,6 +20,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.norm(self.frozen(self.used(x)))
         return found
+
+
+def alone_with(net: Network, buffers: Buffers) -> OrderedReduction:
+    return OrderedReduction(net.parameters(), buffers, GroupExchange(0, 1, torch.device("cpu"), Stopwatch()))
 
 
 def gradients(reduction: OrderedReduction, net: Network, buffers: Buffers, shards: list[Tensor]) -> dict[str, Tensor]:
@@ -45,7 +51,7 @@ def test_it_is_the_sum_along_the_tree() -> None:
         net(shard).square().sum().backward()
         alone.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
     net.zero_grad()
-    found = gradients(OrderedReduction(net.parameters(), buffers, 0, 1), net, buffers, shards)
+    found = gradients(alone_with(net, buffers), net, buffers, shards)
     for name, first in alone[0].items():
         assert torch.equal(found[name], (first + alone[1][name]) + alone[2][name])
     assert not found["unused.weight"].any() and "frozen.weight" not in found
@@ -54,7 +60,7 @@ def test_it_is_the_sum_along_the_tree() -> None:
 def test_the_next_step_begins_anew() -> None:
     net = Network()
     buffers = Buffers(net)
-    reduction = OrderedReduction(net.parameters(), buffers, 0, 1)
+    reduction = alone_with(net, buffers)
     shards = list(torch.randn(5, 4, 6))
     first = gradients(reduction, net, buffers, shards)
     gradients(reduction, net, buffers, shards[:2])
@@ -65,7 +71,7 @@ def test_the_next_step_begins_anew() -> None:
 def test_memory_does_not_grow_with_the_shards() -> None:
     net = Network()
     buffers = Buffers(net)
-    reduction = OrderedReduction(net.parameters(), buffers, 0, 1)
+    reduction = alone_with(net, buffers)
     gradients(reduction, net, buffers, list(torch.randn(64, 4, 6)))
     reduction.begin(1)
     assert max(len(bucket.spare) for bucket in reduction._buckets) <= 8  # log2 of 64, and two

@@ -10,14 +10,27 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from trainer import augment, convolutions, data, evaluation, feature_maps, losses, models, optim, stopwatch, tta
+from trainer import (
+    augment,
+    convolutions,
+    data,
+    evaluation,
+    feature_maps,
+    losses,
+    models,
+    near_sums,
+    optim,
+    stopwatch,
+    tta,
+)
 from trainer import config as configs
 from trainer.augment import Augment, Normalization
 from trainer.buffers import Buffers
 from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation, Predictions
-from trainer.neighbors import mean_of_gradients
+from trainer.group_exchange import GroupExchange
+from trainer.near_sums import NearExchange, NearSums
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
@@ -143,7 +156,7 @@ def _prepare(
     watch: Unwatched,
 ) -> tuple[Step, AcceleratedOptimizer]:
     """Accelerate's part: precision, and DDP unless the shards are added up in an order of our own."""
-    accelerator, reduction, near = world.accelerator, None, None
+    accelerator, reduction = world.accelerator, None
     if config.train.compile:
         module.compile()
     if config.train.virtual_ranks is None:
@@ -158,12 +171,16 @@ def _prepare(
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
     communication = stopwatch.build(world.device)
-    if config.train.virtual_ranks is None:
-        near = world.share([*(weight for weight in module.parameters() if weight.requires_grad), buffers.floats])
-        if near is not None:
-            model.register_comm_hook(None, mean_of_gradients(near, world.size, communication))
-    else:
-        reduction = OrderedReduction(module.parameters(), buffers, world.rank, world.size, communication)
+    sums = _near_sums(config, world, module, buffers)
+    if config.train.virtual_ranks is not None:
+        exchange = (
+            NearExchange(sums, communication)
+            if sums is not None
+            else GroupExchange(world.rank, world.size, world.device, communication)
+        )
+        reduction = OrderedReduction(module.parameters(), buffers, exchange)
+    elif sums is not None:
+        model.register_comm_hook(None, near_sums.mean_of_gradients(sums, world.size, communication))
     step = Step(
         accelerator,
         model,
@@ -176,9 +193,17 @@ def _prepare(
         communication,
         config.train.clip_grad_norm,
         reduction,
-        near,
+        sums,
     )
     return step, prepared
+
+
+def _near_sums(config: RunConfig, world: World, module: nn.Module, buffers: Buffers) -> NearSums | None:
+    """What takes the sums of a step, where all ranks can share memory."""
+    most_parts = 1 if config.train.virtual_ranks is None else near_sums.most_parts(config.train.virtual_ranks)
+    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), buffers.floats]
+    neighbors = world.share(near_sums.place_bytes(tensors, most_parts))
+    return None if neighbors is None else NearSums(neighbors, most_parts)
 
 
 def _network(model: Model, config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:

@@ -20,7 +20,7 @@ from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
-from trainer.neighbors import Neighbors
+from trainer.near_sums import NearSums
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
@@ -63,10 +63,10 @@ class Step:
         communication: Stopwatch,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
-        neighbors: Neighbors | None = None,
+        near_sums: NearSums | None = None,
     ) -> None:
-        """communication: runs while the other ranks' gradients and moves are waited for; neighbors: they exchange the
-        gradients already."""
+        """communication: runs while the other ranks' gradients and moves are waited for; near_sums: takes
+        the gradients' sum already, and those of the moves too."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -81,8 +81,8 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
-        self._neighbors = neighbors
-        self._waits_for_group = self._world_size > 1 and reduction is None and neighbors is None
+        self._near_sums = near_sums
+        self._waits_for_group = self._world_size > 1 and reduction is None and near_sums is None
         if self._waits_for_group:
             self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
@@ -217,11 +217,11 @@ class Step:
         self._buffers.moves(out=moves)
         moves *= weight
         self.communication.begin()
-        if self._neighbors is None:
+        if self._near_sums is None:
             torch.distributed.all_reduce(moves)
         else:
-            self._neighbors.lay(moves)
-            self._neighbors.sum()
+            self._near_sums.lay([moves], moves)
+            self._near_sums.add()
         self.communication.end()
         self._buffers.move(moves, active)
 

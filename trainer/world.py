@@ -7,7 +7,7 @@ not form one group would each train the whole run and write over each other.
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -110,14 +110,17 @@ class World:
         """The largest of each value over the ranks, on every rank. It waits for the ranks, but for no GPU."""
         if self.size == 1:
             return values
+        if self._neighbors is not None:
+            return self._neighbors.largest(values)
         found = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._control)
         return found.tolist()
 
-    def share(self, tensors: Iterable[Tensor]) -> neighbors.Neighbors | None:
-        """What sums such tensors of all ranks faster than their group, where there is such a thing. Called once."""
+    def share(self, place_bytes: int) -> neighbors.Neighbors | None:
+        """Memory with places of so many bytes and more, where all ranks can have that; called once."""
         if self.size > 1 and self.device.type == "cpu":
-            self._neighbors = neighbors.meet(self.rank, self.size, tensors, _EXCHANGE_TIMEOUT)
+            place_bytes = max(place_bytes, neighbors.LEAST_BYTES)
+            self._neighbors = neighbors.find(self.rank, self.size, place_bytes, _EXCHANGE_TIMEOUT)
         return self._neighbors
 
     def same_everywhere(self, module: nn.Module) -> None:

@@ -1,0 +1,141 @@
+"""Tensors of the ranks of one machine in, their sums out, the same bits on all of them: through memory that they share.
+
+What DDP and group_exchange.py do by messages. Sums are taken along one tree (shards.py), of which a rank may have added
+some branches already. Two ranks read all of each other's, and both add up all; more of them add up a slice each, which
+then all read.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.futures import Future
+
+from trainer import shards
+from trainer.buckets import Bucket
+from trainer.neighbors import Neighbors, rounded
+from trainer.stopwatch import Stopwatch
+
+_Part = tuple[Tensor, bool]
+"""a sum, and whether it may be added to: nobody else reads it"""
+
+
+class NearSums:
+    def __init__(self, neighbors: Neighbors, most_parts: int = 1) -> None:
+        """most_parts: that a rank lays down of one sum."""
+        self._neighbors, self._most_parts = neighbors, most_parts
+        self._laid: list[tuple[Tensor, int, int]] = []
+        self._end = 0
+
+    def lay(self, parts: Sequence[Tensor], total: Tensor, num_shards: int | None = None, factor: float = 1.0) -> None:
+        """What this rank has of a sum, times a factor: as many [N] as shards.py leaves it of so many shards, one a rank
+        unless that is said. total: [N], where the sum goes; it may be one of the parts. On all ranks in one order."""
+        near, start = self._neighbors, self._end
+        for index, part in enumerate(parts):
+            torch.mul(part, factor, out=self._place(total, start, near.rank, index))
+        self._laid.append((total, start, num_shards or near.size))
+        self._end += self._most_parts * rounded(total.nbytes)
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Takes the sums of what was laid down since the last time."""
+        near, in_slices = self._neighbors, self._neighbors.size > 2
+        near.meet()
+        for total, start, num_shards in self._laid:
+            mine = slice(*shards.cut(len(total), near.size)[near.rank]) if in_slices else slice(None)
+            self._add(total, start, num_shards, mine)
+            if in_slices:  # nobody else reads this slice of what this rank has laid down
+                self._place(total, start, near.rank, 0)[mine] = total[mine]
+        if in_slices:
+            near.meet()
+            for total, start, _ in self._laid:
+                for rank, run in enumerate(shards.cut(len(total), near.size)):
+                    if rank != near.rank:
+                        total[slice(*run)] = self._place(total, start, rank, 0)[slice(*run)]
+        near.turn()
+        self._laid.clear()
+        self._end = 0
+
+    def _add(self, total: Tensor, start: int, num_shards: int, mine: slice) -> None:
+        parts = [
+            (block, (self._place(total, start, rank, index)[mine], False))
+            for rank, index, block in _blocks(num_shards, self._neighbors.size)
+        ]
+        into = total[mine]
+        unused = [into]
+
+        def add(left: _Part, right: _Part) -> _Part:
+            """What the ranks have laid down is not written over."""
+            out = left[0] if left[1] else right[0] if right[1] else unused.pop() if unused else torch.empty_like(into)
+            return torch.add(left[0], right[0], out=out), True
+
+        found, _ = shards.add_up(parts, num_shards, add)
+        if found is not into:
+            into.copy_(found)
+
+    def _place(self, total: Tensor, start: int, rank: int, index: int) -> Tensor:
+        """Where a rank lays one of its parts of a sum: [N]."""
+        return self._neighbors.place(rank, start + index * rounded(total.nbytes), total.dtype, len(total))
+
+
+class NearExchange:
+    """group_exchange.py's GroupExchange among neighbors: the partial sums of buckets in, the totals out."""
+
+    def __init__(self, sums: NearSums, communication: Stopwatch) -> None:
+        """communication: runs while the other ranks are waited for."""
+        self._sums, self._communication = sums, communication
+
+    def send(self, bucket: Bucket, num_shards: int) -> None:
+        bucket.total = bucket.take()
+        if bucket.length:
+            self._sums.lay([part for _, part in bucket.stack], bucket.total, num_shards)
+        bucket.spare += [part for _, part in bucket.stack]
+        bucket.stack.clear()
+
+    def wait(self) -> None:
+        self._communication.begin()
+        self._sums.add()
+        self._communication.end()
+
+
+def mean_of_gradients(sums: NearSums, world_size: int, communication: Stopwatch) -> Callable[..., Future[Tensor]]:
+    """For DistributedDataParallel.register_comm_hook. communication: runs while the others are waited for."""
+    waiting: list[tuple[Future[Tensor], Tensor]] = []
+
+    def exchange(_: None, bucket: GradBucket) -> Future[Tensor]:
+        future: Future[Tensor] = Future()
+        gradients = bucket.buffer()
+        waiting.append((future, gradients))
+        sums.lay([gradients], gradients, factor=1 / world_size)
+        if bucket.is_last():  # one meeting a step: a rank that waits has its core to itself
+            communication.begin()
+            sums.add()
+            communication.end()
+            for done, mean in waiting:
+                done.set_result(mean)
+            waiting.clear()
+        return future
+
+    return exchange
+
+
+def most_parts(most_shards: int) -> int:
+    """At least as many as shards.py leaves a rank of its run of so many shards: one for each level and side."""
+    return 2 * most_shards.bit_length()
+
+
+def place_bytes(tensors: Iterable[Tensor], parts: int) -> int:
+    """What a rank may lay down at once: so many parts of the sum of each tensor, in whatever buckets."""
+    return parts * sum(rounded(tensor.nbytes) for tensor in tensors)
+
+
+@functools.cache
+def _blocks(num_shards: int, size: int) -> list[tuple[int, int, shards.Block]]:
+    """The parts of a sum from left to right: whose each is, which of its, and of which shards."""
+    return [
+        (rank, index, block)
+        for rank, run in enumerate(shards.cut(num_shards, size))
+        for index, block in enumerate(shards.blocks(*run, num_shards))
+    ]
