@@ -1,6 +1,6 @@
 """What the same bits on any number of ranks cost: virtual ranks against plain DDP and against one process.
 
-    python benchmarks/virtual_ranks.py [--models tudui,resnet18] [--rounds 3] [--output benchmarks/results]
+    python benchmarks/virtual_ranks.py [--models lenet,tudui,resnet18] [--rounds 3] [--output benchmarks/results]
 
 Runs of trainer/main.py, one after the other, the ways alternating; images/s are medians over the rounds. Writes
 virtual_ranks.json and virtual_ranks.md.
@@ -21,13 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 MAIN = str(Path(__file__).resolve().parent.parent / "trainer" / "main.py")
 # Ranks, virtual ranks (0: plain), threads of each rank: on two cores, all share the same two.
 WAYS = [(1, 0, 2), (1, 4, 2), (2, 0, 1), (2, 2, 1), (2, 4, 1), (4, 0, 1), (4, 4, 1)]
-# Batch and steps such that a run takes some seconds; images are scikit-learn's digits as 3 x 32 x 32.
-SIZES = {"tudui": (256, 24), "resnet18": (64, 7)}
+# Batch, steps such that a run takes some seconds, steps a line; images are scikit-learn's digits as 3 x 32 x 32.
+SIZES = {"lenet": (64, 1500, 100), "tudui": (256, 24, 1), "resnet18": (64, 7, 1)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="tudui,resnet18")
+    parser.add_argument("--models", default="lenet,tudui,resnet18")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -52,14 +52,15 @@ def main() -> int:
 
 
 def images_per_second(model: str, ranks: int, virtual_ranks: int, threads: int) -> float:
-    """The median over a run's steps but the first three."""
-    batch, steps = SIZES[model]
+    """The median over a run's lines but the first three."""
+    batch, steps, steps_a_line = SIZES[model]
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
         settings: dict[str, Any] = {
             "model.name": model, "data.channels": 3, "optim.lr": 0.001, "data.global_batch_size": batch,
             "train.max_steps": steps,
-            "train.threads_per_rank": threads, "train.virtual_ranks": virtual_ranks or "null", "log.every_steps": 1,
+            "train.threads_per_rank": threads, "train.virtual_ranks": virtual_ranks or "null",
+            "log.every_steps": steps_a_line, "train.precision": "fp32", "train.epochs": 99999,
             "data.augment": "[crop]", "log.wandb": "off", "log.tensorboard": "false", "eval.every_epochs": 0,
             "checkpoint.every_epochs": 0, "run.root": root, "run.name": "run",
         }  # fmt: skip
@@ -68,18 +69,20 @@ def images_per_second(model: str, ranks: int, virtual_ranks: int, threads: int) 
         # The end, where it evaluates, is not waited for: its steps are all there is to see.
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            return statistics.median(wait_for_speeds(Path(root) / "run" / "metrics.jsonl", steps, process)[3:])
+            return statistics.median(
+                wait_for_speeds(Path(root) / "run" / "metrics.jsonl", steps // steps_a_line, process)[3:]
+            )
         finally:
             process.terminate()
             process.wait(60)
 
 
-def wait_for_speeds(metrics: Path, steps: int, process: "subprocess.Popen[bytes]") -> list[float]:
+def wait_for_speeds(metrics: Path, num_lines: int, process: "subprocess.Popen[bytes]") -> list[float]:
     while True:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         rows = [json.loads(line) for line in lines if line.endswith("}")]
         found = [row["samples_per_second"] for row in rows if row["split"] == "train"]
-        if len(found) == steps:
+        if len(found) == num_lines:
             return found
         if process.poll() not in (None, 0):
             raise RuntimeError(f"a run ended with exit code {process.returncode}")
