@@ -111,6 +111,11 @@ def infinite_loss() -> None:
     Step._forward = spoils  # type: ignore[method-assign]
 
 
+def infinite_loss_apart() -> None:
+    without_neighbors()
+    infinite_loss()
+
+
 def poisoned_sample_late() -> None:
     """The same, and the loop hears of a step as late as it does with a GPU."""
     poisoned_sample()
@@ -157,6 +162,11 @@ def late_rank() -> None:
         return batch(self, index, samples)
 
     Step._batch = waits  # type: ignore[method-assign]
+
+
+def late_rank_apart() -> None:
+    without_neighbors()
+    late_rank()
 
 
 def slow_data() -> None:
@@ -213,10 +223,12 @@ PLANTS = {
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
     "infinite_loss": infinite_loss,
+    "infinite_apart": infinite_loss_apart,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "asleep": endless_step,
     "slow_start": slow_start,
     "late": late_rank,
+    "late_apart": late_rank_apart,
     "slow_data": slow_data,
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import time
 from datetime import timedelta
@@ -15,12 +16,14 @@ import torch
 from conftest import SMALL, Ranks
 from torch import Tensor
 
-from trainer import shards, world
+from trainer import neighbors, shards, world
 from trainer.near_sums import NearSums, place_bytes
 from trainer.settings import Train
+from trainer.stopwatch import Stopwatch
 from trainer.world import World
 
 LENGTHS = (5000, 1, 77)
+needs_neighbors = pytest.mark.skipif(not neighbors._machine(), reason="needs Linux on x86-64")
 
 
 def tensors(rank: int, turn: int) -> list[Tensor]:
@@ -46,7 +49,7 @@ def adds(env: dict[str, str], log: str, turns: int) -> None:
     with World(Train(device="cpu")) as world:
         near = world.share(place_bytes(tensors(world.rank, 0), 1))
         assert near is not None and world.describe()["gradient_exchange"] == "shared memory"
-        sums = NearSums(near)
+        sums = NearSums(near, Stopwatch())
         draw = random.Random(world.rank)
         wrong = 0
         for turn in range(turns):
@@ -68,6 +71,7 @@ def adds(env: dict[str, str], log: str, turns: int) -> None:
         Path(f"wrong-{world.rank}").write_text(str(wrong))
 
 
+@needs_neighbors
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_all_have_the_sum_along_the_tree(ranks: Ranks, size: int) -> None:
     assert ranks.end(ranks.call(size, adds, 600)) == [0] * size, ranks.log.read_text()
@@ -90,6 +94,7 @@ def waits(env: dict[str, str], log: str) -> None:
             os._exit(0)
 
 
+@needs_neighbors
 def test_a_rank_that_ends_is_not_waited_for(ranks: Ranks) -> None:
     started = ranks.call(2, waits)
     ranks.until("the second turn", lambda: Path("pid").exists())
@@ -98,6 +103,7 @@ def test_a_rank_that_ends_is_not_waited_for(ranks: Ranks) -> None:
     assert Path("heard").read_text() == f"connection closed by peer: process {started[1].pid} has ended"
 
 
+@needs_neighbors
 def test_a_rank_that_does_not_come_is_not_waited_for_ever(ranks: Ranks) -> None:
     started = ranks.call(2, waits_briefly)
     assert ranks.end([started[0]]) == [0]
@@ -121,5 +127,31 @@ def run(ranks: Ranks, name: str, plant: str) -> tuple[Any, list[str], bytes]:
 def test_two_ranks_compute_what_they_compute_apart(ranks: Ranks) -> None:
     """Of two numbers there is one sum, whoever takes it: the same bits as through gloo, BatchNorm's statistics too."""
     near, apart = run(ranks, "near", "tiny"), run(ranks, "apart", "without_neighbors")
-    assert (near[0], apart[0]) == ("shared memory", "gloo")
+    assert (near[0], apart[0]) == ("shared memory" if neighbors._machine() else "gloo", "gloo")
     assert near[1:] == apart[1:]
+
+
+def finds_none(env: dict[str, str], log: str, forbidden: str) -> None:
+    """A rank may not do what finding neighbors takes: then none of the ranks has any, and all go on."""
+    forked.become_rank(env, log)
+    rank, what = forbidden.split()
+    if rank == env["RANK"] and what == "sizes":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+    elif rank == env["RANK"] and what == "token":
+        os.pread = lambda *_: bytes(16)  # type: ignore[assignment]
+    elif rank == env["RANK"]:
+        call = neighbors._call
+        neighbors._call = lambda name, *given: -1 if name == what else call(name, *given)
+    with World(Train(device="cpu")) as group:
+        files = len(os.listdir("/proc/self/fd"))
+        found = [group.share(1 << 20) is not None, group.largest([float(group.rank)])]
+        found.append(len(os.listdir("/proc/self/fd")) - files)
+    Path(f"found-{env['RANK']}").write_text(str(found))
+
+
+@needs_neighbors
+@pytest.mark.parametrize("forbidden", ["0 memfd_create", "0 sizes", "1 syscall", "0 syscall", "1 token"])
+def test_what_one_rank_may_not_do_none_does(ranks: Ranks, forbidden: str) -> None:
+    assert ranks.end(ranks.call(2, finds_none, forbidden)) == [0, 0], ranks.log.read_text()
+    for rank in range(2):
+        assert Path(f"found-{rank}").read_text() == "[False, [1.0], 0]"

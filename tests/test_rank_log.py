@@ -29,9 +29,10 @@ def text_of(folder: Path, rank: int) -> str:
     return (folder / "logs" / f"rank-{rank}.log").read_text()
 
 
-def test_a_rank_that_is_gone_is_in_the_log_and_the_next_start_behind_it(ranks: Ranks) -> None:
+@pytest.mark.parametrize("plant", ["tiny", "without_neighbors"])
+def test_a_rank_that_is_gone_is_in_the_log_and_the_next_start_behind_it(ranks: Ranks, plant: str) -> None:
     run = [*SMALL, "run.root=runs", "run.name=x", "log.every_steps=2", "checkpoint.every_steps=3"]
-    started = ranks.start(2, *run, "train.epochs=9999")
+    started = ranks.start(2, *run, "train.epochs=9999", plant=plant)
     folder = Path("runs/x")
     ranks.until_step(folder, 6)
     os.kill(started[1].pid, signal.SIGKILL)

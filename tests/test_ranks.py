@@ -1,4 +1,4 @@
-"""The same curve on 1, 2 and 3 real ranks: processes over gloo, each with a time limit."""
+"""The same curve on 1, 2 and 3 real ranks: processes of one machine, each with a time limit."""
 
 import json
 import sys

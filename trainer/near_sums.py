@@ -23,9 +23,9 @@ _Part = tuple[Tensor, bool]
 
 
 class NearSums:
-    def __init__(self, neighbors: Neighbors, most_parts: int = 1) -> None:
-        """most_parts: that a rank lays down of one sum."""
-        self._neighbors, self._most_parts = neighbors, most_parts
+    def __init__(self, neighbors: Neighbors, communication: Stopwatch, most_parts: int = 1) -> None:
+        """communication: runs while the other ranks are waited for; most_parts: that a rank lays down of one sum."""
+        self._neighbors, self._communication, self._most_parts = neighbors, communication, most_parts
         self._laid: list[tuple[Tensor, int, int]] = []
         self._end = 0
 
@@ -33,6 +33,7 @@ class NearSums:
         """What this rank has of a sum, times a factor: as many [N] as shards.py leaves it of so many shards, one a rank
         unless that is said. total: [N], where the sum goes; it may be one of the parts. On all ranks in one order."""
         near, start = self._neighbors, self._end
+        assert len(parts) <= self._most_parts, f"{len(parts)} parts of a sum, where {self._most_parts} have a place"
         for index, part in enumerate(parts):
             torch.mul(part, factor, out=self._place(total, start, near.rank, index))
         self._laid.append((total, start, num_shards or near.size))
@@ -42,14 +43,14 @@ class NearSums:
     def add(self) -> None:
         """Takes the sums of what was laid down since the last time."""
         near, in_slices = self._neighbors, self._neighbors.size > 2
-        near.meet()
+        self._meet()
         for total, start, num_shards in self._laid:
             mine = slice(*shards.cut(len(total), near.size)[near.rank]) if in_slices else slice(None)
             self._add(total, start, num_shards, mine)
             if in_slices:  # nobody else reads this slice of what this rank has laid down
                 self._place(total, start, near.rank, 0)[mine] = total[mine]
         if in_slices:
-            near.meet()
+            self._meet()
             for total, start, _ in self._laid:
                 for rank, run in enumerate(shards.cut(len(total), near.size)):
                     if rank != near.rank:
@@ -57,6 +58,11 @@ class NearSums:
         near.turn()
         self._laid.clear()
         self._end = 0
+
+    def _meet(self) -> None:
+        self._communication.begin()
+        self._neighbors.meet()
+        self._communication.end()
 
     def _add(self, total: Tensor, start: int, num_shards: int, mine: slice) -> None:
         parts = [
@@ -68,8 +74,8 @@ class NearSums:
 
         def add(left: _Part, right: _Part) -> _Part:
             """What the ranks have laid down is not written over."""
-            out = left[0] if left[1] else right[0] if right[1] else unused.pop() if unused else torch.empty_like(into)
-            return torch.add(left[0], right[0], out=out), True
+            free = [value for value, may_change in (left, right) if may_change] or unused or [torch.empty_like(into)]
+            return torch.add(left[0], right[0], out=free.pop(0)), True
 
         found, _ = shards.add_up(parts, num_shards, add)
         if found is not into:
@@ -83,25 +89,23 @@ class NearSums:
 class NearExchange:
     """group_exchange.py's GroupExchange among neighbors: the partial sums of buckets in, the totals out."""
 
-    def __init__(self, sums: NearSums, communication: Stopwatch) -> None:
-        """communication: runs while the other ranks are waited for."""
-        self._sums, self._communication = sums, communication
+    def __init__(self, sums: NearSums) -> None:
+        self._sums = sums
 
     def send(self, bucket: Bucket, num_shards: int) -> None:
-        bucket.total = bucket.take()
+        parts = [part for _, part in bucket.stack]
+        bucket.total = parts[0] if parts else bucket.take()
         if bucket.length:
-            self._sums.lay([part for _, part in bucket.stack], bucket.total, num_shards)
-        bucket.spare += [part for _, part in bucket.stack]
+            self._sums.lay(parts, bucket.total, num_shards)
+        bucket.spare += parts[1:]
         bucket.stack.clear()
 
     def wait(self) -> None:
-        self._communication.begin()
         self._sums.add()
-        self._communication.end()
 
 
-def mean_of_gradients(sums: NearSums, world_size: int, communication: Stopwatch) -> Callable[..., Future[Tensor]]:
-    """For DistributedDataParallel.register_comm_hook. communication: runs while the others are waited for."""
+def mean_of_gradients(sums: NearSums, world_size: int) -> Callable[..., Future[Tensor]]:
+    """For DistributedDataParallel.register_comm_hook."""
     waiting: list[tuple[Future[Tensor], Tensor]] = []
 
     def exchange(_: None, bucket: GradBucket) -> Future[Tensor]:
@@ -110,9 +114,7 @@ def mean_of_gradients(sums: NearSums, world_size: int, communication: Stopwatch)
         waiting.append((future, gradients))
         sums.lay([gradients], gradients, factor=1 / world_size)
         if bucket.is_last():  # one meeting a step: a rank that waits has its core to itself
-            communication.begin()
             sums.add()
-            communication.end()
             for done, mean in waiting:
                 done.set_result(mean)
             waiting.clear()
@@ -121,7 +123,7 @@ def mean_of_gradients(sums: NearSums, world_size: int, communication: Stopwatch)
     return exchange
 
 
-def most_parts(most_shards: int) -> int:
+def parts_of(most_shards: int) -> int:
     """At least as many as shards.py leaves a rank of its run of so many shards: one for each level and side."""
     return 2 * most_shards.bit_length()
 

@@ -36,6 +36,7 @@ from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
 from trainer.settings import Model, RunConfig
 from trainer.step import Step
+from trainer.stopwatch import Stopwatch
 from trainer.trained import About
 from trainer.watch import Unwatched
 from trainer.world import World
@@ -171,16 +172,13 @@ def _prepare(
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
     communication = stopwatch.build(world.device)
-    sums = _near_sums(config, world, module, buffers)
+    sums = _near_sums(config, world, module, buffers, communication)
     if config.train.virtual_ranks is not None:
-        exchange = (
-            NearExchange(sums, communication)
-            if sums is not None
-            else GroupExchange(world.rank, world.size, world.device, communication)
-        )
+        group = (world.rank, world.size, world.device, communication)
+        exchange = GroupExchange(*group) if sums is None else NearExchange(sums)
         reduction = OrderedReduction(module.parameters(), buffers, exchange)
     elif sums is not None:
-        model.register_comm_hook(None, near_sums.mean_of_gradients(sums, world.size, communication))
+        model.register_comm_hook(None, near_sums.mean_of_gradients(sums, world.size))
     step = Step(
         accelerator,
         model,
@@ -198,12 +196,14 @@ def _prepare(
     return step, prepared
 
 
-def _near_sums(config: RunConfig, world: World, module: nn.Module, buffers: Buffers) -> NearSums | None:
+def _near_sums(
+    config: RunConfig, world: World, module: nn.Module, buffers: Buffers, communication: Stopwatch
+) -> NearSums | None:
     """What takes the sums of a step, where all ranks can share memory."""
-    most_parts = 1 if config.train.virtual_ranks is None else near_sums.most_parts(config.train.virtual_ranks)
+    most_parts = 1 if config.train.virtual_ranks is None else near_sums.parts_of(config.train.virtual_ranks)
     tensors = [*(weight for weight in module.parameters() if weight.requires_grad), buffers.floats]
     neighbors = world.share(near_sums.place_bytes(tensors, most_parts))
-    return None if neighbors is None else NearSums(neighbors, most_parts)
+    return None if neighbors is None else NearSums(neighbors, communication, most_parts)
 
 
 def _network(model: Model, config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:

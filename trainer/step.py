@@ -65,8 +65,8 @@ class Step:
         reduction: OrderedReduction | None = None,
         near_sums: NearSums | None = None,
     ) -> None:
-        """communication: runs while the other ranks' gradients and moves are waited for; near_sums: takes
-        the gradients' sum already, and those of the moves too."""
+        """communication: runs while the other ranks' gradients and moves are waited for; reduction: of virtual ranks;
+        near_sums: what DDP takes the mean of gradients by, where that is not the ranks' group."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -216,13 +216,13 @@ class Step:
         moves = torch.empty_like(self._buffers.floats)
         self._buffers.moves(out=moves)
         moves *= weight
-        self.communication.begin()
-        if self._near_sums is None:
-            torch.distributed.all_reduce(moves)
-        else:
+        if self._near_sums is not None:
             self._near_sums.lay([moves], moves)
             self._near_sums.add()
-        self.communication.end()
+        else:
+            self.communication.begin()
+            torch.distributed.all_reduce(moves)
+            self.communication.end()
         self._buffers.move(moves, active)
 
     def _look_at_gradient(self, results: Sequence[ShardResult], is_looked_at: bool) -> tuple[Tensor, Tensor | None]:
