@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from trainer import (
     blocks,
     evaluation,
+    memory,
     optim,
     parts,
     profiler,
@@ -286,12 +287,14 @@ class Trainer:
         self._note_skipped()
         with self.meter.paused():
             began = perf_counter()
+            memory.give_back()
             for split, part in (("validation", splits.validation), ("test", splits.test)):
                 if part is not None:
                     found, predictions = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
                     self.results[split] = found
                     self.journal.evaluated(split, found)
             self.reporter.evaluated(splits.test, found, predictions, progress.step)  # the test set, which comes last
+            memory.give_back()
             self.pace.evaluation(perf_counter() - began)
         return progress.judge({split: found.accuracy for split, found in self.results.items()})
 

@@ -21,3 +21,10 @@ def keep() -> bool:
         return False
     done = [mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK_BYTES), mallopt(_M_TRIM_THRESHOLD, _MOST_KEPT_BYTES)]
     return all(done)  # each does some good without the other
+
+
+def give_back() -> None:
+    """What is free now, to the system: evaluation wants blocks of other sizes than steps, and would add to theirs."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -202,7 +202,7 @@ class Train:
 @dataclass(frozen=True)
 class Eval:
     every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", least=0)
-    batch_size: int = setting(500, "samples in a forward pass; does not change the result", least=1)
+    batch_size: int = setting(250, "samples in a forward pass; does not change the result", least=1)
     tta: Literal["none", "mirror", "mirror_and_shift"] = setting(
         "none",
         "test-time augmentation, reported beside the plain accuracy: a weighted mean over 2 or 6 views",
