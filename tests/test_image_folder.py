@@ -1,5 +1,6 @@
 """Image folders: any picture becomes the same square of pixels, and what is wrong is named."""
 
+import io
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from conftest import paint
 from PIL import Image
 
 from trainer.datasets import image_folder
-from trainer.datasets.pixels import fit
+from trainer.datasets.pixels import decode_plain_jpeg, fit
 from trainer.errors import DataError
 from trainer.settings import Data
 
@@ -79,6 +80,44 @@ def test_a_picture_is_turned_upright(tmp_path: Path) -> None:
     with Image.open(tmp_path / "turned.jpg") as read:
         pixels = fit(read, 32, 3)
     assert pixels[4].mean() < 20 and pixels[-4].mean() > 235
+
+
+def jpeg(mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: object) -> bytes:
+    """Smooth shades with some noise, as JPEG."""
+    draw = np.random.default_rng(5)
+    shades = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(shades).resize(size)).astype(int) + draw.integers(-20, 20, (*size[::-1], 3))
+    stored = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(mode).save(stored, "JPEG", **options)
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("quality", [5, 75, 100])
+def test_a_plain_jpeg_has_pillows_pixels(channels: int, subsampling: int, progressive: bool, quality: int) -> None:
+    mode = "L" if channels == 1 else "RGB"
+    stored = jpeg(mode, subsampling=subsampling, progressive=progressive, quality=quality)
+    out = np.zeros((32, 32, channels), np.uint8)
+    assert decode_plain_jpeg(stored, out)
+    assert np.array_equal(out, fit(Image.open(io.BytesIO(stored)), 32, channels))
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return jpeg(exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("stored", "channels"),
+    [(jpeg(size=(32, 31)), 3), (jpeg(size=(64, 64)), 3), (jpeg(), 1), (jpeg("L"), 3), (jpeg("CMYK"), 3),
+     (jpeg(keep_rgb=True), 3), (turned(), 3), (jpeg()[:-40], 3), (jpeg()[:100], 3), (b"nothing", 3)],
+    ids=["size", "larger", "colours", "grey", "CMYK", "RGB", "turned", "cut off", "header", "text"],
+)  # fmt: skip
+def test_whatever_else_is_left_to_pillow(stored: bytes, channels: int) -> None:
+    assert not decode_plain_jpeg(stored, np.zeros((32, 32, channels), np.uint8))
 
 
 def test_the_second_start_reads_the_pack(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +192,7 @@ def test_what_was_decoded_before_a_broken_file_is_not_left_behind(image_folder: 
 
 def test_many_files_are_decoded_by_all_cores(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = load(image_folder, cache_dir=str(image_folder / "one"))
-    monkeypatch.setattr("trainer.datasets.pack._FILES_WORTH_A_POOL", 1)
+    monkeypatch.setattr("trainer.datasets.pack._SECONDS_WORTH_A_POOL", 0.0)
     monkeypatch.setattr("trainer.datasets.pack._FILES_PER_TASK", 5)
     monkeypatch.setattr("trainer.rank_env.cores", lambda: 2)
     together = load(image_folder, cache_dir=str(image_folder / "two"))

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from trainer import rank_env
-from trainer.datasets.pixels import fit
+from trainer.datasets.pixels import decode_plain_jpeg, fit
 from trainer.errors import DataError
 
 _Images = NDArray[np.uint8]
 _ABANDONED_SECONDS = 86400.0
 _FILES_PER_TASK = 256
-_FILES_WORTH_A_POOL = 2000  # starting worker processes takes as long as decoding about so many small files
+_SECONDS_WORTH_A_POOL = 2.0  # worker processes are started in one of them, and then have to save more than that
 
 
 class _Task(NamedTuple):
@@ -105,7 +105,7 @@ def _decode_all(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar, done = progress.add_task("", total=len(paths)), 0
-        for task, (found, problem) in zip(tasks, _results(tasks, len(paths)), strict=True):
+        for task, (found, problem) in zip(tasks, _results(tasks), strict=True):
             if problem:
                 raise DataError(f"{problem}; replace or remove that file")
             if out is None:
@@ -115,14 +115,20 @@ def _decode_all(
     return images
 
 
-def _results(tasks: list[_Task], num_files: int) -> Iterator[tuple[_Images, str]]:
+def _results(tasks: Sequence[_Task]) -> Iterator[tuple[_Images, str]]:
+    """One after the other in this process, until what is left would take so long that all cores are asked."""
     workers = rank_env.cores()
-    if num_files < _FILES_WORTH_A_POOL or workers == 1:
-        yield from map(_decode, tasks)
-        return
-    # Spawned, not forked: this process may hold threads and a GPU, of which a fork would take broken copies.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_decode, tasks)
+    began, num_done = time.perf_counter(), 0
+    for task in tasks:
+        each = (time.perf_counter() - began) / max(1, num_done)
+        if workers > 1 and num_done and each * (len(tasks) - num_done) > _SECONDS_WORTH_A_POOL:
+            break
+        yield _decode(task)
+        num_done += 1
+    if num_done < len(tasks):
+        # Spawned, not forked: this process may hold threads and a GPU, of which a fork would take broken copies.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield from pool.map(_decode, tasks[num_done:])
 
 
 def _decode(task: _Task) -> tuple[_Images, str]:
@@ -133,8 +139,11 @@ def _decode(task: _Task) -> tuple[_Images, str]:
     nothing = images[:0]
     for place, path in enumerate(task.paths):
         try:
-            # Read at once: Pillow's own reading of a path takes half as long as a small JPEG's decoding.
-            with io.FileIO(path) as file, Image.open(io.BytesIO(file.read())) as picture:
+            with io.FileIO(path) as file:  # read at once: Pillow's own reading of a path takes longer
+                stored = file.read()
+            if decode_plain_jpeg(stored, images[place]):
+                continue
+            with Image.open(io.BytesIO(stored)) as picture:
                 images[place] = fit(picture, size, channels)
         except UnidentifiedImageError:
             return nothing, f"corrupt image {path} (no kind of image that is known here)"
