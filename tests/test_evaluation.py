@@ -1,5 +1,6 @@
 """Scores equal scikit-learn's, and do not depend on how the samples were cut."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,19 +17,29 @@ RNG = np.random.default_rng(3)
 LABELS = torch.from_numpy(RNG.integers(0, NUM_CLASSES - 1, 700))  # the last class has no sample
 LOGITS = torch.from_numpy(RNG.normal(size=(700, NUM_CLASSES))).float() + 2 * F.one_hot(LABELS, NUM_CLASSES)
 LOGITS[:, 1] -= 100  # and class 1 is never predicted
-LOSSES = F.cross_entropy(LOGITS, LABELS, reduction="none")
 CLASSES = tuple("abcde")
 
 
-def evaluated(chunk_size: int, ranks: int) -> evaluation.Evaluation:
-    num_chunks = -(-700 // chunk_size)
-    tallies = [Tally(700, chunk_size, NUM_CLASSES, torch.device("cpu")) for _ in range(ranks)]
-    for chunk in range(num_chunks):
+def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def tallied(chunk_size: int, ranks: int) -> list[Tally]:
+    """The tallies of so many ranks, which have taken turns."""
+    tallies = [Tally(700, chunk_size, NUM_CLASSES, losses, torch.device("cpu")) for _ in range(ranks)]
+    for chunk in range(-(-700 // chunk_size)):
         at = slice(chunk * chunk_size, (chunk + 1) * chunk_size)
-        tallies[chunk % ranks].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
-    loss_sums = sum((tally.loss_sums for tally in tallies), torch.zeros(num_chunks, dtype=torch.float64))
+        tallies[chunk % ranks].add(chunk, LOGITS[at], LABELS[at])
+    for tally in tallies:
+        tally.count()
+    return tallies
+
+
+def evaluated(chunk_size: int, ranks: int) -> evaluation.Evaluation:
+    tallies = tallied(chunk_size, ranks)
+    loss_sum = math.fsum(sum((tally.losses for tally in tallies), torch.zeros(700)).tolist())
     confusion = sum((tally.confusion for tally in tallies), torch.zeros(NUM_CLASSES**2, dtype=torch.int64))
-    return evaluation.score(float(loss_sums.sum()), confusion.view(NUM_CLASSES, -1), CLASSES)
+    return evaluation.score(loss_sum, confusion.view(NUM_CLASSES, -1), CLASSES)
 
 
 def test_scores_are_scikit_learns() -> None:
@@ -43,7 +54,7 @@ def test_scores_are_scikit_learns() -> None:
     for index, row in enumerate(ours.classes):
         assert row.name == CLASSES[index] and row.support == support[index]
         assert (row.precision, row.recall, row.f1) == pytest.approx((precision[index], recall[index], f1[index]))
-    assert ours.loss == pytest.approx(LOSSES.double().mean().item())
+    assert ours.loss == pytest.approx(losses(LOGITS, LABELS).double().mean().item())
 
 
 def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> None:
@@ -73,10 +84,7 @@ def test_several_views_are_averaged_and_reported_beside_the_plain_accuracy() -> 
 
 
 def test_each_samples_prediction_comes_from_the_rank_that_made_it() -> None:
-    tallies = [Tally(700, 64, NUM_CLASSES, torch.device("cpu")) for _ in range(3)]
-    for chunk in range(11):
-        at = slice(chunk * 64, (chunk + 1) * 64)
-        tallies[chunk % 3].add(chunk, LOGITS[at], LABELS[at], LOSSES[at])
+    tallies = tallied(64, 3)
     assert torch.equal(sum(tally.predicted for tally in tallies), LOGITS.argmax(1))  # type: ignore[arg-type]
     probabilities = sum(tally.probabilities for tally in tallies)
     assert torch.allclose(probabilities, LOGITS.softmax(1))  # type: ignore[arg-type]
@@ -86,9 +94,10 @@ def test_each_samples_prediction_comes_from_the_rank_that_made_it() -> None:
 
 def test_of_many_classes_only_some_probabilities_are_kept() -> None:
     """What all ranks add up grows with the samples, not with the classes too."""
-    tally = Tally(2, 2, 1000, torch.device("cpu"))
+    tally = Tally(2, 2, 1000, losses, torch.device("cpu"))
     logits = torch.randn(2, 1000)
-    tally.add(0, logits, torch.tensor([0, 999]), torch.zeros(2))
+    tally.add(0, logits, torch.tensor([0, 999]))
+    tally.count()
     assert torch.allclose(tally.probabilities, logits.softmax(1)[:, :20])
     assert torch.allclose(tally.confidence, logits.softmax(1).max(1).values)
 
@@ -107,9 +116,7 @@ def test_what_every_rank_has_counted_and_predicted_is_added_up() -> None:
         part: list[tuple[int, torch.Tensor, torch.Tensor]], add_ranks: Callable[[torch.Tensor], torch.Tensor]
     ) -> tuple[evaluation.Evaluation, evaluation.Predictions]:
         return evaluation.evaluate(
-            lambda some: LOGITS[some.flatten()], None,
-            lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
-            part, 700, 64, CLASSES, add_ranks, torch.device("cpu"),
+            lambda some: LOGITS[some.flatten()], None, losses, part, 700, 64, CLASSES, add_ranks, torch.device("cpu"),
         )  # fmt: skip
 
     whole, predictions = run(chunks, lambda counts: counts)
@@ -124,3 +131,9 @@ def test_what_every_rank_has_counted_and_predicted_is_added_up() -> None:
     assert torch.equal(added.labels, predictions.labels)
     assert torch.equal(added.probabilities, predictions.probabilities)
     assert torch.equal(added.confidence, predictions.confidence)
+
+
+def test_how_many_logits_are_counted_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluated(64, 2)
+    monkeypatch.setattr(evaluation, "_LOGITS_AT_ONCE", 3 * 64 * NUM_CLASSES)
+    assert evaluated(64, 2) == whole
