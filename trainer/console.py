@@ -64,7 +64,10 @@ class Console(Quiet):
 
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""
-        self._terminal.print(text, markup=False)
+        if self._terminal.is_terminal:
+            self._terminal.print(text, markup=False)
+        else:  # which needs none of rich's care, and none of the half millisecond that it takes
+            print(text, file=self._terminal.file, flush=True)
         self._keep(text)
 
     def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:

@@ -69,7 +69,7 @@ class Tally:
         device: torch.device,
     ) -> None:
         self._batch_size, self._num_classes, self._loss = batch_size, num_classes, loss
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting: list[tuple[int, Tensor, Tensor]] = []
         self._num_waiting = 0
         self.predicted = torch.zeros(num_samples, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(num_samples, device=device)
@@ -80,8 +80,7 @@ class Tally:
 
     def add(self, chunk: int, logits: Tensor, labels: Tensor) -> None:
         """logits float32 [B, num_classes], labels int64 [B]; stays on the device, waits for nothing."""
-        first = chunk * self._batch_size
-        self._waiting.append((torch.arange(first, first + len(labels), device=labels.device), logits, labels))
+        self._waiting.append((chunk * self._batch_size, logits, labels))
         self._num_waiting += logits.numel()
         if self._num_waiting >= _LOGITS_AT_ONCE:
             self.count()
@@ -90,7 +89,12 @@ class Tally:
         """What has been added and not been counted yet."""
         if not self._waiting:
             return
-        places, logits, labels = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        firsts, all_logits, all_labels = zip(*self._waiting, strict=True)
+        logits, labels = torch.cat(all_logits), torch.cat(all_labels)
+        ends = (first + len(some) for first, some in zip(firsts, all_labels, strict=True))
+        places = torch.cat([torch.arange(first, end) for first, end in zip(firsts, ends, strict=True)]).to(
+            labels.device
+        )
         self._waiting, self._num_waiting = [], 0
         predicted, probabilities = logits.argmax(1), logits.softmax(1)
         self.losses.index_copy_(0, places, self._loss(logits, labels))
