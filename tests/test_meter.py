@@ -1,5 +1,6 @@
 """The meter: exact sums, over ranks and over a restart; evaluation is not training time."""
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -52,6 +53,19 @@ def test_many_steps_add_up_whenever_they_are_counted(monkeypatch: pytest.MonkeyP
     assert (correct, samples) == (sum(step % 3 for step in range(100)), 300)
 
 
+def test_nothing_is_kept_of_a_slow_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lie amid the memory that the next step wants."""
+    outcome = made(1.0, 1, 2)
+    logits = weakref.ref(outcome.results[0].logits)
+    found = new()
+    found.add(outcome, 2)
+    del outcome
+    assert logits() is not None
+    monkeypatch.setattr(meter, "_SECONDS_AT_ONCE", 0.0)
+    found.add(made(1.0, 1, 2), 2)
+    assert logits() is None and found.total() == [2.0, 2.0, 4.0]
+
+
 def test_uneven_ranks_weigh_by_samples_not_by_rank() -> None:
     other = torch.tensor([100.0, 0.0, 1.0], dtype=torch.float64)  # the other rank's sums, of one sample
     found = new(lambda sums: sums + other)
@@ -69,11 +83,13 @@ def test_it_goes_on_where_a_checkpoint_left_it() -> None:
 
 
 def test_a_pause_is_not_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0, 10.0, 17.0, 18.0, 18.0])  # made, started, pause from 10 to 17, read at 18
-    monkeypatch.setattr("trainer.meter.time.perf_counter", lambda: next(clock))
+    seconds = 0.0
+    monkeypatch.setattr("trainer.meter.time.perf_counter", lambda: seconds)
     found = new()
+    seconds = 10.0
     found.start()
     with found.paused():
-        pass
+        seconds = 17.0
+    seconds = 18.0
     found.add(made(0.0, 0, 4), 1000)
     assert found.read()["samples_per_second"] == found.mean_samples_per_second == 1000.0
