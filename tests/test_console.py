@@ -1,5 +1,6 @@
 """What a person sees on a terminal, drawn by a real one of so many columns."""
 
+import io
 import os
 import pty
 import re
@@ -8,6 +9,8 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+
+from trainer.console import Console
 
 SCRIPT = """
 from trainer.console import Console
@@ -83,3 +86,33 @@ def test_a_file_gets_plain_lines() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=True)
     wanted = "step 40/12,345  epoch 1.50  loss 2.3457  accuracy 45.6%  9,876 images/s  1:15 left\n"
     assert done.stdout == wanted and not done.stderr
+
+
+SPEAKING = """
+from trainer.console import Console
+console = Console(lambda text: None)
+while True:
+    console.say("a line")
+"""
+
+
+def test_a_reader_that_has_gone_ends_it_without_a_traceback() -> None:
+    command = [sys.executable, "-c", SPEAKING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            assert process.stdout.readline() == b"a line\n"
+            process.stdout.close()
+            assert process.wait(60) == 1 and process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
+def test_a_line_is_written_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads speak, and where Python is unbuffered each piece would be a line's end for the other."""
+    written: list[str] = []
+    out = io.StringIO()
+    monkeypatch.setattr(out, "write", lambda text: written.append(text), raising=False)
+    monkeypatch.setattr(sys, "stdout", out)
+    Console(lambda text: None).say("a line")
+    assert "".join(written) == "a line\n" and len([piece for piece in written if piece]) == 1

@@ -3,14 +3,16 @@
 import io
 import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import paint
 from PIL import Image
 
-from trainer.datasets import image_folder
+from trainer.datasets import image_folder, pack, pixels
 from trainer.datasets.pixels import decode_plain_jpeg, fit
 from trainer.errors import DataError
 from trainer.settings import Data
@@ -104,20 +106,39 @@ def test_a_plain_jpeg_has_pillows_pixels(channels: int, subsampling: int, progre
     assert np.array_equal(out, fit(Image.open(io.BytesIO(stored)), 32, channels))
 
 
+def tall_chroma() -> bytes:
+    """4:4:1, as 4:1:1 is once it was turned without decoding: the blocks of 4:2:0 said to lie in a column."""
+    return jpeg(subsampling=2).replace(b"\x01\x22\x00", b"\x01\x14\x00", 1)
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return jpeg(exif=exif)
 
 
+def several() -> bytes:
+    """Two pictures in one file, as stereo cameras make them."""
+    stored, picture = io.BytesIO(), Image.open(io.BytesIO(jpeg()))
+    picture.save(stored, "MPO", save_all=True, append_images=[picture])
+    return stored.getvalue()
+
+
 @pytest.mark.parametrize(
     ("stored", "channels"),
     [(jpeg(size=(32, 31)), 3), (jpeg(size=(64, 64)), 3), (jpeg(), 1), (jpeg("L"), 3), (jpeg("CMYK"), 3),
-     (jpeg(keep_rgb=True), 3), (turned(), 3), (jpeg()[:-40], 3), (jpeg()[:100], 3), (b"nothing", 3)],
-    ids=["size", "larger", "colours", "grey", "CMYK", "RGB", "turned", "cut off", "header", "text"],
+     (jpeg(keep_rgb=True), 3), (tall_chroma(), 3), (turned(), 3), (several(), 3), (jpeg()[:-40], 3),
+     (jpeg()[:100], 3), (b"nothing", 3)],
+    ids=["size", "larger", "colours", "grey", "CMYK", "RGB", "4:4:1", "turned", "several", "cut off", "header", "text"],
 )  # fmt: skip
 def test_whatever_else_is_left_to_pillow(stored: bytes, channels: int) -> None:
     assert not decode_plain_jpeg(stored, np.zeros((32, 32, channels), np.uint8))
+
+
+def test_a_pillow_with_another_jpeg_library_reads_all_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions are made from its pixels too."""
+    monkeypatch.setattr(pixels, "_PILLOW_HAS_TURBO", False)
+    assert not decode_plain_jpeg(jpeg(), np.zeros((32, 32, 3), np.uint8))
 
 
 def test_the_second_start_reads_the_pack(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,13 +211,25 @@ def test_what_was_decoded_before_a_broken_file_is_not_left_behind(image_folder: 
     assert not list((image_folder / ".samecurve").iterdir())
 
 
-def test_many_files_are_decoded_by_all_cores(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds_worth_a_pool", "num_pools"), [(0.0, 1), (60.0, 0)])
+def test_what_takes_long_is_decoded_by_all_cores(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, seconds_worth_a_pool: float, num_pools: int
+) -> None:
+    pools: list[int] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, workers: int, **options: Any) -> None:
+            pools.append(workers)
+            super().__init__(workers, **options)
+
     alone = load(image_folder, cache_dir=str(image_folder / "one"))
-    monkeypatch.setattr("trainer.datasets.pack._SECONDS_WORTH_A_POOL", 0.0)
-    monkeypatch.setattr("trainer.datasets.pack._FILES_PER_TASK", 5)
+    monkeypatch.setattr(pack, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(pack, "_SECONDS_WORTH_A_POOL", seconds_worth_a_pool)
+    monkeypatch.setattr(pack, "_FILES_PER_TASK", 5)
+    monkeypatch.setattr(pack, "_FIRST_FILES", 2)
     monkeypatch.setattr("trainer.rank_env.cores", lambda: 2)
     together = load(image_folder, cache_dir=str(image_folder / "two"))
-    assert np.array_equal(alone.train.images, together.train.images)
+    assert np.array_equal(alone.train.images, together.train.images) and pools == [2] * num_pools
 
 
 def test_nested_folders_and_strangers(image_folder: Path) -> None:

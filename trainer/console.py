@@ -67,7 +67,10 @@ class Console(Quiet):
         if self._terminal.is_terminal:
             self._terminal.print(text, markup=False)
         else:  # which needs none of rich's care, and none of the half millisecond that it takes
-            print(text, file=self._terminal.file, flush=True)
+            try:  # in one piece: the thread that saves speaks too
+                print(text + "\n", end="", file=self._terminal.file, flush=True)
+            except BrokenPipeError:
+                self._terminal.on_broken_pipe()
         self._keep(text)
 
     def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:

@@ -18,8 +18,8 @@ _LOSS_QUANTUM = 2.0**-24
 # Steps are counted some at once: a dozen small operations at each step are some per cent of a small network's time.
 _STEPS_AT_ONCE = 32
 _LOGITS_AT_ONCE = 1 << 18
-# Of a large network each step is counted at once: what is kept of it lies amid memory that the next one wants again and
-# then finds elsewhere. ResNet-18 at batch 128 grew by a fifth within 30 steps.
+# Slow steps are counted as often as this: what is kept of one lies amid memory that the next one wants again and then
+# finds elsewhere. ResNet-18 at batch 128, with steps of over a second, grew by a fifth within 30 of them.
 _SECONDS_AT_ONCE = 0.2
 
 

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from trainer.errors import DataError
 
 _Images = NDArray[np.uint8]
 _ABANDONED_SECONDS = 86400.0
-_FILES_PER_TASK = 256
+_FIRST_FILES = 16  # by whose time the others' is told
+_FILES_PER_TASK = 64
 _SECONDS_WORTH_A_POOL = 2.0  # worker processes are started in one of them, and then have to save more than that
 
 
@@ -97,9 +99,9 @@ def _decode_all(
     _, image_size, _, channels = shape
     bytes_each = image_size * image_size * channels
     images = np.empty(shape if out is None else (0,), dtype=np.uint8)
+    cuts = [0, *range(min(_FIRST_FILES, len(paths)), len(paths), _FILES_PER_TASK), len(paths)]
     tasks = [
-        _Task(paths[at : at + _FILES_PER_TASK], image_size, channels, out, header_bytes + at * bytes_each)
-        for at in range(0, len(paths), _FILES_PER_TASK)
+        _Task(paths[at:end], image_size, channels, out, header_bytes + at * bytes_each) for at, end in pairwise(cuts)
     ]
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -117,18 +119,19 @@ def _decode_all(
 
 def _results(tasks: Sequence[_Task]) -> Iterator[tuple[_Images, str]]:
     """One after the other in this process, until what is left would take so long that all cores are asked."""
-    workers = rank_env.cores()
-    began, num_done = time.perf_counter(), 0
-    for task in tasks:
-        each = (time.perf_counter() - began) / max(1, num_done)
-        if workers > 1 and num_done and each * (len(tasks) - num_done) > _SECONDS_WORTH_A_POOL:
-            break
+    workers, began = rank_env.cores(), time.perf_counter()
+    files_done, files_left = 0, sum(len(task.paths) for task in tasks)
+    for index, task in enumerate(tasks):
+        if files_done and workers > 1 and index + 1 < len(tasks):
+            seconds_left = (time.perf_counter() - began) / files_done * files_left
+            if seconds_left > _SECONDS_WORTH_A_POOL:
+                # Spawned, not forked: this process may hold threads and a GPU, of which a fork takes broken copies.
+                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                    yield from pool.map(_decode, tasks[index:])
+                return
         yield _decode(task)
-        num_done += 1
-    if num_done < len(tasks):
-        # Spawned, not forked: this process may hold threads and a GPU, of which a fork would take broken copies.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(_decode, tasks[num_done:])
+        files_done += len(task.paths)
+        files_left -= len(task.paths)
 
 
 def _decode(task: _Task) -> tuple[_Images, str]:

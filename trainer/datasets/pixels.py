@@ -5,8 +5,9 @@ import struct
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
+_PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another library's pixels differ here and there by one
 # EXIF's orientations, but for the first one, which is upright.
 _TURNS = dict(
     enumerate(
@@ -44,9 +45,10 @@ def decode_plain_jpeg(stored: bytes, out: NDArray[np.uint8]) -> bool:
     """A JPEG file of just `out`'s size, [image_size, image_size, channels], decoded into it; whether it was one.
 
     The same pixels as by Pillow and fit, as both use libjpeg-turbo, in a seventh of the time at 32 pixels. False leaves
-    to them whatever is not plain: another size, another format, colours to convert, EXIF, damage.
+    to them whatever is not plain: another size, another format, colours to convert, several pictures, one that may
+    have to be turned, and what is damaged.
     """
-    if not stored.startswith(b"\xff\xd8") or b"Exif\0\0" in stored:
+    if not _PILLOW_HAS_TURBO or not stored.startswith(b"\xff\xd8") or b"Exif\0\0" in stored or b"MPF\0" in stored:
         return False
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(stored)
@@ -54,7 +56,7 @@ def decode_plain_jpeg(stored: bytes, out: NDArray[np.uint8]) -> bool:
         if (height, width) != out.shape[:2] or colors != wanted:
             return False
         simplejpeg.decode_jpeg(stored, "GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
-    except ValueError:  # Pillow says better what is wrong with it
+    except (ValueError, KeyError):  # Pillow says what is wrong; KeyError: a subsampling that simplejpeg has no name for
         return False
     return True
 
