@@ -1,6 +1,7 @@
 """Scores equal scikit-learn's, and do not depend on how the samples were cut."""
 
 import math
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -137,3 +138,14 @@ def test_how_many_logits_are_counted_at_once_does_not_matter(monkeypatch: pytest
     whole = evaluated(64, 2)
     monkeypatch.setattr(evaluation, "_LOGITS_AT_ONCE", 3 * 64 * NUM_CLASSES)
     assert evaluated(64, 2) == whole
+
+
+def test_only_a_cpu_counts_chunks_together() -> None:
+    """Tensors without memory stand in for a GPU's: what is asked of them is told, not computed."""
+    for device, num_kept in (("cpu", 1), ("meta", 0)):
+        tally = Tally(700, 64, NUM_CLASSES, losses, torch.device(device))
+        logits = torch.empty(64, NUM_CLASSES, device=device)
+        kept = weakref.ref(logits)
+        tally.add(0, logits, torch.zeros(64, dtype=torch.int64, device=device))
+        del logits
+        assert (kept() is not None) == num_kept

@@ -59,7 +59,7 @@ class Tally:
     another rank has to count.
 
     On a CPU logits of some chunks are counted at once: after a convolution each small operation costs 20 to 40 µs. On a
-    GPU it would gain little, and how a row is reduced there depends on how many there are.
+    GPU each chunk is counted alone: how a row is reduced there may depend on how many there are.
     """
 
     def __init__(
@@ -93,9 +93,8 @@ class Tally:
             return
         firsts, all_logits, all_labels = zip(*self._waiting, strict=True)
         logits, labels = torch.cat(all_logits), torch.cat(all_labels)
-        ends = (first + len(some) for first, some in zip(firsts, all_labels, strict=True))
-        device = labels.device
-        places = torch.cat([torch.arange(*cut, device=device) for cut in zip(firsts, ends, strict=True)])
+        cuts = [(first, first + len(some)) for first, some in zip(firsts, all_labels, strict=True)]
+        places = torch.cat([torch.arange(first, end, device=labels.device) for first, end in cuts])
         self._waiting, self._num_waiting = [], 0
         predicted, probabilities = logits.argmax(1), logits.softmax(1)
         self.losses.index_copy_(0, places, self._loss(logits, labels))

@@ -7,7 +7,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
-_PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another library's pixels differ here and there by one
+_PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another library may round otherwise
 # EXIF's orientations, but for the first one, which is upright.
 _TURNS = dict(
     enumerate(
@@ -52,10 +52,10 @@ def decode_plain_jpeg(stored: bytes, out: NDArray[np.uint8]) -> bool:
         return False
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(stored)
-        wanted = "Gray" if out.shape[2] == 1 else "YCbCr"
-        if (height, width) != out.shape[:2] or colors != wanted:
+        stored_as, wanted = ("Gray", "GRAY") if out.shape[2] == 1 else ("YCbCr", "RGB")
+        if (height, width, colors) != (*out.shape[:2], stored_as):
             return False
-        simplejpeg.decode_jpeg(stored, "GRAY" if out.shape[2] == 1 else "RGB", buffer=out)
+        simplejpeg.decode_jpeg(stored, wanted, buffer=out)
     except (ValueError, KeyError):  # Pillow says what is wrong; KeyError: a subsampling that simplejpeg has no name for
         return False
     return True
