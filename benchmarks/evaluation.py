@@ -14,7 +14,7 @@ import report
 import torch
 
 from trainer import config as configs
-from trainer import parts
+from trainer import models, parts
 from trainer.watch import Unwatched
 from trainer.world import World
 
@@ -46,7 +46,10 @@ def _race(arguments: argparse.Namespace, model: str, rounds: int) -> tuple[list[
         config = configs.load([], settings)
         with World(config.train) as world:
             made = parts.build(config, world, None, Unwatched(), print)
-            test, module = made.splits.test, made.module
+            test = made.splits.test
+            bare = (
+                models.build(config.model, 10, 3, 32).to(memory_format=torch.channels_last).eval()
+            )  # as PyTorch has it
             ready = [made.augment.plain(images) for images in test.images.split(config.eval.batch_size)]
             ratios, seconds = [], []
             for index in range(rounds + 1):
@@ -56,10 +59,9 @@ def _race(arguments: argparse.Namespace, model: str, rounds: int) -> tuple[list[
                     if name == "own":
                         made.evaluate(test, config, world, lambda: None)
                     else:
-                        module.eval()
                         with torch.no_grad():
                             for batch in ready:
-                                module(batch)
+                                bare(batch)
                     times[name] = perf_counter() - began
                 if index:  # the first one warms up
                     ratios.append(times["bare"] / times["own"])

@@ -31,6 +31,7 @@ LAYERS = [
         "shadow",
         "uncompiled",
         "convolutions",
+        "pooling",
         "neighbors",
     },
     {"settings"},

@@ -224,9 +224,12 @@ def test_other_ways_to_train_work(settings: list[str]) -> None:
 @pytest.mark.parametrize(("precision", "times"), [("bf16", 1), ("fp32", 0)])
 def test_small_pictures_lie_side_by_side_in_bf16(monkeypatch: pytest.MonkeyPatch, precision: str, times: int) -> None:
     laid: list[object] = []
+    compared: list[object] = []
     monkeypatch.setattr("trainer.convolutions.lay_side_by_side", laid.append)
+    monkeypatch.setattr("trainer.pooling.compare_pictures", compared.append)
     assert run(f"train.precision={precision}", "train.device=cpu", "train.max_steps=2") == 0
     assert len(laid) == times
+    assert len(compared) == 1  # with either
 
 
 class TestBadInput:
