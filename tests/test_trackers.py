@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import config as configs
-from trainer import trackers, wandb_mode
+from trainer import main, trackers, wandb_mode
 from trainer.errors import UserError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
-from trainer.trackers import lines
+from trainer.trackers import batched, lines
 
 LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
 ROW = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3}
@@ -89,6 +91,79 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
     (about,) = [row["run"] for row in map(json.loads, shown.stdout.splitlines()) if row.get("type") == "run"]
     assert about["run_group"] == "sweep" and about["tags"] == ["fast", "small"] and about["notes"] == "a note"
     assert about["job_type"] == "train"
+
+
+@pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports, and of TensorBoard's reader
+def test_rows_have_the_time_when_they_were_measured(folder: RunFolder) -> None:
+    built = trackers.build(config("log.wandb=offline"), folder, 0, "abcd1234", print)
+    for tracker in built:
+        tracker.log("train", ROW, 7, at=1.7e9)
+        tracker.log("train", ROW, 8, at=1.7e9 + 0.5)  # waits
+        tracker.close()
+    wanted = [(7, 1.7e9), (8, 1.7e9 + 0.5)]
+    (place,) = (folder.path / "wandb").glob("offline-run-*")
+    shown = subprocess.run([*LEET, str(place)], capture_output=True, text=True, timeout=60, check=True)
+    items = [record["history"]["item"] for record in map(json.loads, shown.stdout.splitlines()) if "history" in record]
+    assert [(item["step"], item["_timestamp"]) for item in items] == wanted
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    assert [(row.step, row.wall_time) for row in events.Scalars("train/loss")] == wanted
+
+
+class Told(trackers.Tracker):
+    """Keeps the steps of its rows, and by name what else it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[int | str] = []
+
+    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
+        self.all.append(step)
+
+    def alert(self, title: str, text: str, urgent: bool) -> None:
+        self.all.append(title)
+
+    def flush(self) -> None:
+        self.all.append("flush")
+
+    def close(self, failed: bool = False) -> None:
+        self.all.append("close")
+
+
+def test_rows_are_handed_on_once_a_second_and_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(batched, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = Told()
+    tracker = batched.Batched(told)
+    for step, (seconds, split) in enumerate(
+        [(0.0, "train"), (0.1, "train"), (0.9, "train"), (1.0, "train"), (1.5, "train"), (1.6, "test"), (1.7, "train")]
+    ):
+        now[0] = seconds
+        tracker.log(split, ROW, step)
+        told.all.append("|")
+    assert told.all == [0, "|", "|", "|", 1, 2, 3, "|", "|", 4, 5, "|", "|"]
+    told.all.clear()
+    tracker.alert("alert", "", urgent=False)
+    tracker.log("train", ROW, 7)
+    tracker.flush()  # by another thread: it takes no rows along
+    tracker.hand_on()
+    tracker.log("train", ROW, 8)
+    tracker.close()
+    assert told.all == [6, "alert", "flush", 7, 8, "close"]
+
+
+def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(batched, "_SECONDS", 1e9)
+    monkeypatch.setattr(trackers, "build", lambda *_: [batched.Batched(told)])
+    arguments = [*SMALL, "train.max_steps=6", "log.every_steps=1", "checkpoint.every_steps=3", "eval.every_epochs=0"]
+    assert main.main(arguments) == 0
+    steps, flushed = [], []
+    for each in told.all:
+        if each == "flush":
+            flushed.append(list(steps))
+        elif isinstance(each, int):
+            steps.append(each)
+    assert flushed[0][:3] == [1, 2, 3]
 
 
 def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:

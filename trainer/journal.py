@@ -1,8 +1,8 @@
 """What has happened in, a row for the trackers and a line for the person at the console out."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Journal:
     def __init__(self, config: RunConfig, parts: Parts, progress: Progress, console: Quiet) -> None:
         self._config, self._parts, self._progress = config, parts, progress
         self._console = console
-        self._seconds_before, self._started = progress.seconds, perf_counter()
+        self._seconds_before, self._started = progress.seconds, time.perf_counter()
         self.trackers: list[Tracker] = []
         self.bad_steps = Lines()
         self.evaluated_before: set[str] = set()
@@ -36,7 +36,7 @@ class Journal:
 
     def start(self) -> None:
         """Starts the clock: what came before is not training time."""
-        self._started = perf_counter()
+        self._started = time.perf_counter()
 
     def begins(self, world: World) -> None:
         """One line for the person on what is trained, and on what."""
@@ -57,7 +57,7 @@ class Journal:
     def position(self) -> dict[str, float]:
         """Where the run is, as every row tells it."""
         step = self._progress.step
-        self._progress.seconds = self._seconds_before + perf_counter() - self._started
+        self._progress.seconds = self._seconds_before + time.perf_counter() - self._started
         return {
             "epoch": step / self._parts.durations.steps_per_epoch,
             "samples": self._parts.batches.samples_before(step),
@@ -107,6 +107,12 @@ class Journal:
             tracker.finished(settings, summary, weights)
         self.alert("finished", f"test accuracy {test['accuracy']:.2%} after {summary['steps']:,} steps", urgent=False)
 
+    def saves(self) -> None:
+        """Before a checkpoint: it holds the time so far, and who goes on from it will not come by these rows again."""
+        self.position()
+        for tracker in self.trackers:
+            tracker.hand_on()
+
     def flush(self) -> None:
         """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
         for tracker in self.trackers:
@@ -120,8 +126,9 @@ class Journal:
         self.bad_steps.close(failed)
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
+        at = time.time()
         for tracker in self.trackers:
-            tracker.log(split, scalars, self._progress.step)
+            tracker.log(split, scalars, self._progress.step, at)
 
 
 def _weights(module: nn.Module) -> str:

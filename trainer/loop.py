@@ -307,7 +307,7 @@ class Trainer:
         self.watch.at(progress.step, "checkpoint")
         self._note_skipped()
         with self.meter.paused():
-            self.journal.position()
+            self.journal.saves()
             progress.window = self.meter.total()
             progress.settings = configs.flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from trainer.errors import UserError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
+from trainer.trackers.batched import Batched
 from trainer.trackers.event_files import TensorBoard
 from trainer.trackers.lines import Metrics
 from trainer.trackers.tracker import Tracker
@@ -34,7 +35,7 @@ def build(
     """The trackers that the settings ask for; run_id: of the W&B run; `say` prints a line for the user."""
     trackers: list[Tracker] = []
     if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
-        trackers.append(WandB(config, folder, run_id, say))  # first: it alone can refuse
+        trackers.append(Batched(WandB(config, folder, run_id, say)))  # first: it alone can refuse
     if config.log.tensorboard:
-        trackers.append(TensorBoard(folder.path / "tensorboard", first_step, say))
+        trackers.append(Batched(TensorBoard(folder.path / "tensorboard", first_step, say)))
     return [*trackers, Metrics(folder.metrics, say)]

@@ -47,12 +47,12 @@ class TensorBoard(Tracker):
 
         return SummaryWriter(str(self._folder), purge_step=purge_step)
 
-    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # late, as above
 
         # One event for the row: SummaryWriter's add_scalar writes one for each value.
         values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in scalars.items()]
-        self._write(lambda writer: writer.file_writer.add_summary(Summary(value=values), step))
+        self._write(lambda writer: writer.file_writer.add_summary(Summary(value=values), step, at))
 
     def begins(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
         def write(writer: Any) -> None:

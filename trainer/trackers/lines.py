@@ -75,7 +75,7 @@ class Metrics(Tracker):
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._lines = JsonLines(path, say)
 
-    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         self._lines.write({"split": split, "step": step, **scalars})
 
     def flush(self) -> None:

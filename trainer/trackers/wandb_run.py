@@ -120,15 +120,17 @@ class WandB(Tracker):
             settings=settings,
         )
 
-    def log(self, split: str, scalars: dict[str, float], step: int) -> None:
+    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         """A row of the test set waits for what there is to show of it: that belongs into the same row."""
         if self._end is None or wandb_rows.place(split, scalars) > self._end:
-            self._log(split, scalars, step)
+            self._log(split, scalars, step, at)
 
-    def _log(self, split: str, scalars: dict[str, float], step: int) -> None:
+    def _log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         if "step" in self._held:
             self._log_held()
         self._held |= {"step": step, **{f"{split}/{name}": value for name, value in scalars.items()}}
+        if at is not None:
+            self._held["_timestamp"] = at  # W&B's own name
         if split != "test":
             self._log_held()
 
