@@ -5,6 +5,7 @@ train.virtual_ranks of them; accelerate's own dealing (split_batches) refuses ba
 not divide. Some steps are fetched and augmented at once.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,11 +29,10 @@ _GPU_BLOCK_BYTES = 16 << 20  # where every call costs the same; cropping counts 
 
 
 class _Cut(NamedTuple):
-    """A shard: its number among those of the global batch, and where it lies in its block."""
+    """A shard: its number among those of the global batch. In a block they lie one after the other."""
 
     number: int
-    first: int
-    end: int
+    samples: int
     weight: float
     """0: one sample that only keeps a rank without any of its own in step"""
 
@@ -123,12 +123,8 @@ class _RankBlocks(Sampler[_Block]):
             partners = self._ids(epoch, [self._batches.partner_positions(*cut[:3]) for cut in cuts])
         for start in range(0, len(steps), self._block_steps):
             at = slice(start, start + self._block_steps)
-            shifted, length = [], 0
-            for _, first, end, places in cuts[at]:
-                shifted.append([place._replace(first=place.first + length, end=place.end + length) for place in places])
-                length += end - first
             mixed = None if partners is None else torch.cat(partners[at])
-            yield _Block(_Plan(epoch, shifted), torch.cat(ids[at]), mixed)
+            yield _Block(_Plan(epoch, [places for *_, places in cuts[at]]), torch.cat(ids[at]), mixed)
 
     def _ids(self, epoch: int, positions: list[Tensor]) -> list[Tensor]:
         return list(torch.split(self._batches.order(epoch, torch.cat(positions)), [len(each) for each in positions]))
@@ -138,8 +134,8 @@ class _RankBlocks(Sampler[_Block]):
         places = self._places(self._batches.size(step))
         first, end = (places[0][1], places[-1][2]) if places else (0, 0)
         if places and first == end:
-            return step, 0, 1, [_Cut(places[0][0], 0, 1, 0.0)]
-        return step, first, end, [_Cut(number, start - first, stop - first, 1.0) for number, start, stop in places]
+            return step, 0, 1, [_Cut(places[0][0], 1, 0.0)]
+        return step, first, end, [_Cut(number, stop - start, 1.0) for number, start, stop in places]
 
     def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
         """Numbers of this rank's shards of a global batch, and where each begins and ends there."""
@@ -178,22 +174,28 @@ def train_loader(
     for plan, own, partners in prepared:
         own = _augmented(own, augment, plan.epoch)
         partners = None if partners is None else _augmented(partners, augment, plan.epoch)
+        dealt = _shards(plan, own, partners)
         for cuts in plan.steps:
-            yield [_shard(cut, own, partners) for cut in cuts]
+            yield list(itertools.islice(dealt, len(cuts)))
 
 
 def _augmented(samples: Samples, augment: Augment, epoch: int) -> Samples:
     return samples._replace(images=augment.pixels(samples.images, samples.ids, epoch))
 
 
-def _shard(cut: _Cut, own: Samples, partners: Samples | None) -> Shard:
-    at = slice(cut.first, cut.end)
-    mine = Samples(*(tensor[at] for tensor in own))
-    if not cut.weight:
-        mine.images.zero_()
-    return Shard(
-        mine, None if partners is None else Samples(*(tensor[at] for tensor in partners)), cut.number, cut.weight
-    )
+def _shards(plan: _Plan, own: Samples, partners: Samples | None) -> Iterator[Shard]:
+    """Of all steps of a block."""
+    cuts = [cut for places in plan.steps for cut in places]
+    sizes = [cut.samples for cut in cuts]
+    others = _split(partners, sizes) if partners is not None else itertools.repeat(None, len(cuts))
+    for cut, mine, theirs in zip(cuts, _split(own, sizes), others, strict=True):
+        if not cut.weight:
+            mine.images.zero_()
+        yield Shard(mine, theirs, cut.number, cut.weight)
+
+
+def _split(samples: Samples, sizes: list[int]) -> Iterator[Samples]:
+    return map(Samples._make, zip(*(torch.split(tensor, sizes) for tensor in samples), strict=True))
 
 
 def _whole(block: _Fetched) -> _Fetched:
