@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from trainer import models
 from trainer.errors import ConfigError
@@ -26,6 +27,29 @@ def test_small_networks_have_the_published_sizes(name: str, channels: int, weigh
     net = build(name, channels, num_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == weights
     assert net(torch.zeros(2, channels, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_lenet_computes_what_the_tutorials_have(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    own = models.build(Model("lenet"), 10, 3, 32).to(memory_format=layout)  # type: ignore[call-overload]
+    images = torch.randn(16, 3, 32, 32)
+    images[:4] = 0.0  # all values of a window are equal
+    images = images.to(memory_format=layout)
+
+    def tutorials(x: Tensor) -> Tensor:
+        x = own.pool(F.relu(own.conv1(x)))
+        x = own.pool(F.relu(own.conv2(x))).flatten(1)
+        logits: Tensor = own.fc3(F.relu(own.fc2(F.relu(own.fc1(x)))))
+        return logits
+
+    found = []
+    for network in (own, tutorials):
+        own.zero_grad()
+        logits = network(images)
+        logits.square().sum().backward()
+        found.append([logits.detach(), *(weight.grad.clone() for weight in own.parameters())])
+    assert all(map(torch.equal, *found))
 
 
 def test_resnet18_keeps_all_pixels_to_its_first_stage() -> None:

@@ -1,4 +1,4 @@
-"""The same values and gradients as PyTorch's own max pooling, bit for bit."""
+"""The same numbers and gradients as PyTorch's own max pooling."""
 
 import copy
 import itertools
@@ -36,11 +36,11 @@ def images(*shape: int, dtype: torch.dtype = torch.float32, layout: torch.memory
     return torch.randint(-3, 4, shape).to(dtype).to(memory_format=layout)
 
 
-def both(pool: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
+def both(pool: nn.Module, given: Tensor, layout: torch.memory_format = LAST) -> tuple[Tensor, Tensor]:
     given = given.clone().requires_grad_()
     pooled = pool(given)
     wanted = torch.linspace(-1, 1, pooled.numel(), dtype=pooled.dtype).view(pooled.shape)
-    pooled.backward(wanted.to(memory_format=LAST))
+    pooled.backward(wanted.to(memory_format=layout))
     assert given.grad is not None
     return pooled.detach(), given.grad
 
@@ -48,7 +48,7 @@ def both(pool: nn.Module, given: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("channels", "dtype"), list(itertools.product((1, 3, 7, 8, 32), (torch.float32, torch.bfloat16)))
 )
-def test_bitwise_the_same(compared: list[tuple[int, ...]], channels: int, dtype: torch.dtype) -> None:
+def test_the_same_numbers(compared: list[tuple[int, ...]], channels: int, dtype: torch.dtype) -> None:
     plain, quick = pools()
     given = images(5, channels, 8, 6, dtype=dtype)
     for own, wanted in zip(both(quick, given), both(plain, given), strict=True):
@@ -94,6 +94,21 @@ def test_other_poolings_are_pytorchs(compared: list[tuple[int, ...]], plain: nn.
         own, wanted = quick(given), plain(given)
     assert all(map(torch.equal, own, wanted))
     assert not compared
+
+
+def test_a_gradient_that_lies_channel_by_channel(compared: list[tuple[int, ...]]) -> None:
+    plain, quick = pools()
+    given = images(5, 6, 8, 6, dtype=torch.bfloat16)
+    assert all(map(torch.equal, both(quick, given, FIRST), both(plain, given, FIRST)))
+    assert compared
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")  # what TensorBoard's graph is made by
+def test_a_trace_says_max_pooling(compared: list[tuple[int, ...]]) -> None:
+    _, quick = pools(nn.Sequential(nn.MaxPool2d(2)))
+    with torch.no_grad():
+        traced = torch.jit.trace(quick, images(2, 6, 4, 4), check_trace=False)  # type: ignore[no-untyped-call]
+    assert "aten::max_pool2d" in str(traced.inlined_graph) and not compared
 
 
 def test_a_copy_and_another_way_to_say_two_by_two(compared: list[tuple[int, ...]]) -> None:

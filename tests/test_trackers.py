@@ -96,6 +96,7 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
 @pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports, and of TensorBoard's reader
 def test_rows_have_the_time_when_they_were_measured(folder: RunFolder) -> None:
     built = trackers.build(config("log.wandb=offline"), folder, 0, "abcd1234", print)
+    assert [type(tracker) for tracker in built] == [batched.Batched, batched.Batched, trackers.Metrics]
     for tracker in built:
         tracker.log("train", ROW, 7, at=1.7e9)
         tracker.log("train", ROW, 8, at=1.7e9 + 0.5)  # waits
@@ -144,11 +145,52 @@ def test_rows_are_handed_on_once_a_second_and_before_all_else(monkeypatch: pytes
     told.all.clear()
     tracker.alert("alert", "", urgent=False)
     tracker.log("train", ROW, 7)
-    tracker.flush()  # by another thread: it takes no rows along
+    tracker.flush()  # the thread that saves does that: it takes no rows along
     tracker.hand_on()
     tracker.log("train", ROW, 8)
     tracker.close()
     assert told.all == [6, "alert", "flush", 7, 8, "close"]
+
+
+def test_what_is_told_while_nothing_waits_does_not_keep_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(batched, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = Told()
+    tracker = batched.Batched(told)
+    tracker.log("train", ROW, 1)
+    now[0] = 60.0
+    tracker.alert("alert", "", urgent=False)
+    tracker.log("train", ROW, 2)
+    assert told.all == [1, "alert", 2]
+
+
+@pytest.mark.parametrize("name", ["begins", "show", "finished"])
+def test_whatever_is_told_comes_after_the_rows_before_it(name: str) -> None:
+    told = Told()
+    setattr(told, name, lambda *_: told.all.append(name))
+    tracker = batched.Batched(told)
+    tracker.log("train", ROW, 1)
+    tracker.log("train", ROW, 2)
+    getattr(tracker, name)(*[None] * (1 if name == "show" else 3))
+    assert told.all == [1, 2, name]
+
+
+def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
+    class Failing(Told):
+        def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
+            if step == 2:
+                raise OSError("no")
+            super().log(split, scalars, step, at)
+
+    told = Failing()
+    tracker = batched.Batched(told)
+    for step in (1, 2, 3):
+        tracker.log("train", ROW, step)
+    with pytest.raises(OSError, match="no"):
+        tracker.close()
+    assert told.all == [1, "close"]
+    tracker.hand_on()
+    assert told.all == [1, "close", 3]
 
 
 def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

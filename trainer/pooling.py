@@ -1,8 +1,9 @@
-"""A network in; its max pooling is faster on a CPU, by the same values and gradients.
+"""A network in; its max pooling is faster on a CPU where it can be, by the same numbers and gradients, if finite.
 
 PyTorch's kernel goes from pixel to pixel, and where there are fewer than eight channels from number to number; with
-each it writes down where the largest value was, wanted or not. Here whole pictures are compared: each row with the next
-one, then each column.
+each it writes down where the largest value was, wanted or not. Here the first of each two rows, of the whole batch, is
+compared with the second, and the same is done with columns. That is faster in evaluation up to 32 channels, in training
+in bf16 up to 7: LeNet's first pooling.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ _ROWS, _COLUMNS = 1, 2  # of [B, H, W, C]
 
 
 def compare_pictures(network: nn.Module) -> None:
-    """Every max pooling by 2 x 2 does so from now on where it is faster."""
+    """Every nn.MaxPool2d by 2 x 2 does so from now on where it is faster."""
     for module in network.modules():
         if isinstance(module, nn.MaxPool2d) and _fits(module):
             module.forward = _forward  # type: ignore[assignment, method-assign]
@@ -35,7 +36,8 @@ def _both(sides: Any) -> tuple[int, ...]:
 
 def _forward(images: Tensor) -> Tensor:
     learns = torch.is_grad_enabled() and images.requires_grad
-    if not _suits(images, learns):
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if is_traced or not _suits(images, learns):  # a trace names what is done, not how
         return F.max_pool2d(images, 2)
     pixels = images.permute(0, 2, 3, 1)  # as they lie in memory
     pooled: Tensor = _MaxPool.apply(pixels) if learns else _larger(_larger(pixels, _ROWS), _COLUMNS)
@@ -58,7 +60,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor) -> Tensor:
         leads = []
-        for axis in (_COLUMNS, _ROWS):  # of equal ones the first row's counts, then the first column's
+        for axis in (_COLUMNS, _ROWS):  # in this order: of four equal ones the first counts
             first, second = (part.contiguous() for part in _pairs(pixels, axis))
             leads.append(second - first)
             pixels = torch.maximum(first, second)
@@ -77,8 +79,8 @@ def _larger(pixels: Tensor, axis: int) -> Tensor:
 
 
 def _dealt(gradient: Tensor, lead: Tensor, axis: int) -> Tensor:
-    """The gradient of both of each two along an axis: all for the larger one, for the first of equal ones, as PyTorch
-    deals it. lead: by how much the second one is larger."""
+    """The gradient of both of each two along an axis: all for the larger one, for the first of equal ones, as in
+    PyTorch. lead: by how much the second one is larger."""
     # As torch.where(lead > 0, gradient, 0), which is not vectorized on a CPU and takes ten times as long.
     to_second = torch.ops.aten.threshold_backward(gradient, lead, 0)
     return torch.stack((gradient - to_second, to_second), axis + 1).flatten(axis, axis + 1)

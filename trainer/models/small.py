@@ -23,7 +23,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The tutorials pool after ReLU: the same numbers and gradients, from four times as many.
+        # The tutorials have ReLU before pooling, of four times as many values: the same numbers and gradients.
         x = F.relu(self.pool(self.conv1(x)))
         x = F.relu(self.pool(self.conv2(x)))
         x = F.relu(self.fc1(x.flatten(1)))

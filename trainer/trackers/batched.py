@@ -35,10 +35,9 @@ class Batched(Tracker):
             self.hand_on()
 
     def hand_on(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._handed_on = time.monotonic()
-        for row in waiting:
-            self._tracker.log(*row)
+        while self._waiting:
+            self._handed_on = time.monotonic()
+            self._tracker.log(*self._waiting.pop(0))
 
     def begins(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
         self.hand_on()
@@ -60,5 +59,7 @@ class Batched(Tracker):
         self._tracker.flush()
 
     def close(self, failed: bool = False) -> None:
-        self.hand_on()
-        self._tracker.close(failed)
+        try:
+            self.hand_on()
+        finally:
+            self._tracker.close(failed)
