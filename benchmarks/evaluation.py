@@ -47,9 +47,8 @@ def _race(arguments: argparse.Namespace, model: str, rounds: int) -> tuple[list[
         with World(config.train) as world:
             made = parts.build(config, world, None, Unwatched(), print)
             test = made.splits.test
-            bare = (
-                models.build(config.model, 10, 3, 32).to(memory_format=torch.channels_last).eval()
-            )  # as PyTorch has it
+            # As PyTorch has it, without what trainer/pooling.py changes.
+            bare = models.build(config.model, 10, 3, 32).to(memory_format=torch.channels_last).eval()
             ready = [made.augment.plain(images) for images in test.images.split(config.eval.batch_size)]
             ratios, seconds = [], []
             for index in range(rounds + 1):
