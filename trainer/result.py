@@ -39,6 +39,7 @@ def summary(
 def write_weights(path: Path, parts: Parts) -> None:
     """The final weights, with enough beside them to build the network and to feed it."""
     weights = {
-        name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in parts.module.state_dict().items()
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in parts.module.state_dict().items()
     }
     save_file(weights, path, parts.about.metadata())

@@ -51,7 +51,7 @@ def histograms(module: nn.Module) -> dict[str, Histogram]:
 
 
 def _histogram(values: Tensor) -> Histogram | None:
-    values = values.flatten()[:: max(1, values.numel() // _MOST_VALUES)].float()
+    values = values.flatten()[:: max(1, values.numel() // _MOST_VALUES)].float().cpu()
     values = values[values.isfinite()]
     if not values.numel():
         return None
