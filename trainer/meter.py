@@ -99,6 +99,7 @@ class Meter:
         sizes = [len(result.labels) for result in results]
         device = self._sums.device
         weights = torch.tensor([[result.weight, size] for result, size in zip(results, sizes, strict=True)])
+        weights = weights.pin_memory() if device.type == "cuda" else weights
         weights = weights.to(device, torch.float64, non_blocking=True)
         skipped = torch.stack([outcome.skipped for outcome in self._outcomes for _ in outcome.results])
         counts = (1 - skipped.double()) * weights[:, 0]

@@ -236,7 +236,7 @@ class Step:
             return skipped, None
         scaler = self._accelerator.scaler
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))  # as get_total_norm, which sorts them by device and type
+        norms = torch.stack(torch._foreach_norm(gradients))  # get_total_norm sorts them first, by device and type
         norm = torch.linalg.vector_norm(norms) / (scaler.get_scale() if scaler is not None else 1.0)
         return skipped, torch.where(skipped > 0, torch.nan, norm)
 
