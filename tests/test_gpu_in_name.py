@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import SMALL
 from gpu_in_name import EVENTS_AHEAD, GPU, NamedGpu, gpu_in_name
+from PIL import Image
 from torch import Tensor
 
-from trainer import blocks, data, evaluation, main, optim, parts
+from trainer import blocks, data, evaluate, evaluation, main, optim, parts, predict
 from trainer import config as configs
 from trainer.bad_steps import Skipped
 from trainer.evaluation import ClassScore, Evaluation
@@ -27,7 +28,16 @@ NUM_STEPS = 40
 CLASSES = tuple("abcdefghij")
 # What may wait, by its file: where a run begins or goes on, evaluates or saves, and for a line of metrics.
 BEGINS = {"augment.py", "data.py", "first_batch.py", "optim.py", "parts.py"}
-ENDS = {"evaluation.py", "examples.py", "feature_maps.py", "result.py", "saver.py", "showing.py", "visuals.py"}
+ENDS = {
+    "evaluate.py",
+    "evaluation.py",
+    "examples.py",
+    "feature_maps.py",
+    "result.py",
+    "saver.py",
+    "showing.py",
+    "visuals.py",
+}
 TELLS = {"bad_steps.py", "meter.py", "stopwatch.py"}
 ALL_BUT_FLIP = "data.augment=[alternating_flip,crop,cutout,mixup,cutmix]"
 
@@ -106,7 +116,7 @@ def test_an_evaluation_waits_for_the_gpu_when_all_is_counted(images: None, gpu: 
         ["train.precision=fp32", "train.virtual_ranks=4", "log.feature_maps=[pool]"],
     ],
 )
-def test_a_whole_run_and_one_that_goes_on(
+def test_a_whole_run_that_goes_on_is_evaluated_and_predicts(
     gpu: NamedGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: list[str]
 ) -> None:
     def score(loss_sum: float, confusion: Tensor, classes: tuple[str, ...], tta_correct: int | None) -> Evaluation:
@@ -130,6 +140,9 @@ def test_a_whole_run_and_one_that_goes_on(
 
     told_of = {wait.split(" at ")[-1].split(":")[0] for wait in gpu.waits}
     assert told_of <= BEGINS | ENDS | TELLS | ({"step.py", "loop.py"} if "train.precision=fp16" in more else set())
+    assert evaluate.main([str(run), "--config", str(run / "config.yaml"), "--json"]) == 0
+    (prediction,) = predict.load(run).predict(Image.new("RGB", (40, 32)), top=3)
+    assert len(prediction.top) == 3
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 2.0])
