@@ -16,6 +16,7 @@ from trainer.errors import UserError, WorldError
 _ANSWER_SECONDS = 60.0  # a busy controller; a client gives up by itself after about as long
 _PATIENCE_SECONDS = 90.0
 _RETRY_SECONDS = 3.0
+_NO_CLUSTER = "Could not establish a configuration source"  # any command's, where no file names a controller
 _AWAY = re.compile("Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE)
 # Of a job's tasks, where a step of ours has one a node.
 _OF_TASKS = (
@@ -45,6 +46,8 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
         raise SlurmError(
             f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; is SLURM's controller up?"
         ) from None
+    if done.returncode and _NO_CLUSTER in done.stderr:
+        raise SlurmError(f"{argv[0]} knows of no cluster from this machine; run this on a SLURM cluster's login node")
     if done.returncode:
         raise SlurmError(f"{argv[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout

@@ -77,6 +77,15 @@ def test_a_command_that_is_not_there_is_told() -> None:
         slurm.call("no-such-sbatch")
     with pytest.raises(slurm.SlurmError, match="exit code 3"):
         slurm.call("bash", "-c", "exit 3")
+    # What sbatch 22.05 prints where it is installed and nothing says which cluster this is.
+    text = (
+        "sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a configuration source"
+    )
+    with pytest.raises(
+        slurm.SlurmError, match=r"^bash knows of no cluster from this machine; run this on a SLURM"
+    ) as told:
+        slurm.call("bash", "-c", f"echo '{text}' >&2; exit 1")
+    assert "\n" not in str(told.value)
 
 
 def test_a_controller_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
