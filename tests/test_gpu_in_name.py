@@ -28,18 +28,9 @@ NUM_STEPS = 40
 CLASSES = tuple("abcdefghij")
 # What may wait, by its file: where a run begins or goes on, evaluates or saves, and for a line of metrics.
 BEGINS = {"augment.py", "data.py", "first_batch.py", "optim.py", "parts.py"}
-ENDS = {
-    "evaluate.py",
-    "evaluation.py",
-    "examples.py",
-    "feature_maps.py",
-    "result.py",
-    "saver.py",
-    "showing.py",
-    "visuals.py",
-}
+ENDS = {"evaluation.py", "examples.py", "feature_maps.py", "result.py", "saver.py", "showing.py", "visuals.py"}
 TELLS = {"bad_steps.py", "meter.py", "stopwatch.py"}
-ALL_BUT_FLIP = "data.augment=[alternating_flip,crop,cutout,mixup,cutmix]"
+ALL_AUGMENTATIONS = "data.augment=[alternating_flip,crop,cutout,mixup,cutmix]"
 
 
 @pytest.fixture
@@ -68,7 +59,7 @@ def built(*settings: str) -> tuple[RunConfig, World, parts.Parts]:
     "settings",
     [
         ["model.name=lenet"],
-        ["model.name=tudui", ALL_BUT_FLIP, "train.clip_grad_norm=1.0"],
+        ["model.name=tudui", ALL_AUGMENTATIONS, "train.clip_grad_norm=1.0"],
         ["model.name=lenet", "optim.name=adamw", "loss.label_smoothing=0.1"],
         ["model.name=speedrun", "train.virtual_ranks=2"],
         ["model.name=speedrun", "optim.name=muon", "data.progressive_sizes=[24,28,32]", "train.epochs=3"],
@@ -137,7 +128,6 @@ def test_a_whole_run_that_goes_on_is_evaluated_and_predicts(
     assert json.loads((run / "summary.json").read_text())["steps"] == told[-1]["step"] == 69
     assert all(line["gpu_memory_bytes"] for line in told)
     assert json.loads((run / "environment.json").read_text())["device"] == "a GPU in name"
-
     told_of = {wait.split(" at ")[-1].split(":")[0] for wait in gpu.waits}
     assert told_of <= BEGINS | ENDS | TELLS | ({"step.py", "loop.py"} if "train.precision=fp16" in more else set())
     assert evaluate.main([str(run), "--config", str(run / "config.yaml"), "--json"]) == 0
