@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from conftest import SMALL
@@ -13,10 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer import config as configs
 from trainer import main, trackers, wandb_mode
+from trainer.checkpoint import Progress
+from trainer.console import Quiet
 from trainer.errors import UserError
 from trainer.folder import RunFolder
+from trainer.journal import Journal
 from trainer.settings import RunConfig
 from trainer.trackers import batched, lines
+from trainer.trackers.tracker import Tracker
 
 LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
 ROW = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3}
@@ -315,3 +320,25 @@ def test_online_beside_wandbs_own_no_is_refused(folder: RunFolder, monkeypatch: 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with pytest.raises(UserError, match="WANDB_MODE=disabled forbids it"):
         trackers.wandb_run_id(config("log.wandb=online"), folder, of_checkpoint="")
+
+
+def test_a_tracker_that_cannot_close_leaves_no_other_one_open(folder: RunFolder) -> None:
+    closed: list[tuple[str, bool]] = []
+
+    class Failing(Tracker):
+        def close(self, failed: bool = False) -> None:
+            raise RuntimeError("of W&B's own")
+
+    class Other(Tracker):
+        def close(self, failed: bool = False) -> None:
+            closed.append(("other", failed))
+
+    class Rows(lines.Lines):
+        def close(self, failed: bool = False) -> None:
+            closed.append(("rows", failed))
+
+    journal = Journal(config(), cast(Any, None), Progress(), Quiet())  # its parts are not wanted for this
+    journal.trackers, journal.bad_steps = [Failing(), Other()], Rows()
+    with pytest.raises(RuntimeError, match="of W&B's own"):
+        journal.close(failed=True)
+    assert closed == [("other", True), ("rows", True)]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,12 @@ class Journal:
         self.bad_steps.flush()
 
     def close(self, failed: bool) -> None:
+        """All are closed, whatever one of them raises."""
         trackers, self.trackers = self.trackers, []
-        for tracker in trackers:
-            tracker.close(failed)
-        self.bad_steps.close(failed)
+        with ExitStack() as closing:  # the last one is closed first
+            closing.callback(self.bad_steps.close, failed)
+            for tracker in reversed(trackers):
+                closing.callback(tracker.close, failed)
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         at = time.time()

@@ -360,10 +360,9 @@ class Trainer:
         self.reporter.fails()
 
     def close(self, failed: bool = False) -> None:
-        """Closes the trackers and takes the progress bar down."""
+        """Closes the trackers and takes the progress bar down, whatever one of them raises."""
         self.watch.close()
-        try:
-            self.journal.close(failed)
-            self.profiler.close(failed)
-        finally:
-            self.console.close()
+        with contextlib.ExitStack() as closing:  # the last one is closed first
+            closing.callback(self.console.close)
+            closing.callback(self.profiler.close, failed)
+            closing.callback(self.journal.close, failed)
