@@ -76,7 +76,6 @@ LAYERS = [
     {"dashboard", "trackers.tracker", "trackers.wandb_rows", "step", "data", "report"},
     {
         "trackers.lines",
-        "trackers.batched",
         "trackers.event_files",
         "trackers.wandb_run",
         "blocks",

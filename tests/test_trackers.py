@@ -17,10 +17,11 @@ from trainer import main, trackers, wandb_mode
 from trainer.checkpoint import Progress
 from trainer.console import Quiet
 from trainer.errors import UserError
+from trainer.evaluation import Evaluation
 from trainer.folder import RunFolder
 from trainer.journal import Journal
 from trainer.settings import RunConfig
-from trainer.trackers import batched, lines
+from trainer.trackers import lines
 from trainer.trackers.tracker import Tracker
 
 LEET = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json"]
@@ -101,10 +102,10 @@ def test_wandb_offline_holds_every_row_and_the_settings(folder: RunFolder, monke
 @pytest.mark.filterwarnings("ignore")  # wandb's own, of its imports, and of TensorBoard's reader
 def test_rows_have_the_time_when_they_were_measured(folder: RunFolder) -> None:
     built = trackers.build(config("log.wandb=offline"), folder, 0, "abcd1234", print)
-    assert [type(tracker) for tracker in built] == [batched.Batched, batched.Batched, trackers.Metrics]
+    assert [type(tracker) for tracker in built] == [trackers.Metrics, trackers.WandB, trackers.TensorBoard]
     for tracker in built:
         tracker.log("train", ROW, 7, at=1.7e9)
-        tracker.log("train", ROW, 8, at=1.7e9 + 0.5)  # waits
+        tracker.log("train", ROW, 8, at=1.7e9 + 0.5)
         tracker.close()
     wanted = [(7, 1.7e9), (8, 1.7e9 + 0.5)]
     (place,) = (folder.path / "wandb").glob("offline-run-*")
@@ -121,9 +122,11 @@ class Told(trackers.Tracker):
 
     def __init__(self) -> None:
         self.all: list[int | str] = []
+        self.at: list[float | None] = []
 
     def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         self.all.append(step)
+        self.at.append(at)
 
     def alert(self, title: str, text: str, urgent: bool) -> None:
         self.all.append(title)
@@ -135,49 +138,86 @@ class Told(trackers.Tracker):
         self.all.append("close")
 
 
-def test_rows_are_handed_on_once_a_second_and_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(batched, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    told = Told()
-    tracker = batched.Batched(told)
-    for step, (seconds, split) in enumerate(
-        [(0.0, "train"), (0.1, "train"), (0.9, "train"), (1.0, "train"), (1.5, "train"), (1.6, "test"), (1.7, "train")]
-    ):
-        now[0] = seconds
-        tracker.log(split, ROW, step)
+class Now:
+    """A clock that goes where it is put."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        clock = SimpleNamespace(monotonic=lambda: self.seconds, time=lambda: 1e9 + self.seconds, perf_counter=lambda: 0)
+        monkeypatch.setattr("trainer.journal.time", clock)
+
+
+class Journals:
+    """A journal that tells one tracker, and a meter whose readings are what they are."""
+
+    def __init__(self, told: trackers.Tracker) -> None:
+        batches = SimpleNamespace(samples_before=lambda step: step)
+        durations = SimpleNamespace(total_steps=100, steps_per_epoch=10)
+        schedule = SimpleNamespace(lr_factor=lambda step: 1.0)
+        parts: Any = SimpleNamespace(batches=batches, durations=durations, schedule=schedule)
+        self.journal = Journal(config(), parts, Progress(), Quiet())
+        self.journal.trackers = [told]
+
+    def training(self, step: int) -> None:
+        meter: Any = SimpleNamespace(read=lambda: {"loss": 1.0, "samples_per_second": 10.0})
+        self.journal._progress.step = step
+        self.journal.training(meter)
+
+
+def test_training_is_told_once_a_second_and_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = Now(monkeypatch), Told()
+    of = Journals(told)
+    for step, now.seconds in enumerate([0.0, 0.1, 0.9, 1.0, 1.5]):
+        of.training(step)
         told.all.append("|")
-    assert told.all == [0, "|", "|", "|", 1, 2, 3, "|", "|", 4, 5, "|", "|"]
+    assert told.all == [0, "|", "|", "|", 1, 2, 3, "|", "|"]
+    assert told.at == [1e9, 1e9 + 0.1, 1e9 + 0.9, 1e9 + 1.0], "when it was measured"
     told.all.clear()
-    tracker.alert("alert", "", urgent=False)
-    tracker.log("train", ROW, 7)
-    tracker.flush()  # the thread that saves does that: it takes no rows along
-    tracker.hand_on()
-    tracker.log("train", ROW, 8)
-    tracker.close()
-    assert told.all == [6, "alert", "flush", 7, 8, "close"]
+    of.journal.evaluated("test", Evaluation(0.5, 0.5, 4, (), ()))
+    of.training(5)
+    of.journal.alert("alert", "", urgent=False)
+    of.training(6)
+    of.journal.flush()  # the thread that saves does that: it takes no rows along
+    of.journal.saves()
+    of.training(7)
+    of.journal.close(failed=False)
+    of.journal.close(failed=True)
+    assert told.all == [4, 4, 5, "x: alert", "flush", 6, 7, "close"]
 
 
 def test_what_is_told_while_nothing_waits_does_not_keep_the_next_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(batched, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    told = Told()
-    tracker = batched.Batched(told)
-    tracker.log("train", ROW, 1)
-    now[0] = 60.0
-    tracker.alert("alert", "", urgent=False)
-    tracker.log("train", ROW, 2)
-    assert told.all == [1, "alert", 2]
+    now, told = Now(monkeypatch), Told()
+    of = Journals(told)
+    of.training(1)
+    now.seconds = 60.0
+    of.journal.alert("alert", "", urgent=False)
+    of.training(2)
+    assert told.all == [1, "x: alert", 2]
 
 
-@pytest.mark.parametrize("name", ["begins", "show", "finished"])
-def test_whatever_is_told_comes_after_the_rows_before_it(name: str) -> None:
-    told = Told()
-    setattr(told, name, lambda *_: told.all.append(name))
-    tracker = batched.Batched(told)
-    tracker.log("train", ROW, 1)
-    tracker.log("train", ROW, 2)
-    getattr(tracker, name)(*[None] * (1 if name == "show" else 3))
-    assert told.all == [1, 2, name]
+def test_whatever_is_told_comes_after_the_rows_before_it() -> None:
+    told, what = Told(), cast(Any, None)
+    told.begins = told.show = told.finished = lambda *_: told.all.append("this")  # type: ignore[method-assign]
+    summary = {"test": {"accuracy": 0.5}, "steps": 2}
+    for tell in (
+        lambda journal: journal.shows_beginning(what, what, what),
+        lambda journal: journal.shows(what),
+        lambda journal: journal.finished(summary, what),
+        lambda journal: journal.warn("this"),
+    ):
+        told.all.clear()
+        of = Journals(told)
+        of.training(1)
+        of.training(2)
+        tell(of.journal)
+        assert told.all[:2] == [1, 2] and len(told.all) > 2
+    shown: list[str] = []
+    of.journal._console = console = Quiet()
+    console.training = lambda step, *_: shown.append(f"step {step}")  # type: ignore[method-assign, misc]
+    console.profiled = lambda _, title: shown.append(title)  # type: ignore[method-assign]
+    of.training(3)
+    of.journal.profiled([], "profile")
+    assert shown == ["step 3", "profile"]
 
 
 def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
@@ -188,20 +228,20 @@ def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
             super().log(split, scalars, step, at)
 
     told = Failing()
-    tracker = batched.Batched(told)
+    of = Journals(told)
     for step in (1, 2, 3):
-        tracker.log("train", ROW, step)
+        of.training(step)
     with pytest.raises(OSError, match="no"):
-        tracker.close()
-    assert told.all == [1, "close"]
-    tracker.hand_on()
-    assert told.all == [1, "close", 3]
+        of.journal.saves()
+    assert told.all == [1]
+    of.journal.close(failed=True)
+    assert told.all == [1, 3, "close"]
 
 
 def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
-    monkeypatch.setattr(batched, "_SECONDS", 1e9)
-    monkeypatch.setattr(trackers, "build", lambda *_: [batched.Batched(told)])
+    monkeypatch.setattr("trainer.journal._SECONDS", 1e9)
+    monkeypatch.setattr(trackers, "build", lambda *_: [told])
     arguments = [*SMALL, "train.max_steps=6", "log.every_steps=1", "checkpoint.every_steps=3", "eval.every_epochs=0"]
     assert main.main(arguments) == 0
     steps, flushed = [], []

@@ -85,7 +85,8 @@ class Console(Quiet):
             for dropped in _FIRST_DROPPED:
                 if len("  ".join(parts)) > room:
                     parts = [part for part in parts if dropped not in part]
-            self._progress.update(self._progress.task_ids[0], completed=step, text="  ".join(parts))
+            task = self._progress.tasks[0]
+            self._progress.update(task.id, completed=max(step, task.completed), text="  ".join(parts))
             self._keep(line)
         else:
             self.say(line)

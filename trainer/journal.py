@@ -1,10 +1,16 @@
-"""What has happened in, a row for the trackers and a line for the person at the console out."""
+"""What has happened in, a row for the trackers and a line for the person at the console out.
 
+Of training they are told once a second at most, of the rows since then at once: a network of milliseconds has a row
+every few of them, and what tells it finds the caches full of something else each time. Before anything else is told,
+and before a checkpoint, no row waits.
+"""
+
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -21,6 +27,18 @@ from trainer.trackers.lines import Lines
 from trainer.trackers.tracker import Tracker
 from trainer.world import World
 
+_SECONDS = 1.0
+
+
+class _Row(NamedTuple):
+    """Of training."""
+
+    step: int
+    scalars: dict[str, float]
+    at: float
+    """seconds since 1970"""
+    seconds_left: float
+
 
 class Journal:
     """Every rank has one; only the first one's trackers and console do anything."""
@@ -34,6 +52,8 @@ class Journal:
         self.evaluated_before: set[str] = set()
         """The splits whose evaluation at the step where this session begins has been logged."""
         self._first_step = progress.step
+        self._waiting: list[_Row] = []
+        self._told = -math.inf
 
     def start(self) -> None:
         """Starts the clock: what came before is not training time."""
@@ -71,38 +91,60 @@ class Journal:
         values = meter.read()
         lr = self._config.optim.lr * self._parts.schedule.lr_factor(step - 1)
         line = self._progress.last_line = self.position() | values | {"lr": lr}
-        self._log("train", line)
         left = batches.samples_before(self._parts.durations.total_steps) - batches.samples_before(step)
-        self._console.training(step, line, left / values["samples_per_second"] if left else 0.0)
+        self._waiting.append(_Row(step, line, time.time(), left / values["samples_per_second"] if left else 0.0))
+        if time.monotonic() - self._told >= _SECONDS:
+            self.tell()
+
+    def tell(self) -> None:
+        """Rows that wait wait no longer."""
+        while self._waiting:
+            self._told = time.monotonic()
+            row = self._waiting.pop(0)
+            for tracker in self.trackers:
+                tracker.log("train", row.scalars, row.step, row.at)
+            self._console.training(row.step, row.scalars, row.seconds_left)
 
     def evaluated(self, split: str, found: Evaluation) -> None:
         """A line on an evaluation of a split."""
         scalars = self.position() | {"loss": found.loss, "accuracy": found.accuracy}
         if found.tta_accuracy is not None:
             scalars["tta_accuracy"] = found.tta_accuracy
+        self.tell()
         if self._progress.step != self._first_step or split not in self.evaluated_before:
-            self._log(split, scalars)
+            for tracker in self.trackers:
+                tracker.log(split, scalars, self._progress.step, time.time())
         self._console.evaluated(split, self._progress.step, scalars)
 
+    def profiled(self, operations: list[dict[str, Any]], title: str) -> None:
+        """A profile's most expensive operations."""
+        self.tell()
+        self._console.profiled(operations, title)
+
     def shows_beginning(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
+        self.tell()
         for tracker in self.trackers:
             tracker.begins(network, image, pictures)
 
     def shows(self, showing: Showing) -> None:
+        self.tell()
         for tracker in self.trackers:
             tracker.show(showing)
 
     def warn(self, text: str) -> None:
+        self.tell()
         self._console.say(text)
         self.alert("loss or gradient not finite", text)
 
     def alert(self, title: str, text: str, urgent: bool = True) -> None:
         """For whoever wants to be called."""
+        self.tell()
         for tracker in self.trackers:
             tracker.alert(f"{self._config.run.name}: {title}", text, urgent)
 
     def finished(self, summary: Mapping[str, Any], weights: Path) -> None:
         """The result. weights: their file."""
+        self.tell()
         test, settings = summary["test"], configs.flatten(self._config)
         for tracker in self.trackers:
             tracker.finished(settings, summary, weights)
@@ -111,8 +153,7 @@ class Journal:
     def saves(self) -> None:
         """Before a checkpoint: it holds the time so far, and who goes on from it will not come by these rows again."""
         self.position()
-        for tracker in self.trackers:
-            tracker.hand_on()
+        self.tell()
 
     def flush(self) -> None:
         """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
@@ -121,17 +162,13 @@ class Journal:
         self.bad_steps.flush()
 
     def close(self, failed: bool) -> None:
-        """All are closed, whatever one of them raises."""
-        trackers, self.trackers = self.trackers, []
+        """All are told what waits, and closed, whatever one of them raises."""
         with ExitStack() as closing:  # the last one is closed first
+            closing.callback(self.trackers.clear)
             closing.callback(self.bad_steps.close, failed)
-            for tracker in reversed(trackers):
+            for tracker in reversed(self.trackers):
                 closing.callback(tracker.close, failed)
-
-    def _log(self, split: str, scalars: dict[str, float]) -> None:
-        at = time.time()
-        for tracker in self.trackers:
-            tracker.log(split, scalars, self._progress.step, at)
+            self.tell()
 
 
 def _weights(module: nn.Module) -> str:

@@ -167,7 +167,7 @@ class Trainer:
         world.from_first(open_folder)
         self.log.begins(step, world.size, f"{devices['device']} ({world.device})")
         self.journal.begins(world)
-        say, show = (self.console.say, self.console.profiled) if world.is_first else (self.log.write, None)
+        say, show = (self.console.say, self.journal.profiled) if world.is_first else (self.log.write, None)
         total_steps = self.parts.durations.total_steps
         self.profiler = profiler.build(
             config.train, total_steps, folder, world.rank, world.device, self.meter.paused, say, show
@@ -287,6 +287,7 @@ class Trainer:
         self._note_skipped()
         with self.meter.paused():
             began = perf_counter()
+            self.journal.tell()  # not only when this is done
             memory.give_back()
             for split, part in (("validation", splits.validation), ("test", splits.test)):
                 if part is not None:

@@ -1,6 +1,7 @@
 """What the steps since the last line add up to, and how long they took; sums stay on the device until a line is due."""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -93,29 +94,16 @@ class Meter:
     def _count(self) -> None:
         """Adds up the steps that have not been: loss sum, correct predictions, samples."""
         self._counted = time.perf_counter()
-        results = [result for outcome in self._outcomes for result in outcome.results]
-        if not results:
-            return
-        sizes = [len(result.labels) for result in results]
-        device = self._sums.device
-        weights = torch.tensor([[result.weight, size] for result, size in zip(results, sizes, strict=True)])
-        weights = weights.pin_memory() if device.type == "cuda" else weights
-        weights = weights.to(device, torch.float64, non_blocking=True)
-        skipped = torch.stack([outcome.skipped for outcome in self._outcomes for _ in outcome.results])
-        counts = (1 - skipped.double()) * weights[:, 0]
-        losses = _quantized(torch.stack([result.loss_sum for result in results]))
-        predictions = torch.cat([result.logits for result in results]).argmax(1)
-        correct = (predictions == torch.cat([result.labels for result in results])).double()
-        places = torch.arange(len(results), device=device)
-        number = places.repeat_interleave(weights[:, 1].long(), output_size=sum(sizes))
-        self._sums += torch.stack(
-            [
-                torch.where(counts > 0, losses, 0.0).sum(),
-                (correct * counts[number]).sum(),
-                (counts * weights[:, 1]).sum(),
-            ]
-        )
+        counting = [(each, outcome.skipped) for outcome in self._outcomes for each in outcome.results if each.weight]
         self._outcomes.clear()
+        for size, some in itertools.groupby(counting, lambda pair: len(pair[0].labels)):
+            results, skipped = zip(*some, strict=True)
+            keeps = torch.stack(skipped) == 0
+            losses = _quantized(torch.stack([result.loss_sum for result in results]))
+            predictions = torch.cat([result.logits for result in results]).argmax(1)
+            hits = (predictions == torch.cat([result.labels for result in results])).view(-1, size).sum(1)
+            found = torch.stack([losses, hits.double(), torch.full_like(losses, size)])
+            self._sums += torch.where(keeps, found, 0.0).sum(1)
 
     def read(self) -> dict[str, float]:
         """loss, accuracy and samples_per_second since the last reading, over all ranks; of this rank the shares, and

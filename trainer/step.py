@@ -237,7 +237,8 @@ class Step:
         scaler = self._accelerator.scaler
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients))  # get_total_norm sorts them first, by device and type
-        norm = torch.linalg.vector_norm(norms) / (scaler.get_scale() if scaler is not None else 1.0)
+        norm = torch.linalg.vector_norm(norms)
+        norm = norm if scaler is None else norm / scaler.get_scale()
         return skipped, torch.where(skipped > 0, torch.nan, norm)
 
     def _update(self, results: Sequence[ShardResult], skipped: Tensor) -> Tensor:

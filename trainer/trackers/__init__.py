@@ -7,7 +7,6 @@ from collections.abc import Callable
 from trainer.errors import UserError
 from trainer.folder import RunFolder
 from trainer.settings import RunConfig
-from trainer.trackers.batched import Batched
 from trainer.trackers.event_files import TensorBoard
 from trainer.trackers.lines import Metrics
 from trainer.trackers.tracker import Tracker
@@ -32,10 +31,11 @@ def wandb_run_id(config: RunConfig, folder: RunFolder, of_checkpoint: str) -> st
 def build(
     config: RunConfig, folder: RunFolder, first_step: int, run_id: str, say: Callable[[str], None]
 ) -> list[Tracker]:
-    """The trackers that the settings ask for; run_id: of the W&B run; `say` prints a line for the user."""
-    trackers: list[Tracker] = []
+    """The trackers that the settings ask for, the one that others read first; run_id: of the W&B run; `say` prints a
+    line for the user."""
+    trackers: list[Tracker] = [Metrics(folder.metrics, say)]
     if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
-        trackers.append(Batched(WandB(config, folder, run_id, say)))  # first: it alone can refuse
+        trackers.append(WandB(config, folder, run_id, say))  # before TensorBoard: it alone can refuse
     if config.log.tensorboard:
-        trackers.append(Batched(TensorBoard(folder.path / "tensorboard", first_step, say)))
-    return [*trackers, Metrics(folder.metrics, say)]
+        trackers.append(TensorBoard(folder.path / "tensorboard", first_step, say))
+    return trackers

@@ -15,9 +15,6 @@ class Tracker:
         """One row: split is train, validation or test; step is the number of optimizer steps taken; at: when that was,
         seconds since 1970, by default now."""
 
-    def hand_on(self) -> None:
-        """Rows that wait here wait no longer."""
-
     def begins(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
         """Once in a run, after its first row. image: what the network takes, float32 [1, C, H, W]; pictures: of what it
         is fed with."""
@@ -32,7 +29,7 @@ class Tracker:
         """The run has its result. settings: by their full names; summary: as in summary.json."""
 
     def flush(self) -> None:
-        """Before a checkpoint: a run that goes on from there will not write these rows again. By the thread that saves,
-        after hand_on. Raises OSError."""
+        """Before a checkpoint: a run that goes on from there will not write these rows again. By the thread that saves.
+        Raises OSError."""
 
     def close(self, failed: bool = False) -> None: ...
