@@ -13,11 +13,11 @@ from conftest import REPOSITORY
 from trainer.console import Console
 
 SCRIPT = """
-from trainer.console import Console
+from trainer.console import Console, Row
 console = Console(lambda text: None)
 console.start(20, 12_345)
 line = {"epoch": 1.5, "loss": 2.34567, "accuracy": 0.456, "samples_per_second": 9876.0}
-console.training(40, line, 75.0)
+console.training([Row(30, line, 0.0, 90.0), Row(40, line, 0.0, 75.0)])
 console.close()
 """
 
@@ -84,7 +84,8 @@ def test_colours_show_where_they_are_wanted() -> None:
 def test_a_file_gets_plain_lines() -> None:
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=True)
-    wanted = "step 40/12,345  epoch 1.50  loss 2.3457  accuracy 45.6%  9,876 images/s  1:15 left\n"
+    told = "epoch 1.50  loss 2.3457  accuracy 45.6%  9,876 images/s"
+    wanted = f"step 30/12,345  {told}  1:30 left\nstep 40/12,345  {told}  1:15 left\n"
     assert done.stdout == wanted and not done.stderr
 
 

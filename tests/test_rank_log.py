@@ -13,7 +13,7 @@ from conftest import SMALL, Ranks
 from rich.console import Console as Terminal
 
 from trainer import rank_log
-from trainer.console import Console
+from trainer.console import Console, Row
 from trainer.errors import TrainingError
 from trainer.rank_log import RankLog
 
@@ -132,7 +132,7 @@ def test_the_log_has_the_lines_that_a_bar_hides(with_bar: bool, tmp_path: Path) 
     console = Console(keep)
     console._terminal = Terminal(file=io.StringIO(), force_terminal=with_bar, width=40)
     console.start(0, 9)
-    console.training(3, {"epoch": 0.5, "loss": 1.0, "accuracy": 0.25, "samples_per_second": 99.0}, 4.0)
+    console.training([Row(3, {"epoch": 0.5, "loss": 1.0, "accuracy": 0.25, "samples_per_second": 99.0}, 0.0, 4.0)])
     console.evaluated("test", 3, {"loss": 2.0, "accuracy": 0.5})
     scores = {"name": "a class", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
     console.finished(

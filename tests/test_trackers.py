@@ -213,7 +213,7 @@ def test_whatever_is_told_comes_after_the_rows_before_it() -> None:
         assert told.all[:2] == [1, 2] and len(told.all) > 2
     shown: list[str] = []
     of.journal._console = console = Quiet()
-    console.training = lambda step, *_: shown.append(f"step {step}")  # type: ignore[method-assign, misc]
+    console.training = lambda rows: shown.extend(f"step {row.step}" for row in rows)  # type: ignore[method-assign, misc]
     console.profiled = lambda _, title: shown.append(title)  # type: ignore[method-assign]
     of.training(3)
     of.journal.profiled([], "profile")
@@ -229,13 +229,16 @@ def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
 
     told = Failing()
     of = Journals(told)
+    shown: list[int] = []
+    of.journal._console = console = Quiet()
+    console.training = lambda rows: shown.extend(row.step for row in rows)  # type: ignore[method-assign]
     for step in (1, 2, 3):
         of.training(step)
     with pytest.raises(OSError, match="no"):
         of.journal.saves()
-    assert told.all == [1]
+    assert told.all == [1] and shown == [1, 2]
     of.journal.close(failed=True)
-    assert told.all == [1, 3, "close"]
+    assert told.all == [1, 3, "close"] and shown == [1, 2, 3]
 
 
 def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

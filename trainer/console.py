@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -19,13 +19,23 @@ _BAR_WIDTH = 12  # at least
 _FIRST_DROPPED = ("epoch", "images/s", "accuracy", "loss", "left")  # where a terminal is too narrow for all
 
 
+class Row(NamedTuple):
+    """What is told of training, a line each."""
+
+    step: int
+    scalars: dict[str, float]
+    at: float
+    """seconds since 1970"""
+    seconds_left: float
+
+
 class Quiet:
     """What every rank but the first is given."""
 
     def start(self, step: int, total_steps: int) -> None: ...
     def tick(self, step: int) -> None: ...
     def say(self, text: str) -> None: ...
-    def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None: ...
+    def training(self, rows: Sequence[Row]) -> None: ...
     def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None: ...
     def profiled(self, operations: list[dict[str, Any]], title: str) -> None: ...
     def finished(self, summary: dict[str, Any], folder: Path) -> None: ...
@@ -63,7 +73,7 @@ class Console(Quiet):
             self._drawn = now
 
     def say(self, text: str) -> None:
-        """One line, above the bar if there is one."""
+        """A line or more, above the bar if there is one."""
         if self._terminal.is_terminal:
             self._terminal.print(text, markup=False)
         else:  # which needs none of rich's care, and none of the half millisecond that it takes
@@ -73,23 +83,20 @@ class Console(Quiet):
                 self._terminal.on_broken_pipe()
         self._keep(text)
 
-    def training(self, step: int, scalars: dict[str, float], seconds_left: float) -> None:
-        """A line of training metrics: the bar's text, or a line of its own."""
-        parts = [
-            f"epoch {scalars['epoch']:.2f}", f"loss {scalars['loss']:.4f}", f"accuracy {scalars['accuracy']:.1%}",
-            f"{scalars['samples_per_second']:,.0f} images/s", f"{duration(seconds_left)} left",
-        ]  # fmt: skip
-        line = "  ".join([f"step {step:,}/{self._total_steps:,}", *parts])
-        if self._progress is not None:
-            room = self._terminal.width - _BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
-            for dropped in _FIRST_DROPPED:
-                if len("  ".join(parts)) > room:
-                    parts = [part for part in parts if dropped not in part]
-            task = self._progress.tasks[0]
-            self._progress.update(task.id, completed=max(step, task.completed), text="  ".join(parts))
-            self._keep(line)
-        else:
-            self.say(line)
+    def training(self, rows: Sequence[Row]) -> None:
+        """A line of each, in one piece; the last one is the bar's text where there is a bar."""
+        lines = "\n".join("  ".join([f"step {row.step:,}/{self._total_steps:,}", *_parts(row)]) for row in rows)
+        if self._progress is None:
+            self.say(lines)
+            return
+        parts = _parts(rows[-1])
+        room = self._terminal.width - _BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
+        for dropped in _FIRST_DROPPED:
+            if len("  ".join(parts)) > room:
+                parts = [part for part in parts if dropped not in part]
+        task = self._progress.tasks[0]
+        self._progress.update(task.id, completed=max(rows[-1].step, task.completed), text="  ".join(parts))
+        self._keep(lines)
 
     def evaluated(self, split: str, step: int, scalars: dict[str, float]) -> None:
         several = f"  with several views {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
@@ -126,6 +133,14 @@ class Console(Quiet):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _parts(row: Row) -> list[str]:
+    scalars = row.scalars
+    return [
+        f"epoch {scalars['epoch']:.2f}", f"loss {scalars['loss']:.4f}", f"accuracy {scalars['accuracy']:.1%}",
+        f"{scalars['samples_per_second']:,.0f} images/s", f"{duration(row.seconds_left)} left",
+    ]  # fmt: skip
 
 
 def by_class(classes: list[dict[str, Any]], title: str, scores: Sequence[str] = ("precision", "recall", "f1")) -> Table:

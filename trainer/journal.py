@@ -10,13 +10,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
 from trainer import config as configs
 from trainer.checkpoint import Progress
-from trainer.console import Quiet
+from trainer.console import Quiet, Row
 from trainer.evaluation import Evaluation
 from trainer.figures import Picture
 from trainer.meter import Meter
@@ -28,16 +28,6 @@ from trainer.trackers.tracker import Tracker
 from trainer.world import World
 
 _SECONDS = 1.0
-
-
-class _Row(NamedTuple):
-    """Of training."""
-
-    step: int
-    scalars: dict[str, float]
-    at: float
-    """seconds since 1970"""
-    seconds_left: float
 
 
 class Journal:
@@ -52,7 +42,7 @@ class Journal:
         self.evaluated_before: set[str] = set()
         """The splits whose evaluation at the step where this session begins has been logged."""
         self._first_step = progress.step
-        self._waiting: list[_Row] = []
+        self._waiting: list[Row] = []
         self._told = -math.inf
 
     def start(self) -> None:
@@ -92,18 +82,24 @@ class Journal:
         lr = self._config.optim.lr * self._parts.schedule.lr_factor(step - 1)
         line = self._progress.last_line = self.position() | values | {"lr": lr}
         left = batches.samples_before(self._parts.durations.total_steps) - batches.samples_before(step)
-        self._waiting.append(_Row(step, line, time.time(), left / values["samples_per_second"] if left else 0.0))
+        self._waiting.append(Row(step, line, time.time(), left / values["samples_per_second"] if left else 0.0))
         if time.monotonic() - self._told >= _SECONDS:
             self.tell()
 
     def tell(self) -> None:
         """Rows that wait wait no longer."""
-        while self._waiting:
-            self._told = time.monotonic()
-            row = self._waiting.pop(0)
-            for tracker in self.trackers:
-                tracker.log("train", row.scalars, row.step, row.at)
-            self._console.training(row.step, row.scalars, row.seconds_left)
+        if not self._waiting:
+            return
+        self._told = time.monotonic()
+        told: list[Row] = []
+        try:
+            while self._waiting:
+                row = self._waiting.pop(0)
+                told.append(row)
+                for tracker in self.trackers:
+                    tracker.log("train", row.scalars, row.step, row.at)
+        finally:
+            self._console.training(told)
 
     def evaluated(self, split: str, found: Evaluation) -> None:
         """A line on an evaluation of a split."""
