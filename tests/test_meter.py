@@ -35,10 +35,11 @@ def test_a_reading_is_the_mean_since_the_last_one() -> None:
 
 def test_a_step_that_was_skipped_and_a_shard_without_weight_do_not_count() -> None:
     found = new()
-    found.add(made(torch.nan, 5, 5, skipped=1.0), 5)
+    found.add(made(torch.nan, 4, 4, skipped=1.0), 4)
     found.add(made(8.0, 2, 4), 4)
     found.add(Outcome([made(0.0, 1, 1, weight=0.0).results[0], made(2.0, 0, 1).results[0]], torch.tensor(0.0)), 1)
     assert found.total() == [10.0, 2.0, 5.0]
+    assert found._outcomes == []
     assert torch.isnan(made(torch.nan, 5, 5, skipped=1.0).loss_sum())
 
 
@@ -51,6 +52,17 @@ def test_many_steps_add_up_whenever_they_are_counted(monkeypatch: pytest.MonkeyP
     loss_sum, correct, samples = found.total()
     assert loss_sum == float((losses.double() * 2**24).round().sum() / 2**24)
     assert (correct, samples) == (sum(step % 3 for step in range(100)), 300)
+
+
+def test_shards_of_one_size_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As virtual ranks that do not divide the batch have them: a dozen operations for each would be dear."""
+    counts: list[int] = []
+    monkeypatch.setattr(meter, "_quantized", lambda losses: counts.append(len(losses)) or losses.double())
+    found = new()
+    for _ in range(4):
+        shards = [made(1.0, 1, samples).results[0] for samples in (3, 2, 3, 2)]
+        found.add(Outcome(shards, torch.tensor(0.0)), 10)
+    assert found.total() == [16.0, 16.0, 40.0] and counts == [8, 8]
 
 
 def test_nothing_is_kept_of_a_slow_step(monkeypatch: pytest.MonkeyPatch) -> None:

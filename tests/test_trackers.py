@@ -13,7 +13,7 @@ from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer import config as configs
-from trainer import main, trackers, wandb_mode
+from trainer import evaluation, main, trackers, wandb_mode
 from trainer.checkpoint import Progress
 from trainer.console import Quiet
 from trainer.errors import UserError
@@ -148,15 +148,15 @@ class Now:
 
 
 class Journals:
-    """A journal that tells one tracker, and a meter whose readings are what they are."""
+    """A journal that tells these trackers, and a meter whose readings are what they are."""
 
-    def __init__(self, told: trackers.Tracker) -> None:
+    def __init__(self, *told: trackers.Tracker) -> None:
         batches = SimpleNamespace(samples_before=lambda step: step)
         durations = SimpleNamespace(total_steps=100, steps_per_epoch=10)
         schedule = SimpleNamespace(lr_factor=lambda step: 1.0)
         parts: Any = SimpleNamespace(batches=batches, durations=durations, schedule=schedule)
         self.journal = Journal(config(), parts, Progress(), Quiet())
-        self.journal.trackers = [told]
+        self.journal.trackers = [*told]
 
     def training(self, step: int) -> None:
         meter: Any = SimpleNamespace(read=lambda: {"loss": 1.0, "samples_per_second": 10.0})
@@ -215,20 +215,34 @@ def test_whatever_is_told_comes_after_the_rows_before_it() -> None:
     of.journal._console = console = Quiet()
     console.training = lambda rows: shown.extend(f"step {row.step}" for row in rows)  # type: ignore[method-assign, misc]
     console.profiled = lambda _, title: shown.append(title)  # type: ignore[method-assign]
+    console.say = shown.append  # type: ignore[method-assign]
     of.training(3)
     of.journal.profiled([], "profile")
-    assert shown == ["step 3", "profile"]
+    of.training(4)
+    of.journal.warn("warning")
+    assert shown == ["step 3", "profile", "step 4", "warning"]
 
 
-def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
+def test_what_is_told_at_once_does_not_wait() -> None:
+    at_once, later = Told(), Told()
+    at_once.is_told_at_once = True
+    of = Journals(at_once, later)
+    for step in (1, 2, 3):
+        of.training(step)
+    assert at_once.all == [1, 2, 3] and later.all == [1]
+    of.journal.saves()
+    assert at_once.all == later.all == [1, 2, 3]
+
+
+def test_a_row_that_a_tracker_fails_on_is_told_to_all_others() -> None:
     class Failing(Told):
         def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
             if step == 2:
                 raise OSError("no")
             super().log(split, scalars, step, at)
 
-    told = Failing()
-    of = Journals(told)
+    failing, other = Failing(), Told()
+    of = Journals(failing, other)
     shown: list[int] = []
     of.journal._console = console = Quiet()
     console.training = lambda rows: shown.extend(row.step for row in rows)  # type: ignore[method-assign]
@@ -236,9 +250,9 @@ def test_a_row_that_a_tracker_fails_on_takes_no_other_along() -> None:
         of.training(step)
     with pytest.raises(OSError, match="no"):
         of.journal.saves()
-    assert told.all == [1] and shown == [1, 2]
+    assert failing.all == [1] and other.all == shown == [1, 2, 3]
     of.journal.close(failed=True)
-    assert told.all == [1, 3, "close"] and shown == [1, 2, 3]
+    assert failing.all == [1, "close"] and other.all == [1, 2, 3, "close"]
 
 
 def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +268,34 @@ def test_a_checkpoint_comes_after_the_rows_before_it(monkeypatch: pytest.MonkeyP
         elif isinstance(each, int):
             steps.append(each)
     assert flushed[0][:3] == [1, 2, 3]
+
+
+def test_an_evaluation_does_not_keep_rows_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, before = Told(), []
+    evaluate = evaluation.evaluate
+    monkeypatch.setattr("trainer.journal._SECONDS", 1e9)
+    monkeypatch.setattr(trackers, "build", lambda *_: [told])
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given: before.append([*told.all]) or evaluate(*given))
+    assert main.main([*SMALL, "train.max_steps=3", "log.every_steps=1"]) == 0
+    assert before == [[1, 2, 3]]
+
+
+def test_a_tracker_that_cannot_close_leaves_no_profile_unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*_: object) -> None:
+        raise ArithmeticError("of the run")
+
+    class Failing(Told):
+        def close(self, failed: bool = False) -> None:
+            super().close(failed)
+            raise RuntimeError("of W&B's own")
+
+    told = Failing()
+    monkeypatch.setattr(trackers, "build", lambda *_: [told])
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="of W&B's own"):
+        main.main([*SMALL, "train.max_steps=50", "train.profile=20-40", "eval.every_epochs=1", "run.name=x"])
+    assert told.all[-2:] == ["x: failed", "close"]
+    assert list(Path("runs/x/profile").glob("rank-0.*"))
 
 
 def test_a_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:

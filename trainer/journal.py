@@ -1,13 +1,13 @@
 """What has happened in, a row for the trackers and a line for the person at the console out.
 
-Of training they are told once a second at most, of the rows since then at once: a network of milliseconds has a row
-every few of them, and what tells it finds the caches full of something else each time. Before anything else is told,
-and before a checkpoint, no row waits.
+A row of training is in metrics.jsonl at once. All others are told once a second at most, of the rows since then
+together: a small network has a row every few milliseconds, and what tells it finds the caches full of something else
+each time. Before anything else is told here, and before a checkpoint, no row waits.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,24 +82,25 @@ class Journal:
         lr = self._config.optim.lr * self._parts.schedule.lr_factor(step - 1)
         line = self._progress.last_line = self.position() | values | {"lr": lr}
         left = batches.samples_before(self._parts.durations.total_steps) - batches.samples_before(step)
-        self._waiting.append(Row(step, line, time.time(), left / values["samples_per_second"] if left else 0.0))
+        row = Row(step, line, time.time(), left / values["samples_per_second"] if left else 0.0)
+        for tracker in self.trackers:
+            if tracker.is_told_at_once:
+                tracker.log("train", line, step, row.at)
+        self._waiting.append(row)
         if time.monotonic() - self._told >= _SECONDS:
             self.tell()
 
     def tell(self) -> None:
-        """Rows that wait wait no longer."""
-        if not self._waiting:
+        """Rows that wait wait no longer; each is told, whatever another one raises."""
+        rows, self._waiting = self._waiting, []
+        if not rows:
             return
         self._told = time.monotonic()
-        told: list[Row] = []
-        try:
-            while self._waiting:
-                row = self._waiting.pop(0)
-                told.append(row)
-                for tracker in self.trackers:
-                    tracker.log("train", row.scalars, row.step, row.at)
-        finally:
-            self._console.training(told)
+        with ExitStack() as telling:  # the last one is told first
+            telling.callback(self._console.training, rows)
+            for tracker in reversed(self.trackers):
+                if not tracker.is_told_at_once:
+                    telling.callback(_log, tracker, rows)
 
     def evaluated(self, split: str, found: Evaluation) -> None:
         """A line on an evaluation of a split."""
@@ -165,6 +166,11 @@ class Journal:
             for tracker in reversed(self.trackers):
                 closing.callback(tracker.close, failed)
             self.tell()
+
+
+def _log(tracker: Tracker, rows: Sequence[Row]) -> None:
+    for row in rows:
+        tracker.log("train", row.scalars, row.step, row.at)
 
 
 def _weights(module: nn.Module) -> str:

@@ -140,10 +140,12 @@ class Trainer:
             return self.run()
         except BaseException as error:
             lost = self.watch.lost(error)
-            if self.world.is_first or (lost.startswith("rank 0") and not self._has_told_failure()):
-                self._record_failure(lost or f"{type(error).__name__}: {error}")
-            with contextlib.suppress(FolderError):  # told when it happened
-                self.close(failed=True)
+            try:
+                if self.world.is_first or (lost.startswith("rank 0") and not self._has_told_failure()):
+                    self._record_failure(lost or f"{type(error).__name__}: {error}")
+            finally:
+                with contextlib.suppress(FolderError):  # told when it happened
+                    self.close(failed=True)
             if lost:
                 raise PeerError(f"{lost}; the same command goes on from the last checkpoint") from error
             raise
@@ -357,8 +359,10 @@ class Trainer:
             self.folder.status("failed", self.progress.step, reason)
         except OSError as error:
             self.console.say(f"status.json could not be written ({error.strerror})")
-        self.journal.alert("failed", reason)
-        self.reporter.fails()
+        try:
+            self.journal.alert("failed", reason)
+        finally:
+            self.reporter.fails()
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down, whatever one of them raises."""

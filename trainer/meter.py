@@ -96,7 +96,8 @@ class Meter:
         self._counted = time.perf_counter()
         counting = [(each, outcome.skipped) for outcome in self._outcomes for each in outcome.results if each.weight]
         self._outcomes.clear()
-        for size, some in itertools.groupby(counting, lambda pair: len(pair[0].labels)):
+        counting.sort(key=_size)  # the sums are exact: in any order the same
+        for size, some in itertools.groupby(counting, _size):
             results, skipped = zip(*some, strict=True)
             keeps = torch.stack(skipped) == 0
             losses = _quantized(torch.stack([result.loss_sum for result in results]))
@@ -150,6 +151,10 @@ class Meter:
         began = time.perf_counter()
         yield
         self._since += time.perf_counter() - began
+
+
+def _size(counting: tuple[ShardResult, Tensor]) -> int:
+    return len(counting[0].labels)
 
 
 def _quantized(losses: Tensor) -> Tensor:

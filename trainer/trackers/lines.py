@@ -70,7 +70,9 @@ class JsonLines(Lines):
 
 
 class Metrics(Tracker):
-    """metrics.jsonl."""
+    """metrics.jsonl, which tells whoever asks where a run is, or was."""
+
+    is_told_at_once = True
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self._lines = JsonLines(path, say)

@@ -11,6 +11,9 @@ from trainer.showing import Showing
 
 
 class Tracker:
+    is_told_at_once = False
+    """of each row; else of some together, when a second has passed"""
+
     def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
         """One row: split is train, validation or test; step is the number of optimizer steps taken; at: when that was,
         seconds since 1970, by default now."""
