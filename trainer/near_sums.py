@@ -6,15 +6,13 @@ then all read.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
-from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.futures import Future
+from torch import Tensor, nn
 
 from trainer import shards
-from trainer.buckets import Bucket
+from trainer.buckets import Bucket, as_laid_out, in_buckets
 from trainer.neighbors import Neighbors, rounded
 from trainer.stopwatch import Stopwatch
 
@@ -29,13 +27,13 @@ class NearSums:
         self._laid: list[tuple[Tensor, int, int]] = []
         self._end = 0
 
-    def lay(self, parts: Sequence[Tensor], total: Tensor, num_shards: int | None = None, factor: float = 1.0) -> None:
-        """What this rank has of a sum, times a factor: as many [N] as shards.py leaves it of so many shards, one a rank
-        unless that is said. total: [N], where the sum goes; it may be one of the parts. On all ranks in one order."""
+    def lay(self, parts: Sequence[Tensor], total: Tensor, num_shards: int | None = None) -> None:
+        """What this rank has of a sum: as many [N] as shards.py leaves it of so many shards, one a rank unless that is
+        said. total: [N], where the sum goes; it may be one of the parts. On all ranks in one order."""
         near, start = self._neighbors, self._end
         assert len(parts) <= self._most_parts, f"{len(parts)} parts of a sum, where {self._most_parts} have a place"
         for index, part in enumerate(parts):
-            torch.mul(part, factor, out=self._place(total, start, near.rank, index))
+            self._place(total, start, near.rank, index).copy_(part)
         self._laid.append((total, start, num_shards or near.size))
         self._end += self._most_parts * rounded(total.nbytes)
 
@@ -104,23 +102,37 @@ class NearExchange:
         self._sums.add()
 
 
-def mean_of_gradients(sums: NearSums, world_size: int) -> Callable[..., Future[Tensor]]:
-    """For DistributedDataParallel.register_comm_hook."""
-    waiting: list[tuple[Future[Tensor], Tensor]] = []
+class NearGradients:
+    """Gradients of neighbors, of one shard of the global batch each, in; their sums out. DDP would do the same through
+    messages, and imports PyTorch's compiler first, for seconds."""
 
-    def exchange(_: None, bucket: GradBucket) -> Future[Tensor]:
-        future: Future[Tensor] = Future()
-        gradients = bucket.buffer()
-        waiting.append((future, gradients))
-        sums.lay([gradients], gradients, factor=1 / world_size)
-        if bucket.is_last():  # one meeting a step: a rank that waits has its core to itself
-            sums.add()
-            for done, mean in waiting:
-                done.set_result(mean)
-            waiting.clear()
-        return future
+    def __init__(self, sums: NearSums, parameters: Iterable[nn.Parameter]) -> None:
+        self._sums = sums
+        self._buckets: list[tuple[Tensor, list[nn.Parameter], list[Tensor]]] = []
+        for bucket in in_buckets(parameter for parameter in parameters if parameter.requires_grad):
+            flat = bucket.take()
+            views = [as_laid_out(flat[place : place + of.numel()], of) for of, place in bucket.places]
+            self._buckets.append((flat, [parameter for parameter, _ in bucket.places], views))
 
-    return exchange
+    @torch.no_grad()
+    def add(self, moves: Tensor | None) -> None:
+        """Leaves the sums over all ranks in the parameters' gradients, and in moves: float32 [N], of the buffers.
+
+        A parameter that took no part in the backward pass has a gradient of zero. One meeting: a rank that waits has
+        its core to itself.
+        """
+        for flat, parameters, views in self._buckets:
+            gradients = [parameter.grad for parameter in parameters]
+            torch._foreach_copy_(
+                views, [torch.zeros_like(v) if g is None else g for g, v in zip(gradients, views, strict=True)]
+            )
+            self._sums.lay([flat], flat)
+        if moves is not None:
+            self._sums.lay([moves], moves)
+        self._sums.add()
+        for _, parameters, views in self._buckets:
+            for parameter, view in zip(parameters, views, strict=True):
+                parameter.grad = view
 
 
 def parts_of(most_shards: int) -> int:

@@ -31,7 +31,7 @@ from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation, Predictions
 from trainer.group_exchange import GroupExchange
-from trainer.near_sums import NearExchange, NearSums
+from trainer.near_sums import NearExchange, NearGradients, NearSums
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
@@ -157,11 +157,13 @@ def _prepare(
     augmentation: Augment,
     watch: Unwatched,
 ) -> tuple[Step, AcceleratedOptimizer]:
-    """Accelerate's part: precision, and DDP unless the shards are added up in an order of our own."""
-    accelerator, reduction = world.accelerator, None
+    """Accelerate's part: precision, and DDP unless the gradients are added up by us."""
+    accelerator, reduction, gradients = world.accelerator, None, None
     if config.train.compile:
         module.compile()
-    if config.train.virtual_ranks is None:
+    communication = stopwatch.build(world.device)
+    sums = _near_sums(config, world, module, communication)
+    if config.train.virtual_ranks is None and sums is None:
         with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
@@ -172,14 +174,12 @@ def _prepare(
         prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
         world.same_everywhere(module)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
-    communication = stopwatch.build(world.device)
-    sums = _near_sums(config, world, module, buffers, communication)
     if config.train.virtual_ranks is not None:
         group = (world.rank, world.size, world.device, communication)
         exchange = GroupExchange(*group) if sums is None else NearExchange(sums)
         reduction = OrderedReduction(module.parameters(), buffers, exchange)
     elif sums is not None:
-        model.register_comm_hook(None, near_sums.mean_of_gradients(sums, world.size))
+        gradients = NearGradients(sums, module.parameters())
     step = Step(
         accelerator,
         model,
@@ -192,17 +192,15 @@ def _prepare(
         communication,
         config.train.clip_grad_norm,
         reduction,
-        sums,
+        gradients,
     )
     return step, prepared
 
 
-def _near_sums(
-    config: RunConfig, world: World, module: nn.Module, buffers: Buffers, communication: Stopwatch
-) -> NearSums | None:
+def _near_sums(config: RunConfig, world: World, module: nn.Module, communication: Stopwatch) -> NearSums | None:
     """What takes the sums of a step, where all ranks can share memory."""
     most_parts = 1 if config.train.virtual_ranks is None else near_sums.parts_of(config.train.virtual_ranks)
-    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), buffers.floats]
+    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), *module.buffers()]
     neighbors = world.share(near_sums.place_bytes(tensors, most_parts))
     return None if neighbors is None else NearSums(neighbors, communication, most_parts)
 

@@ -20,7 +20,7 @@ from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
-from trainer.near_sums import NearSums
+from trainer.near_sums import NearGradients
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
@@ -63,10 +63,11 @@ class Step:
         communication: Stopwatch,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
-        near_sums: NearSums | None = None,
+        near: NearGradients | None = None,
     ) -> None:
         """communication: runs while the other ranks' gradients and moves are waited for; reduction: of virtual ranks;
-        near_sums: what DDP takes the mean of gradients by, where that is not the ranks' group."""
+        near: of plain ranks that share memory; without either of them the model is DDP's where there are several
+        ranks."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -81,8 +82,8 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
-        self._near_sums = near_sums
-        self._waits_for_group = self._world_size > 1 and reduction is None and near_sums is None
+        self._near = near
+        self._waits_for_group = self._world_size > 1 and reduction is None and near is None
         if self._waits_for_group:
             self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
@@ -114,8 +115,7 @@ class Step:
         self._buffers.begin()
         if self._reduction is None:
             (shard,) = shards
-            results = [self._one(shard, step, epoch, global_size)]
-            self._average_moves(shard.weight, num_shards)
+            results = [self._one(shard, step, epoch, global_size, num_shards)]
         else:
             results = self._some(self._reduction, shards, step, epoch, global_size, num_shards)
         if num_shards < self._world_size and self._buffers.counters.numel():
@@ -134,15 +134,24 @@ class Step:
         for parameter in self._parameters:
             parameter.grad = None
 
-    def _one(self, shard: Shard, step: int, epoch: int, global_size: int) -> ShardResult:
-        """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
-        is the gradient of the mean loss of the global batch, however unevenly the batch is cut."""
+    def _one(self, shard: Shard, step: int, epoch: int, global_size: int, num_shards: int) -> ShardResult:
+        """The gradient of the mean loss of the global batch, however unevenly the batch is cut: neighbors add up those
+        of their loss sums / global_size; DDP takes the mean of them, times world size."""
         if not shard.weight:  # what an idle rank runs must not enter the statistics
             self._set_norms(training=False)
         loss_sum, logits = self._forward(shard, step, epoch)
-        self._backward(loss_sum, self._world_size / global_size)
-        if self._waits_for_group:
+        self._backward(loss_sum, (self._world_size if self._waits_for_group else 1) / global_size)
+        moves = self._moves(shard.weight)
+        if self._near is not None:
+            self._near.add(moves)
+        elif self._waits_for_group:
             self.communication.end()
+            if moves is not None:
+                self.communication.begin()
+                torch.distributed.all_reduce(moves)
+                self.communication.end()
+        if moves is not None:
+            self._buffers.move(moves, num_shards)
         if not shard.weight:
             self._set_norms(training=True)
         return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
@@ -209,21 +218,15 @@ class Step:
         else:
             self._accelerator.backward(loss_sum * factor)
 
-    def _average_moves(self, weight: float, active: int) -> None:
-        """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""
+    def _moves(self, weight: float) -> Tensor | None:
+        """The buffers' moves, if the other ranks have some too: their mean on the ranks that had samples becomes the
+        move of all."""
         if self._world_size == 1 or not self._buffers.floats.numel():
-            return
+            return None
         moves = torch.empty_like(self._buffers.floats)
         self._buffers.moves(out=moves)
         moves *= weight
-        if self._near_sums is not None:
-            self._near_sums.lay([moves], moves)
-            self._near_sums.add()
-        else:
-            self.communication.begin()
-            torch.distributed.all_reduce(moves)
-            self.communication.end()
-        self._buffers.move(moves, active)
+        return moves
 
     def _look_at_gradient(self, results: Sequence[ShardResult], is_looked_at: bool) -> tuple[Tensor, Tensor | None]:
         """Whether it, or a loss, has a part that is not finite: float32 [], 0 or 1; and its norm, float [], if that is
