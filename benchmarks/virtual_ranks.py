@@ -1,4 +1,4 @@
-"""What the same bits on any number of ranks cost: virtual ranks against plain DDP and against one process.
+"""What the same bits on any number of ranks cost: virtual ranks against plain ranks and against one process.
 
     python benchmarks/virtual_ranks.py [--models lenet,tudui,resnet18] [--rounds 3] [--output benchmarks/results]
 

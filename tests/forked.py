@@ -53,8 +53,12 @@ def run_rank(env: dict[str, str], log: str, argv: list[str], plant: str) -> None
 
 
 def without_neighbors() -> None:
-    """The ranks of a machine as if each were on one of its own."""
     tiny_network()
+    apart()
+
+
+def apart() -> None:
+    """The ranks of a machine as if each were on one of its own: they go by DDP, and by messages."""
     neighbors._machine = lambda: f"machine {os.environ['RANK']}"  # type: ignore[assignment]
 
 
@@ -215,6 +219,7 @@ def side_by_side() -> None:
 
 
 PLANTS = {
+    "apart": apart,
     "without_neighbors": without_neighbors,
     "side_by_side": side_by_side,
     "slow_result": slow_result,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trainer.data import Images
 from trainer.errors import DataError
 from trainer.sampler import GlobalBatches
 from trainer.settings import Data, RunConfig, Train
+from trainer.shards import Cutting
 from trainer.step import Shard
 from trainer.world import World
 
@@ -33,9 +35,11 @@ def shards(
     rank: int, size: int, first_step: int = 0, end_step: int = 14, workers: int = 0, virtual_ranks: int | None = None
 ) -> list[list[Shard]]:
     batches = GlobalBatches(len(PART), 16, seed=2)
-    config = RunConfig(data=Data(workers=workers), train=Train(virtual_ranks=virtual_ranks))
+    config = RunConfig(data=Data(workers=workers))
+    cutting = Cutting(virtual_ranks or size, may_be_empty=virtual_ranks is None)  # as for DDP, if they are not virtual
     augment = Augment(config.data, Normalization((0.0,) * 3, (1.0,) * 3), 0, torch.device("cpu"), PART.images.shape[1:])
-    return list(blocks.train_loader(PART, batches, augment, config, Place(rank, size), first_step, end_step))  # type: ignore[arg-type]
+    place: Any = Place(rank, size)
+    return list(blocks.train_loader(PART, batches, augment, cutting, config, place, first_step, end_step))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16])

@@ -20,6 +20,7 @@ from trainer.bad_steps import Skipped
 from trainer.evaluation import ClassScore, Evaluation
 from trainer.meter import Meter
 from trainer.settings import RunConfig
+from trainer.step import Shard
 from trainer.watch import Unwatched
 from trainer.world import World
 
@@ -55,6 +56,12 @@ def built(*settings: str) -> tuple[RunConfig, World, parts.Parts]:
     return config, world, made
 
 
+def train_loader(config: RunConfig, world: World, made: parts.Parts, steps: int) -> Iterator[list[Shard]]:
+    return blocks.train_loader(
+        made.splits.train, made.batches, made.augment, made.cutting, config, world, first_step=0, end_step=steps
+    )
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -68,7 +75,7 @@ def built(*settings: str) -> tuple[RunConfig, World, parts.Parts]:
 def test_no_step_waits_for_the_gpu(images: None, gpu: NamedGpu, settings: list[str]) -> None:
     config, world, made = built(*settings)
     meter, skipped = Meter([0.0] * 3, world.sum, GPU), Skipped(GPU)
-    loader = blocks.train_loader(made.splits.train, made.batches, made.augment, config, world, 0, NUM_STEPS)
+    loader = train_loader(config, world, made, NUM_STEPS)
     gpu.waits.clear()
     for step, batch in enumerate(loader):
         optim.set_lr(made.optimizer, config.optim, 0.5)
@@ -140,7 +147,7 @@ def test_fp16_with_a_gradient_that_is_finite_or_not(images: None, gpu: NamedGpu,
     """What is read is both the loss scale and whether there was an overflow: none, at a scale of 1, and above."""
     config, world, made = built("model.name=lenet", "train.precision=fp16")
     gpu.value = value
-    (shard,) = next(iter(blocks.train_loader(made.splits.train, made.batches, made.augment, config, world, 0, 1)))
+    (shard,) = next(train_loader(config, world, made, 1))
     outcome = made.step([shard], 0, 0, made.batches.size(0), 1, True)
     assert outcome.skipped.is_cuda and outcome.grad_norm is not None and outcome.grad_norm.is_cuda
 

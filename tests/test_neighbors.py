@@ -14,10 +14,10 @@ import forked
 import pytest
 import torch
 from conftest import SMALL, Ranks
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import neighbors, shards, world
-from trainer.near_sums import NearGradients, NearSums, place_bytes
+from trainer.near_sums import NearSums, place_bytes
 from trainer.settings import Train
 from trainer.stopwatch import Stopwatch
 from trainer.world import World
@@ -76,50 +76,6 @@ def adds(env: dict[str, str], log: str, turns: int) -> None:
 def test_all_have_the_sum_along_the_tree(ranks: Ranks, size: int) -> None:
     assert ranks.end(ranks.call(size, adds, 600)) == [0] * size, ranks.log.read_text()
     assert [Path(f"wrong-{rank}").read_text() for rank in range(size)] == ["0"] * size
-
-
-def weights() -> list[nn.Parameter]:
-    """Of several layouts and types; a parameter's numbers do not matter here."""
-    image = torch.zeros(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    made = [image, torch.zeros(5), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 1)]
-    return [nn.Parameter(each, requires_grad=each.numel() != 5) for each in made]
-
-
-def gradients(rank: int, turn: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1000 * turn + rank)
-    return [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in weights()]
-
-
-def adds_gradients(env: dict[str, str], log: str) -> None:
-    """Some of them not made on a rank, some in another layout than their parameter's; then what is wrong, by turn."""
-    forked.become_rank(env, log)
-    with World(Train(device="cpu")) as world:
-        parameters = weights()
-        near = world.share(place_bytes([*parameters, torch.zeros(6)], 1))
-        assert near is not None
-        added = NearGradients(NearSums(near, Stopwatch()), parameters)
-        wrong = []
-        for turn in range(20):
-            every = [gradients(rank, turn) for rank in range(world.size)]
-            every[0][2].zero_()  # a parameter that took no part in rank 0's backward pass
-            for index, parameter in enumerate(parameters):
-                is_there = parameter.requires_grad and not (world.rank == 0 and index == 2)
-                parameter.grad = every[world.rank][index].clone() if is_there else None
-            moves = torch.full((6,), float(world.rank + turn)) if turn % 2 else None
-            added.add(moves)
-            expected = [in_order(list(of)) for of in zip(*every, strict=True)]
-            for index, parameter in enumerate(parameters):
-                right = parameter.grad is None if index == 1 else torch.equal(parameter.grad, expected[index])  # type: ignore[arg-type]
-                wrong += [] if right else [f"turn {turn}, parameter {index}"]
-            total = sum(rank + turn for rank in range(world.size))
-            wrong += [] if moves is None or moves.tolist() == [total] * 6 else [f"turn {turn}, moves {moves}"]
-        Path(f"wrong-{world.rank}").write_text(str(wrong))
-
-
-@needs_neighbors
-def test_gradients_are_added_up_whatever_their_layout(ranks: Ranks) -> None:
-    assert ranks.end(ranks.call(3, adds_gradients)) == [0] * 3, ranks.log.read_text()
-    assert [Path(f"wrong-{rank}").read_text() for rank in range(3)] == ["[]"] * 3
 
 
 def waits(env: dict[str, str], log: str) -> None:

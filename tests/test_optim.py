@@ -156,7 +156,8 @@ def test_a_training_does_not_import_the_compiler(launch: Callable[..., Done], tm
     if size > 1 and not neighbors._machine():
         pytest.skip("needs Linux on x86-64: elsewhere DDP imports it")
     program = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom trainer import main\n"
-    program += f"code = main.main({[*SMALL, 'train.max_steps=2', 'run.root=runs']!r})\n"
+    settings = [*SMALL, "train.max_steps=2", "train.clip_grad_norm=1", "run.root=runs"]
+    program += f"code = main.main({settings!r})\n"
     program += "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules or code)"
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable] if size == 1 else torchrun(size)

@@ -1,5 +1,8 @@
 """The sum over shards in one process; that ranks change nothing is in test_virtual_ranks.py."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -13,17 +16,30 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
+        self.image = nn.Conv2d(2, 6, (1, 3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.used, self.norm = nn.Linear(6, 4), nn.BatchNorm1d(4)
         self.unused, self.frozen = nn.Linear(6, 4), nn.Linear(4, 4)
         self.frozen.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.norm(self.frozen(self.used(x)))
+        found: Tensor = self.norm(self.frozen(self.used(self.image(x.view(-1, 2, 1, 3)).flatten(1))))
         return found
 
 
-def alone_with(net: Network, buffers: Buffers) -> OrderedReduction:
-    return OrderedReduction(net.parameters(), buffers, GroupExchange(0, 1, torch.device("cpu"), Stopwatch()))
+Alone = Callable[[Network, Buffers], OrderedReduction]
+
+
+@pytest.fixture(params=[True, False], ids=["early", "late"])
+def alone_with(request: pytest.FixtureRequest) -> Alone:
+    """Early: by what autograd calls for each gradient, as where buckets are sent."""
+
+    def build(net: Network, buffers: Buffers) -> OrderedReduction:
+        exchange = GroupExchange(0, 1, torch.device("cpu"), Stopwatch())
+        assert not exchange.is_early
+        exchange.is_early = request.param
+        return OrderedReduction(net.parameters(), buffers, exchange)
+
+    return build
 
 
 def gradients(reduction: OrderedReduction, net: Network, buffers: Buffers, shards: list[Tensor]) -> dict[str, Tensor]:
@@ -36,12 +52,14 @@ def gradients(reduction: OrderedReduction, net: Network, buffers: Buffers, shard
         loss.backward()
         reduction.end_shard()
     reduction.finish()
+    for parameter in net.parameters():  # a fused update goes through both as they lie in memory
+        assert parameter.grad is None or parameter.grad.stride() == parameter.stride()
     found = {name: parameter.grad.clone() for name, parameter in net.named_parameters() if parameter.grad is not None}
     net.zero_grad()
     return found
 
 
-def test_it_is_the_sum_along_the_tree() -> None:
+def test_it_is_the_sum_along_the_tree(alone_with: Alone) -> None:
     net = Network()
     buffers = Buffers(net)
     shards = list(torch.randn(3, 5, 6))
@@ -57,7 +75,7 @@ def test_it_is_the_sum_along_the_tree() -> None:
     assert not found["unused.weight"].any() and "frozen.weight" not in found
 
 
-def test_the_next_step_begins_anew() -> None:
+def test_the_next_step_begins_anew(alone_with: Alone) -> None:
     net = Network()
     buffers = Buffers(net)
     reduction = alone_with(net, buffers)
@@ -68,7 +86,7 @@ def test_the_next_step_begins_anew() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_memory_does_not_grow_with_the_shards() -> None:
+def test_memory_does_not_grow_with_the_shards(alone_with: Alone) -> None:
     net = Network()
     buffers = Buffers(net)
     reduction = alone_with(net, buffers)

@@ -20,6 +20,7 @@ from trainer.augment import Augment
 from trainer.data import Images
 from trainer.sampler import GlobalBatches
 from trainer.settings import RunConfig
+from trainer.shards import Cutting
 from trainer.step import Samples, Shard
 from trainer.world import World
 
@@ -92,12 +93,12 @@ class _RankBlocks(Sampler[_Block]):
         part: Images,
         batches: GlobalBatches,
         mixes: bool,
-        config: RunConfig,
+        cutting: Cutting,
         world: World,
         first_step: int,
         end_step: int,
     ) -> None:
-        self._batches, self._virtual_ranks = batches, config.train.virtual_ranks
+        self._batches, self._cutting = batches, cutting
         self._mixes = mixes
         self._rank, self._world_size = world.rank, world.size
         self._first_step, self._end_step = first_step, end_step
@@ -139,8 +140,7 @@ class _RankBlocks(Sampler[_Block]):
 
     def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
         """Numbers of this rank's shards of a global batch, and where each begins and ends there."""
-        # Plainly each rank has one shard, and an empty one too: DDP waits for all. Virtual ranks have none empty.
-        number = min(num_samples, self._virtual_ranks) if self._virtual_ranks else self._world_size
+        number = self._cutting.number(num_samples)
         places = shards.cut(num_samples, number)
         first, end = shards.cut(number, self._world_size)[self._rank]
         return [(shard, *places[shard]) for shard in range(first, end)]
@@ -150,6 +150,7 @@ def train_loader(
     part: Images,
     batches: GlobalBatches,
     augment: Augment,
+    cutting: Cutting,
     config: RunConfig,
     world: World,
     first_step: int,
@@ -161,7 +162,7 @@ def train_loader(
     """
     loader = DataLoader(
         _Blocks(part),
-        batch_sampler=_RankBlocks(part, batches, augment.mixes, config, world, first_step, end_step),  # type: ignore[arg-type]
+        batch_sampler=_RankBlocks(part, batches, augment.mixes, cutting, world, first_step, end_step),  # type: ignore[arg-type]
         collate_fn=_whole,  # type: ignore[arg-type]
         num_workers=config.data.workers,
         worker_init_fn=stop.ignore_in_worker,

@@ -24,9 +24,17 @@ class Bucket:
     stack: list[tuple[shards.Block, Tensor]] = field(default_factory=list)
     total: Tensor | None = None
     spare: list[Tensor] = field(default_factory=list)
+    _views: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
 
     def take(self) -> Tensor:
         return self.spare.pop() if self.spare else self.like.new_empty(self.length)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter's part of one of its vectors, laid out as the parameter is."""
+        if id(flat) not in self._views:  # they are few, and used again at each step
+            parts = [(flat[place : place + parameter.numel()], parameter) for parameter, place in self.places]
+            self._views[id(flat)] = flat, [as_laid_out(part, parameter) for part, parameter in parts]
+        return self._views[id(flat)][1]
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         self.spare.append(right)

@@ -25,6 +25,8 @@ class GroupExchange:
     def __init__(self, rank: int, world_size: int, device: torch.device, communication: Stopwatch) -> None:
         """communication: runs while the other ranks' sums are waited for."""
         self._rank, self._world_size, self._communication = rank, world_size, communication
+        self.is_early = world_size > 1
+        """whether it is of use that a bucket is sent before the backward pass is over"""
         self._received = torch.empty(0)
         self._sending: list[Future[None]] = []
         on_gpu = world_size > 1 and device.type == "cuda"

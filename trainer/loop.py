@@ -185,7 +185,14 @@ class Trainer:
         self.journal.start()
         self.meter.start()
         batches = blocks.train_loader(
-            self.parts.splits.train, self.parts.batches, self.parts.augment, config, self.world, first_step, total_steps
+            self.parts.splits.train,
+            self.parts.batches,
+            self.parts.augment,
+            self.parts.cutting,
+            config,
+            self.world,
+            first_step,
+            total_steps,
         )
         began = self._wait_begins()
         for batch in batches:

@@ -9,10 +9,10 @@ import functools
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import shards
-from trainer.buckets import Bucket, as_laid_out, in_buckets
+from trainer.buckets import Bucket
 from trainer.neighbors import Neighbors, rounded
 from trainer.stopwatch import Stopwatch
 
@@ -87,6 +87,8 @@ class NearSums:
 class NearExchange:
     """group_exchange.py's GroupExchange among neighbors: the partial sums of buckets in, the totals out."""
 
+    is_early = False
+
     def __init__(self, sums: NearSums) -> None:
         self._sums = sums
 
@@ -100,39 +102,6 @@ class NearExchange:
 
     def wait(self) -> None:
         self._sums.add()
-
-
-class NearGradients:
-    """Gradients of neighbors, of one shard of the global batch each, in; their sums out. DDP would do the same through
-    messages, and imports PyTorch's compiler first, for seconds."""
-
-    def __init__(self, sums: NearSums, parameters: Iterable[nn.Parameter]) -> None:
-        self._sums = sums
-        self._buckets: list[tuple[Tensor, list[nn.Parameter], list[Tensor]]] = []
-        for bucket in in_buckets(parameter for parameter in parameters if parameter.requires_grad):
-            flat = bucket.take()
-            views = [as_laid_out(flat[place : place + of.numel()], of) for of, place in bucket.places]
-            self._buckets.append((flat, [parameter for parameter, _ in bucket.places], views))
-
-    @torch.no_grad()
-    def add(self, moves: Tensor | None) -> None:
-        """Leaves the sums over all ranks in the parameters' gradients, and in moves: float32 [N], of the buffers.
-
-        A parameter that took no part in the backward pass has a gradient of zero. One meeting: a rank that waits has
-        its core to itself.
-        """
-        for flat, parameters, views in self._buckets:
-            gradients = [parameter.grad for parameter in parameters]
-            torch._foreach_copy_(
-                views, [torch.zeros_like(v) if g is None else g for g, v in zip(gradients, views, strict=True)]
-            )
-            self._sums.lay([flat], flat)
-        if moves is not None:
-            self._sums.lay([moves], moves)
-        self._sums.add()
-        for _, parameters, views in self._buckets:
-            for parameter, view in zip(parameters, views, strict=True):
-                parameter.grad = view
 
 
 def parts_of(most_shards: int) -> int:

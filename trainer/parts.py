@@ -31,11 +31,12 @@ from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation, Predictions
 from trainer.group_exchange import GroupExchange
-from trainer.near_sums import NearExchange, NearGradients, NearSums
+from trainer.near_sums import NearExchange, NearSums
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
 from trainer.settings import Model, RunConfig
+from trainer.shards import Cutting
 from trainer.step import Step
 from trainer.stopwatch import Stopwatch
 from trainer.trained import About
@@ -59,12 +60,11 @@ class Parts:
     """the network itself, as evaluation and checkpoints use it"""
     optimizer: AcceleratedOptimizer
     step: Step
-    most_shards: int
-    """shards of a global batch that has enough samples for all"""
+    cutting: Cutting
 
     def num_shards(self, step: int) -> int:
         """Shards of a step's batch that are not empty."""
-        return min(self.batches.size(step), self.most_shards)
+        return min(self.batches.size(step), self.cutting.most)
 
     def evaluate(
         self, part: data.Images, config: RunConfig, world: World, at_chunk: Callable[[], None]
@@ -131,12 +131,12 @@ def build(config: RunConfig, world: World, saved: State | None, watch: Unwatched
     else:
         module.load_state_dict(saved.model)
         optim.restore(optimizer, saved.optimizer)
-    step, prepared = _prepare(config, world, module, optimizer, augmentation, watch)
+    step, prepared, is_ddp = _prepare(config, world, module, optimizer, augmentation, watch)
     if saved is not None and world.accelerator.scaler is not None and saved.scaler:
         world.accelerator.scaler.load_state_dict(saved.scaler)
-    most_shards = config.train.virtual_ranks or world.size
+    cutting = Cutting(config.train.virtual_ranks or world.size, may_be_empty=is_ddp)
     about = About(config.model, splits.classes, normalization, config.data.side_pixels, image_shape[0])
-    return Parts(splits, about, augmentation, batches, durations, schedule, module, prepared, step, most_shards)
+    return Parts(splits, about, augmentation, batches, durations, schedule, module, prepared, step, cutting)
 
 
 def _as_the_weights_want(config: RunConfig) -> tuple[RunConfig, Normalization | None]:
@@ -156,30 +156,29 @@ def _prepare(
     optimizer: torch.optim.Optimizer,
     augmentation: Augment,
     watch: Unwatched,
-) -> tuple[Step, AcceleratedOptimizer]:
-    """Accelerate's part: precision, and DDP unless the gradients are added up by us."""
-    accelerator, reduction, gradients = world.accelerator, None, None
+) -> tuple[Step, AcceleratedOptimizer, bool]:
+    """Accelerate's part: precision, and DDP unless the gradients are added up by us; whether there is DDP."""
+    accelerator, reduction = world.accelerator, None
     if config.train.compile:
         module.compile()
     communication = stopwatch.build(world.device)
     sums = _near_sums(config, world, module, communication)
-    if config.train.virtual_ranks is None and sums is None:
-        with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
-    else:
+    adds_up = sums is not None or config.train.virtual_ranks is not None
+    if adds_up:
         model = accelerator.prepare_model(  # evaluation mode: its name for precision, but no DDP
             module, device_placement=False, evaluation_mode=True
         )
         prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
         world.same_everywhere(module)
+    else:
+        with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
-    if config.train.virtual_ranks is not None:
+    if adds_up:
         group = (world.rank, world.size, world.device, communication)
         exchange = GroupExchange(*group) if sums is None else NearExchange(sums)
         reduction = OrderedReduction(module.parameters(), buffers, exchange)
-    elif sums is not None:
-        gradients = NearGradients(sums, module.parameters())
     step = Step(
         accelerator,
         model,
@@ -192,15 +191,15 @@ def _prepare(
         communication,
         config.train.clip_grad_norm,
         reduction,
-        gradients,
     )
-    return step, prepared
+    return step, prepared, world.size > 1 and not adds_up
 
 
 def _near_sums(config: RunConfig, world: World, module: nn.Module, communication: Stopwatch) -> NearSums | None:
     """What takes the sums of a step, where all ranks can share memory."""
     most_parts = 1 if config.train.virtual_ranks is None else near_sums.parts_of(config.train.virtual_ranks)
-    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), *module.buffers()]
+    each = module.named_buffers(remove_duplicate=False)  # as buffers.py counts them
+    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), *(buffer for _, buffer in each)]
     neighbors = world.share(near_sums.place_bytes(tensors, most_parts))
     return None if neighbors is None else NearSums(neighbors, communication, most_parts)
 

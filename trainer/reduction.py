@@ -1,13 +1,14 @@
 """The gradients of a global batch's shards in, their sum out: the same bits on any number of ranks.
 
 DDP's all-reduce adds in an order that depends on the number of ranks. Here a rank adds its own shards along one tree
-(shards.py) and exchanges what is left with the others, who go on along that tree. A bucket is handed over as soon as
-the last shard's backward pass has filled it, while that pass goes on.
+(shards.py) and exchanges what is left with the others, who go on along that tree. What goes by messages is handed over
+bucket by bucket, as soon as the last shard's backward pass has filled one, while that pass goes on.
 """
 
 from collections.abc import Callable, Iterable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trainer import shards
 from trainer.buckets import Bucket, as_laid_out, in_buckets
@@ -27,7 +28,7 @@ class OrderedReduction:
         # The first bucket is filled by the forward pass; the others in the order in which a backward pass comes by.
         self._buckets = [Bucket(buffers.floats, buffers.floats.numel()), *in_buckets(reversed(trained))]
         self._num_shards, self._shard, self._is_last, self._num_sent = 1, 0, False, 0
-        for bucket in self._buckets:
+        for bucket in self._buckets if exchange.is_early else ():
             for parameter, place in bucket.places:
                 hook = self._filler(bucket, place)
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -44,7 +45,8 @@ class OrderedReduction:
         """Before the forward pass of one of this rank's shards; is_last: it has no more in this step."""
         self._shard, self._is_last = shard, is_last
         for bucket in self._buckets:
-            bucket.missing = {place: parameter.numel() for parameter, place in bucket.places}
+            if self._exchange.is_early:
+                bucket.missing = {place: parameter.numel() for parameter, place in bucket.places}
             bucket.filling = bucket.take()
         self._buffers.rewind()
 
@@ -59,8 +61,11 @@ class OrderedReduction:
         """After the backward pass; a parameter that took no part in it has a gradient of zero."""
         for bucket in self._buckets:
             if bucket.filling is not None:
-                for place, length in bucket.missing.items():
-                    bucket.filling[place : place + length].zero_()
+                if self._exchange.is_early:
+                    for place, length in bucket.missing.items():
+                        bucket.filling[place : place + length].zero_()
+                else:
+                    _fill(bucket, bucket.filling)
                 self._filled(bucket)
 
     def finish(self) -> None:
@@ -70,8 +75,8 @@ class OrderedReduction:
         self._exchange.wait()
         for bucket in self._buckets:
             assert bucket.total is not None
-            for parameter, place in bucket.places:
-                parameter.grad = as_laid_out(bucket.total[place : place + parameter.numel()], parameter)
+            for (parameter, _), view in zip(bucket.places, bucket.views(bucket.total), strict=True):
+                parameter.grad = view
         moves = self._buckets[0].total
         assert moves is not None
         self._buffers.move(moves, self._num_shards)
@@ -103,3 +108,15 @@ class OrderedReduction:
             bucket = self._buckets[self._num_sent]
             self._num_sent += 1
             self._exchange.send(bucket, self._num_shards)
+
+
+@torch.no_grad()
+def _fill(bucket: Bucket, filling: Tensor) -> None:
+    """All of its gradients at once, in one call: a small network's each take as long as a call does."""
+    views = bucket.views(filling)
+    gradients = [parameter.grad for parameter, _ in bucket.places]
+    whole = [torch.zeros_like(view) if found is None else found for found, view in zip(gradients, views, strict=True)]
+    if views:
+        torch._foreach_copy_(views, whole)
+    for parameter, _ in bucket.places:
+        parameter.grad = None

@@ -7,11 +7,24 @@ its own before anything is sent, so that as a rule it sends one sum and not one 
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 Block = tuple[int, int]
 """Shards [first, end) whose sum is a node of the tree."""
+
+
+class Cutting(NamedTuple):
+    """Into how many shards global batches are cut."""
+
+    most: int
+    """where there are samples for all"""
+    may_be_empty: bool
+    """DDP wants one of each rank; else no shard is empty, and a rank may have none"""
+
+    def number(self, num_samples: int) -> int:
+        """Of a batch of so many samples, with the empty ones."""
+        return self.most if self.may_be_empty else min(num_samples, self.most)
 
 
 def cut(count: int, parts: int) -> list[tuple[int, int]]:

@@ -1,8 +1,8 @@
 """One optimizer step: this rank's shards of a global batch in, their sums out.
 
-Plainly, a rank has one shard, its slice, and DDP takes the mean of the ranks' gradients. With virtual ranks it has any
-number of them, one after the other, and reduction.py adds up all shards in an order that does not depend on the ranks.
-Either way all ranks hold the same weights, buffers and optimizer state after each step.
+Plainly, a rank has one shard, its slice; with virtual ranks it has any number of them, one after the other. All shards'
+gradients are added up by reduction.py, in an order that does not depend on the ranks, or the plain ones by DDP, where
+ranks share no memory. Either way all ranks hold the same weights, buffers and optimizer state after each step.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,6 @@ from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
-from trainer.near_sums import NearGradients
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
@@ -63,11 +62,9 @@ class Step:
         communication: Stopwatch,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
-        near: NearGradients | None = None,
     ) -> None:
-        """communication: runs while the other ranks' gradients and moves are waited for; reduction: of virtual ranks;
-        near: of plain ranks that share memory; without either of them the model is DDP's where there are several
-        ranks."""
+        """communication: runs while the other ranks' gradients and moves are waited for; reduction: without it the
+        model is DDP's where there are several ranks."""
         self._accelerator = accelerator
         self._model = model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -82,8 +79,7 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
-        self._near = near
-        self._waits_for_group = self._world_size > 1 and reduction is None and near is None
+        self._waits_for_group = self._world_size > 1 and reduction is None
         if self._waits_for_group:
             self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
@@ -135,23 +131,15 @@ class Step:
             parameter.grad = None
 
     def _one(self, shard: Shard, step: int, epoch: int, global_size: int, num_shards: int) -> ShardResult:
-        """The gradient of the mean loss of the global batch, however unevenly the batch is cut: neighbors add up those
-        of their loss sums / global_size; DDP takes the mean of them, times world size."""
+        """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
+        is the gradient of the mean loss of the global batch, however unevenly the batch is cut."""
         if not shard.weight:  # what an idle rank runs must not enter the statistics
             self._set_norms(training=False)
         loss_sum, logits = self._forward(shard, step, epoch)
-        self._backward(loss_sum, (self._world_size if self._waits_for_group else 1) / global_size)
-        moves = self._moves(shard.weight)
-        if self._near is not None:
-            self._near.add(moves)
-        elif self._waits_for_group:
+        self._backward(loss_sum, self._world_size / global_size)
+        if self._waits_for_group:
             self.communication.end()
-            if moves is not None:
-                self.communication.begin()
-                torch.distributed.all_reduce(moves)
-                self.communication.end()
-        if moves is not None:
-            self._buffers.move(moves, num_shards)
+            self._average_moves(shard.weight, num_shards)
         if not shard.weight:
             self._set_norms(training=True)
         return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
@@ -218,21 +206,25 @@ class Step:
         else:
             self._accelerator.backward(loss_sum * factor)
 
-    def _moves(self, weight: float) -> Tensor | None:
-        """The buffers' moves, if the other ranks have some too: their mean on the ranks that had samples becomes the
-        move of all."""
-        if self._world_size == 1 or not self._buffers.floats.numel():
-            return None
+    def _average_moves(self, weight: float, active: int) -> None:
+        """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""
+        if not self._buffers.floats.numel():
+            return
         moves = torch.empty_like(self._buffers.floats)
         self._buffers.moves(out=moves)
         moves *= weight
-        return moves
+        self.communication.begin()
+        torch.distributed.all_reduce(moves)
+        self.communication.end()
+        self._buffers.move(moves, active)
 
     def _look_at_gradient(self, results: Sequence[ShardResult], is_looked_at: bool) -> tuple[Tensor, Tensor | None]:
         """Whether it, or a loss, has a part that is not finite: float32 [], 0 or 1; and its norm, float [], if that is
         told or had to be found anyway. Clips it."""
         if self._clip_grad_norm is not None:
-            norm: Tensor = self._accelerator.clip_grad_norm_(self._parameters, self._clip_grad_norm)
+            self._accelerator.unscale_gradients()
+            # Accelerate's own would import tensors that are spread over devices, for a second.
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
             return norm.isfinite().logical_not().float(), norm
         skipped = self._finds_infinite(results)
         if not is_looked_at:
