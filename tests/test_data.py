@@ -48,8 +48,8 @@ def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
     ranks = [shards(rank, size) for rank in range(size)]
     for step in range(14):
         parts = [part for rank in ranks for part in rank[step]]
-        assert [part.number for part in parts] == list(range(size))
         counted = [part for part in parts if part.weight]
+        assert [part.number for part in counted] == list(range(len(counted)))
         assert torch.equal(torch.cat([part.own.ids for part in counted]), batches.ids(step))
         lengths = [len(part.own.ids) if part.weight else 0 for part in parts]
         assert max(lengths) - min(lengths) <= 1
@@ -57,6 +57,17 @@ def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
             assert len(part.own.ids) >= 1
             assert torch.equal(part.own.images[:, 0, 0, 0].long(), part.own.ids * int(part.weight))
             assert torch.equal(part.own.labels, LABELS[part.own.ids])
+
+
+def test_plain_ranks_have_the_shards_of_as_many_virtual_ones() -> None:
+    """Whether they go by DDP or not: dropout is drawn by a shard's number. The last batch has 7 samples."""
+    for rank in range(9):
+        by_ddp = [[part for part in step if part.weight] for step in shards(rank, 9)]
+        for plain, virtual in zip(by_ddp, shards(rank, 9, virtual_ranks=9), strict=True):
+            assert [part.number for part in plain] == [part.number for part in virtual]
+            assert [part.own.ids.tolist() for part in plain] == [part.own.ids.tolist() for part in virtual]
+    last = [shards(rank, 9, first_step=6, end_step=7, virtual_ranks=9) for rank in range(9)]
+    assert sorted(len(steps[0]) for steps in last) == [0, 0, 1, 1, 1, 1, 1, 1, 1]  # also where that is all of a block
 
 
 @pytest.mark.parametrize("virtual_ranks", [1, 5, 9])  # the last batch of an epoch has 7 samples

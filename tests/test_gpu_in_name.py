@@ -142,10 +142,11 @@ def test_a_whole_run_that_goes_on_is_evaluated_and_predicts(
     assert len(prediction.top) == 3
 
 
+@pytest.mark.parametrize("more", [[], ["train.clip_grad_norm=1.0"]])
 @pytest.mark.parametrize("value", [0.0, 1.0, 2.0])
-def test_fp16_with_a_gradient_that_is_finite_or_not(images: None, gpu: NamedGpu, value: float) -> None:
+def test_fp16_with_a_gradient_that_is_finite_or_not(images: None, gpu: NamedGpu, value: float, more: list[str]) -> None:
     """What is read is both the loss scale and whether there was an overflow: none, at a scale of 1, and above."""
-    config, world, made = built("model.name=lenet", "train.precision=fp16")
+    config, world, made = built("model.name=lenet", "train.precision=fp16", *more)
     gpu.value = value
     (shard,) = next(train_loader(config, world, made, 1))
     outcome = made.step([shard], 0, 0, made.batches.size(0), 1, True)

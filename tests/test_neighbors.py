@@ -57,7 +57,7 @@ def adds(env: dict[str, str], log: str, turns: int) -> None:
             if draw.random() < 0.02:
                 time.sleep(draw.choice([0.0003, 0.02]))
             for tensor in own if turn % 3 else own[1:]:  # what is laid changes from turn to turn
-                sums.lay([tensor], tensor)
+                sums.lay([tensor], tensor, world.size)
             sums.add()
             every = [tensors(rank, turn) for rank in range(world.size)]
             expected = [in_order([each[index] for each in every]) for index in range(len(own))]

@@ -93,3 +93,4 @@ def test_memory_does_not_grow_with_the_shards(alone_with: Alone) -> None:
     gradients(reduction, net, buffers, list(torch.randn(64, 4, 6)))
     reduction.begin(1)
     assert max(len(bucket.spare) for bucket in reduction._buckets) <= 8  # log2 of 64, and two
+    assert max(len(bucket._views) for bucket in reduction._buckets) <= 8

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import ENDLESS, SMALL, Ranks
 
-from trainer import loop
+from trainer import config as configs
+from trainer import loop, parts
 from trainer.folder import RunFolder
+from trainer.watch import Unwatched
+from trainer.world import World
 
 RUN = [*SMALL, "run.root=runs", "run.name=x", *ENDLESS, "log.every_steps=1"]
 QUICK = [*RUN, "train.hang_timeout_seconds=4"]
@@ -92,3 +95,17 @@ def test_what_rank_0_has_told_is_not_written_over(tmp_path: Path, status: str | 
 
 def test_without_a_limit_there_is_no_watch(ranks: Ranks) -> None:
     ranks.run(2, *SMALL, "run.root=runs", "train.max_steps=3", "train.hang_timeout_seconds=0")
+
+
+def test_a_rank_without_a_shard_is_where_it_waits_for_the_others() -> None:
+    """Else it would look as if it were the late one."""
+    seen: list[tuple[int, str]] = []
+
+    class Kept(Unwatched):
+        def at(self, step: int, place: str) -> None:
+            seen.append((step, place))
+
+    config = configs.load([], ["data.name=digits", "train.virtual_ranks=2", "train.device=cpu", "train.precision=fp32"])
+    made = parts.build(config, World(config.train), None, Kept(), print)
+    made.step([], step=3, epoch=0, global_size=1, num_shards=1)
+    assert seen == [(3, "backward pass")]

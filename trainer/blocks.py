@@ -143,7 +143,8 @@ class _RankBlocks(Sampler[_Block]):
         number = self._cutting.number(num_samples)
         places = shards.cut(num_samples, number)
         first, end = shards.cut(number, self._world_size)[self._rank]
-        return [(shard, *places[shard]) for shard in range(first, end)]
+        # Numbered without the empty ones, each of which is beside shards of one sample.
+        return [(min(shard, places[shard][0]), *places[shard]) for shard in range(first, end)]
 
 
 def train_loader(

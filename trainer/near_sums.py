@@ -27,14 +27,14 @@ class NearSums:
         self._laid: list[tuple[Tensor, int, int]] = []
         self._end = 0
 
-    def lay(self, parts: Sequence[Tensor], total: Tensor, num_shards: int | None = None) -> None:
-        """What this rank has of a sum: as many [N] as shards.py leaves it of so many shards, one a rank unless that is
-        said. total: [N], where the sum goes; it may be one of the parts. On all ranks in one order."""
+    def lay(self, parts: Sequence[Tensor], total: Tensor, num_shards: int) -> None:
+        """What this rank has of a sum: as many [N] as shards.py leaves it of so many shards. total: [N], where the sum
+        goes; it may be one of the parts. On all ranks in one order."""
         near, start = self._neighbors, self._end
         assert len(parts) <= self._most_parts, f"{len(parts)} parts of a sum, where {self._most_parts} have a place"
         for index, part in enumerate(parts):
             self._place(total, start, near.rank, index).copy_(part)
-        self._laid.append((total, start, num_shards or near.size))
+        self._laid.append((total, start, num_shards))
         self._end += self._most_parts * rounded(total.nbytes)
 
     @torch.no_grad()

@@ -161,6 +161,7 @@ class Step:
             self._backward(loss_sum, 1 / size)
             reduction.end_shard()
             results.append(ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight))
+        self._watch.at(step, "backward pass")  # the others', where this rank had no shard
         reduction.finish()
         return results
 
