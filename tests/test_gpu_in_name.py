@@ -144,13 +144,18 @@ def test_a_whole_run_that_goes_on_is_evaluated_and_predicts(
 
 @pytest.mark.parametrize("more", [[], ["train.clip_grad_norm=1.0"]])
 @pytest.mark.parametrize("value", [0.0, 1.0, 2.0])
-def test_fp16_with_a_gradient_that_is_finite_or_not(images: None, gpu: NamedGpu, value: float, more: list[str]) -> None:
+def test_fp16_with_a_gradient_that_is_finite_or_not(
+    images: None, gpu: NamedGpu, monkeypatch: pytest.MonkeyPatch, value: float, more: list[str]
+) -> None:
     """What is read is both the loss scale and whether there was an overflow: none, at a scale of 1, and above."""
     config, world, made = built("model.name=lenet", "train.precision=fp16", *more)
     gpu.value = value
+    unscaled, unscale = [], world.accelerator.unscale_gradients
+    monkeypatch.setattr(world.accelerator, "unscale_gradients", lambda: unscaled.append(unscale()))
     (shard,) = next(train_loader(config, world, made, 1))
     outcome = made.step([shard], 0, 0, made.batches.size(0), 1, True)
     assert outcome.skipped.is_cuda and outcome.grad_norm is not None and outcome.grad_norm.is_cuda
+    assert len(unscaled) == len(more)  # before they are clipped
 
 
 def test_what_waits_is_seen(gpu: NamedGpu) -> None:
