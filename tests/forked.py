@@ -18,7 +18,7 @@ import sklearn.datasets
 import torch._dynamo
 import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
-from workers.tiny import tiny
+from workers.tiny import Idle, tiny
 
 import trainer.loop
 from trainer import bad_steps, blocks, convolutions, data, main, models, neighbors, wandb_mode, watch
@@ -65,6 +65,16 @@ def apart() -> None:
 def tiny_network() -> None:
     """BatchNorm and dropout in LeNet's place."""
     models.MODELS["lenet"] = tiny
+
+
+def idle_weights() -> None:
+    """LeNet with weights that take no part in any loss, and others that take part in that of bright samples only."""
+    models.MODELS["lenet"] = Idle
+
+
+def idle_weights_apart() -> None:
+    idle_weights()
+    apart()
 
 
 def stuck_rank() -> None:
@@ -222,6 +232,8 @@ PLANTS = {
     "apart": apart,
     "without_neighbors": without_neighbors,
     "side_by_side": side_by_side,
+    "idle": idle_weights,
+    "idle_apart": idle_weights_apart,
     "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer.buckets import in_buckets
 from trainer.buffers import Buffers
 from trainer.group_exchange import GroupExchange
+from trainer.near_sums import place_bytes
+from trainer.neighbors import rounded
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 
@@ -72,7 +75,35 @@ def test_it_is_the_sum_along_the_tree(alone_with: Alone) -> None:
     found = gradients(alone_with(net, buffers), net, buffers, shards)
     for name, first in alone[0].items():
         assert torch.equal(found[name], (first + alone[1][name]) + alone[2][name])
-    assert not found["unused.weight"].any() and "frozen.weight" not in found
+    assert not {"unused.weight", "frozen.weight"} & set(found)
+
+
+def test_a_gradient_that_some_shards_have_is_their_sum_and_one_that_none_has_is_none(alone_with: Alone) -> None:
+    net = Network()
+    buffers = Buffers(net)
+    reduction = alone_with(net, buffers)
+    for wanted in ((True, False, True), (False, False), (False, True)):  # which shards lack nothing
+        shards = [torch.full((2, 6), number + 1.0) for number in range(len(wanted))]
+        buffers.begin()
+        reduction.begin(len(shards))
+        for number, has_all in enumerate(wanted):
+            reduction.begin_shard(number, is_last=number == len(shards) - 1)
+            loss = net(shards[number]).sum() + (net.unused(shards[number]).sum() if has_all else 0)
+            reduction.forward_done()
+            loss.backward()
+            reduction.end_shard()
+        reduction.finish()
+        sums = [2.0 * (number + 1) * has_all for number, has_all in enumerate(wanted)]
+        found = net.unused.weight.grad
+        assert (found is None) == (not any(wanted)) and (found is None or bool((found == sum(sums)).all()))
+        assert net.used.weight.grad is not None
+        net.zero_grad()
+
+
+def test_what_is_laid_down_has_room() -> None:
+    weights = [nn.Parameter(torch.zeros(rows, 16)) for rows in range(1, 40)]
+    laid = sum(rounded(bucket.like.itemsize * bucket.length) for bucket in in_buckets(weights))
+    assert laid <= place_bytes(weights, parts=1)
 
 
 def test_the_next_step_begins_anew(alone_with: Alone) -> None:

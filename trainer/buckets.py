@@ -12,29 +12,32 @@ _BUCKET_ELEMENTS = 1 << 21  # 8 MB of float32; half or twice as much measured th
 
 @dataclass
 class Bucket:
-    """Some parameters' gradients side by side, or the buffers' moves, for one shard after the other."""
+    """Some parameters' gradients side by side, or the buffers' moves, for one shard after the other. Behind the
+    gradients, of each parameter: how many shards have none, because it took no part in their loss."""
 
     like: Tensor
     length: int = 0
     places: list[tuple[nn.Parameter, int]] = field(default_factory=list)
     """each parameter and where its gradient begins"""
     missing: dict[int, int] = field(default_factory=dict)
-    """where the shard in hand has no gradient yet, and its length"""
+    """where the shard in hand has no gradient yet, and of which parameter"""
     filling: Tensor | None = None
     stack: list[tuple[shards.Block, Tensor]] = field(default_factory=list)
     total: Tensor | None = None
     spare: list[Tensor] = field(default_factory=list)
-    _views: dict[int, tuple[Tensor, list[Tensor]]] = field(default_factory=dict)
+    _views: dict[int, tuple[Tensor, list[Tensor], Tensor]] = field(default_factory=dict)
 
     def take(self) -> Tensor:
         return self.spare.pop() if self.spare else self.like.new_empty(self.length)
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Each parameter's part of one of its vectors, laid out as the parameter is."""
+    def views(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Each parameter's part of one of its vectors, laid out as the parameter is; and how many have none."""
         if id(flat) not in self._views:  # they are few, and used again at each step
             parts = [(flat[place : place + parameter.numel()], parameter) for parameter, place in self.places]
-            self._views[id(flat)] = flat, [as_laid_out(part, parameter) for part, parameter in parts]
-        return self._views[id(flat)][1]
+            lacking = flat[self.length - len(self.places) :]
+            self._views[id(flat)] = flat, [as_laid_out(part, parameter) for part, parameter in parts], lacking
+        _, gradients, lacking = self._views[id(flat)]
+        return gradients, lacking
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         self.spare.append(right)
@@ -50,6 +53,8 @@ def in_buckets(parameters: Iterable[nn.Parameter]) -> list[Bucket]:
             found.append(Bucket(parameter.detach()))
         found[-1].places.append((parameter, found[-1].length))
         found[-1].length += parameter.numel()
+    for bucket in found:
+        bucket.length += len(bucket.places)
     return found
 
 

@@ -110,8 +110,8 @@ def parts_of(most_shards: int) -> int:
 
 
 def place_bytes(tensors: Iterable[Tensor], parts: int) -> int:
-    """What a rank may lay down at once: so many parts of the sum of each tensor, in whatever buckets."""
-    return parts * sum(rounded(tensor.nbytes) for tensor in tensors)
+    """What a rank may lay down at once: so many parts of each tensor's sum and of a number, in whatever buckets."""
+    return parts * sum(rounded(tensor.nbytes + tensor.itemsize) for tensor in tensors)
 
 
 @functools.cache

@@ -28,6 +28,7 @@ class OrderedReduction:
         # The first bucket is filled by the forward pass; the others in the order in which a backward pass comes by.
         self._buckets = [Bucket(buffers.floats, buffers.floats.numel()), *in_buckets(reversed(trained))]
         self._num_shards, self._shard, self._is_last, self._num_sent = 1, 0, False, 0
+        self._has_all = False
         for bucket in self._buckets if exchange.is_early else ():
             for parameter, place in bucket.places:
                 hook = self._filler(bucket, place)
@@ -36,6 +37,7 @@ class OrderedReduction:
     def begin(self, num_shards: int) -> None:
         """A step of so many shards, on all ranks together."""
         self._num_shards, self._is_last, self._num_sent = num_shards, False, 0
+        self._has_all = False  # no shard of this rank yet, that has a gradient of each parameter
         for bucket in self._buckets:
             if bucket.total is not None:
                 bucket.spare.append(bucket.total)
@@ -45,9 +47,10 @@ class OrderedReduction:
         """Before the forward pass of one of this rank's shards; is_last: it has no more in this step."""
         self._shard, self._is_last = shard, is_last
         for bucket in self._buckets:
-            if self._exchange.is_early:
-                bucket.missing = {place: parameter.numel() for parameter, place in bucket.places}
             bucket.filling = bucket.take()
+            if self._exchange.is_early:
+                bucket.missing = {place: index for index, (_, place) in enumerate(bucket.places)}
+                bucket.views(bucket.filling)[1].zero_()
         self._buffers.rewind()
 
     def forward_done(self) -> None:
@@ -58,25 +61,27 @@ class OrderedReduction:
         self._filled(moved)
 
     def end_shard(self) -> None:
-        """After the backward pass; a parameter that took no part in it has a gradient of zero."""
+        """After the backward pass; where a parameter took no part in it, zeros are added, and that is counted."""
+        has_all = True
         for bucket in self._buckets:
             if bucket.filling is not None:
-                if self._exchange.is_early:
-                    for place, length in bucket.missing.items():
-                        bucket.filling[place : place + length].zero_()
-                else:
-                    _fill(bucket, bucket.filling)
+                fill = _fill_rest if self._exchange.is_early else _fill
+                has_all &= fill(bucket, bucket.filling)
                 self._filled(bucket)
+        self._has_all |= has_all
 
     def finish(self) -> None:
-        """Leaves the sum over all shards in the parameters' gradients, and the mean move in the buffers."""
+        """Leaves the sum over all shards in the parameters' gradients, none where no shard has any, and the mean move
+        in the buffers."""
         self._is_last = True  # also where this rank had no shard at all
         self._send_filled()
         self._exchange.wait()
         for bucket in self._buckets:
             assert bucket.total is not None
-            for (parameter, _), view in zip(bucket.places, bucket.views(bucket.total), strict=True):
-                parameter.grad = view
+            views, lacking = bucket.views(bucket.total)
+            lack = [0.0] * len(views) if self._has_all else lacking.tolist()
+            for (parameter, _), view, shards_without in zip(bucket.places, views, lack, strict=True):
+                parameter.grad = view if shards_without < self._num_shards else None
         moves = self._buckets[0].total
         assert moves is not None
         self._buffers.move(moves, self._num_shards)
@@ -111,12 +116,23 @@ class OrderedReduction:
 
 
 @torch.no_grad()
-def _fill(bucket: Bucket, filling: Tensor) -> None:
-    """All of its gradients at once, in one call: a small network's each take as long as a call does."""
-    views = bucket.views(filling)
+def _fill(bucket: Bucket, filling: Tensor) -> bool:
+    """All of its gradients at once, in one call: a small network's each take as long as a call does. Returns whether
+    all were there."""
+    views, lacking = bucket.views(filling)
     gradients = [parameter.grad for parameter, _ in bucket.places]
+    lack = [found is None for found in gradients]
     whole = [torch.zeros_like(view) if found is None else found for found, view in zip(gradients, views, strict=True)]
-    if views:
-        torch._foreach_copy_(views, whole)
+    torch._foreach_copy_([*views, lacking], [*whole, lacking.new_tensor(lack)])
     for parameter, _ in bucket.places:
         parameter.grad = None
+    return not any(lack)
+
+
+def _fill_rest(bucket: Bucket, filling: Tensor) -> bool:
+    """What autograd has not called for. Returns whether that was nothing."""
+    views, lacking = bucket.views(filling)
+    for index in bucket.missing.values():
+        views[index].zero_()
+        lacking[index] = 1
+    return not bucket.missing

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainer import randomness, uncompiled
 from trainer.augment import Augment
 from trainer.buffers import Buffers
+from trainer.errors import TrainingError
 from trainer.losses import SampleLoss
 from trainer.meter import Outcome, ShardResult
 from trainer.reduction import OrderedReduction
@@ -138,11 +139,24 @@ class Step:
         loss_sum, logits = self._forward(shard, step, epoch)
         self._backward(loss_sum, self._world_size / global_size)
         if self._waits_for_group:
+            self._check_all_took_part()
             self.communication.end()
             self._average_moves(shard.weight, num_shards)
         if not shard.weight:
             self._set_norms(training=True)
         return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
+
+    def _check_all_took_part(self) -> None:
+        """Raises TrainingError before DDP does, which does not exchange the gradients that are there either."""
+        if any(parameter.grad is None for parameter in self._parameters):
+            trained = [one for one in self._model.named_parameters() if one[1].requires_grad]
+            idle = [name.removeprefix("module.") for name, parameter in trained if parameter.grad is None]
+            more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+            raise TrainingError(
+                f"weights {', '.join(idle[:3])}{more} took no part in the loss, and DDP, by which ranks add up "
+                f"gradients here, wants all; name them in model.freeze, or set train.virtual_ranks={self._world_size}, "
+                "which does without DDP"
+            )
 
     def _wait_comes(self, parameter: nn.Parameter) -> None:
         """What is asked for now is called when all of this rank's gradients are there, and before DDP waits for the
