@@ -95,12 +95,13 @@ def test_text_arrives_as_it_was_typed(text: str) -> None:
         ("run.name=.", "wanted the name of a folder under run.root"),
         ("run.seed=5000000000", "wanted 4294967295 or less"),
         ("run.name=/elsewhere", "wanted the name of a folder under run.root"),
-        ("schedule.warmup_epochs=99", "more than train.epochs=10; lower it too, as by schedule.warmup_epochs=1"),
+        ("schedule.warmup_epochs=99", "more than train.epochs=10; shorten it, say to schedule.warmup_epochs=1"),
+        ("train.epochs=4 schedule.warmup_epochs=5", "say to schedule.warmup_epochs=0.4"),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_says_what_to_do(override: str, wanted: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(override)
+        load(*override.split())
     text = str(caught.value)
     assert wanted in text and "\n" not in text
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainer import buckets
 from trainer.buckets import in_buckets
 from trainer.buffers import Buffers
 from trainer.group_exchange import GroupExchange
@@ -32,14 +33,16 @@ class Network(nn.Module):
 Alone = Callable[[Network, Buffers], OrderedReduction]
 
 
-@pytest.fixture(params=[True, False], ids=["early", "late"])
-def alone_with(request: pytest.FixtureRequest) -> Alone:
-    """Early: by what autograd calls for each gradient, as where buckets are sent."""
+@pytest.fixture(params=[(True, 1 << 21), (True, 8), (False, 1 << 21), (False, 8)], ids=str)
+def alone_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Alone:
+    """Early: by what autograd calls for each gradient, as where buckets are sent; in one bucket or in several."""
+    is_early, bucket_elements = request.param
+    monkeypatch.setattr(buckets, "_BUCKET_ELEMENTS", bucket_elements)
 
     def build(net: Network, buffers: Buffers) -> OrderedReduction:
         exchange = GroupExchange(0, 1, torch.device("cpu"), Stopwatch())
         assert not exchange.is_early
-        exchange.is_early = request.param
+        exchange.is_early = is_early
         return OrderedReduction(net.parameters(), buffers, exchange)
 
     return build
@@ -100,8 +103,11 @@ def test_a_gradient_that_some_shards_have_is_their_sum_and_one_that_none_has_is_
         net.zero_grad()
 
 
-def test_what_is_laid_down_has_room() -> None:
-    weights = [nn.Parameter(torch.zeros(rows, 16)) for rows in range(1, 40)]
+@pytest.mark.parametrize("bucket_elements", [1, 300, 1 << 21])
+def test_what_is_laid_down_has_room(monkeypatch: pytest.MonkeyPatch, bucket_elements: int) -> None:
+    monkeypatch.setattr(buckets, "_BUCKET_ELEMENTS", bucket_elements)
+    dtypes = [torch.float32, torch.float32, torch.float64]
+    weights = [nn.Parameter(torch.zeros(rows, 16, dtype=dtypes[rows % 3])) for rows in range(1, 40)]
     laid = sum(rounded(bucket.like.itemsize * bucket.length) for bucket in in_buckets(weights))
     assert laid <= place_bytes(weights, parts=1)
 

@@ -13,14 +13,15 @@ _BUCKET_ELEMENTS = 1 << 21  # 8 MB of float32; half or twice as much measured th
 @dataclass
 class Bucket:
     """Some parameters' gradients side by side, or the buffers' moves, for one shard after the other. Behind the
-    gradients, of each parameter: how many shards have none, because it took no part in their loss."""
+    gradients is one number a parameter: in how many shards' losses it took no part, so that it has no gradient there.
+    """
 
     like: Tensor
     length: int = 0
     places: list[tuple[nn.Parameter, int]] = field(default_factory=list)
     """each parameter and where its gradient begins"""
-    missing: dict[int, int] = field(default_factory=dict)
-    """where the shard in hand has no gradient yet, and of which parameter"""
+    missing: set[int] = field(default_factory=set)
+    """of which parameters the shard in hand has no gradient yet"""
     filling: Tensor | None = None
     stack: list[tuple[shards.Block, Tensor]] = field(default_factory=list)
     total: Tensor | None = None
@@ -31,7 +32,7 @@ class Bucket:
         return self.spare.pop() if self.spare else self.like.new_empty(self.length)
 
     def views(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Each parameter's part of one of its vectors, laid out as the parameter is; and how many have none."""
+        """Of one of its vectors: each parameter's gradient, laid out as the parameter is, and the numbers behind."""
         if id(flat) not in self._views:  # they are few, and used again at each step
             parts = [(flat[place : place + parameter.numel()], parameter) for parameter, place in self.places]
             lacking = flat[self.length - len(self.places) :]

@@ -68,7 +68,7 @@ def among(config: RunConfig) -> Iterator[str]:
         yield f"optim.betas={config.optim.betas}: wanted two numbers from 0 up to, not including, 1"
     if config.schedule.warmup_epochs > train.epochs:
         warmup, tenth = config.schedule.warmup_epochs, f"schedule.warmup_epochs={train.epochs / 10:g}"
-        yield f"schedule.warmup_epochs={warmup} is more than train.epochs={train.epochs}; lower it too, as by {tenth}"
+        yield f"schedule.warmup_epochs={warmup} is more than train.epochs={train.epochs}; shorten it, say to {tenth}"
     threads = train.threads_per_rank
     if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
         yield f"train.threads_per_rank={threads}: wanted 1 or more, or auto"

@@ -33,7 +33,7 @@ class DashboardError(UserError):
 
 
 class TrainingError(UserError):
-    """The recipe does not train: its losses or gradients are not finite."""
+    """The recipe does not train: its losses or gradients are not finite, or not there."""
 
 
 class PeerError(Exception):

@@ -110,7 +110,7 @@ def parts_of(most_shards: int) -> int:
 
 
 def place_bytes(tensors: Iterable[Tensor], parts: int) -> int:
-    """What a rank may lay down at once: so many parts of each tensor's sum and of a number, in whatever buckets."""
+    """What a rank may lay down at once, in whatever buckets: so many parts of each tensor's sum and of its count."""
     return parts * sum(rounded(tensor.nbytes + tensor.itemsize) for tensor in tensors)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import shards
-from trainer.buckets import Bucket, as_laid_out, in_buckets
+from trainer.buckets import Bucket, in_buckets
 from trainer.buffers import Buffers
 from trainer.group_exchange import GroupExchange
 from trainer.near_sums import NearExchange
@@ -30,8 +30,8 @@ class OrderedReduction:
         self._num_shards, self._shard, self._is_last, self._num_sent = 1, 0, False, 0
         self._has_all = False
         for bucket in self._buckets if exchange.is_early else ():
-            for parameter, place in bucket.places:
-                hook = self._filler(bucket, place)
+            for index, (parameter, _) in enumerate(bucket.places):
+                hook = self._filler(bucket, index)
                 parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def begin(self, num_shards: int) -> None:
@@ -49,7 +49,7 @@ class OrderedReduction:
         for bucket in self._buckets:
             bucket.filling = bucket.take()
             if self._exchange.is_early:
-                bucket.missing = {place: index for index, (_, place) in enumerate(bucket.places)}
+                bucket.missing = set(range(len(bucket.places)))
                 bucket.views(bucket.filling)[1].zero_()
         self._buffers.rewind()
 
@@ -86,14 +86,14 @@ class OrderedReduction:
         assert moves is not None
         self._buffers.move(moves, self._num_shards)
 
-    def _filler(self, bucket: Bucket, place: int) -> Callable[[nn.Parameter], None]:
+    def _filler(self, bucket: Bucket, index: int) -> Callable[[nn.Parameter], None]:
         """What autograd calls when a parameter's gradient is there."""
 
         def fill(parameter: nn.Parameter) -> None:
             assert bucket.filling is not None and parameter.grad is not None
-            as_laid_out(bucket.filling[place : place + parameter.numel()], parameter).copy_(parameter.grad)
+            bucket.views(bucket.filling)[0][index].copy_(parameter.grad)
             parameter.grad = None
-            del bucket.missing[place]
+            bucket.missing.remove(index)
             if not bucket.missing:
                 self._filled(bucket)
 
@@ -132,7 +132,7 @@ def _fill(bucket: Bucket, filling: Tensor) -> bool:
 def _fill_rest(bucket: Bucket, filling: Tensor) -> bool:
     """What autograd has not called for. Returns whether that was nothing."""
     views, lacking = bucket.views(filling)
-    for index in bucket.missing.values():
+    for index in bucket.missing:
         views[index].zero_()
         lacking[index] = 1
     return not bucket.missing

@@ -147,15 +147,18 @@ class Step:
         return ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight)
 
     def _check_all_took_part(self) -> None:
-        """Raises TrainingError before DDP does, which does not exchange the gradients that are there either."""
+        """Raises TrainingError where a weight has no gradient: DDP has then not exchanged all of the others."""
         if any(parameter.grad is None for parameter in self._parameters):
-            trained = [one for one in self._model.named_parameters() if one[1].requires_grad]
-            idle = [name.removeprefix("module.") for name, parameter in trained if parameter.grad is None]
+            idle = [
+                name.removeprefix("module.")
+                for name, weight in self._model.named_parameters()
+                if weight.requires_grad and weight.grad is None
+            ]
             more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
             raise TrainingError(
-                f"weights {', '.join(idle[:3])}{more} took no part in the loss, and DDP, by which ranks add up "
-                f"gradients here, wants all; name them in model.freeze, or set train.virtual_ranks={self._world_size}, "
-                "which does without DDP"
+                f"weights {', '.join(idle[:3])}{more} took no part in the loss, which DDP does not allow; set "
+                f"train.virtual_ranks={self._world_size}, which does without DDP, or name them in model.freeze if they "
+                "never take part"
             )
 
     def _wait_comes(self, parameter: nn.Parameter) -> None:
