@@ -116,6 +116,22 @@ def test_a_slow_step_is_forgotten_after_some_hundred() -> None:
     assert pace.step_seconds == 1.0
 
 
+def test_after_one_slow_step_ranks_soon_ask_as_seldom_as_before(signals: Signals) -> None:
+    asked = []
+
+    def noted(values: list[float]) -> list[float]:
+        asked.append(step)
+        return values
+
+    pace = paced(3.0, 0.005, 2.0)  # the third one, say, looks for kernels
+    check = StopCheck(signals, None, None, pace, 2, noted)
+    for step in range(200):
+        pace.step(0.005)
+        assert check(step, 0.0, never) == ""
+    assert asked[:5] == [0, 1, 2, 3, 4] and asked[-3:] == [asked[-1] - 40, asked[-1] - 20, asked[-1]]
+    assert len(asked) < 45
+
+
 def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")

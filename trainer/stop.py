@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.5
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_STEPS = 20
 _PACE_STEPS = 100  # after so many, or twice as many, a slow step is forgotten
+_TYPICAL_STEPS = 20  # of them, or so, the typical time is the mean
 
 
 class Signals:
@@ -106,6 +107,8 @@ class Pace:
     def __init__(self) -> None:
         self.step_seconds = 0.0
         """the slowest step of late"""
+        self.typical_seconds = 0.0
+        """what a step takes: a mean in which one counts the less the more came after it"""
         self.evaluation_seconds = 0.0
         self._steps = 0
         self._slowest, self._slowest_before = 0.0, 0.0
@@ -116,6 +119,8 @@ class Pace:
         if self._steps % _PACE_STEPS == 0:
             self._slowest_before, self._slowest = self._slowest, 0.0
         self._slowest = seconds if self._steps < 2 else max(self._slowest, seconds)
+        share = 1.0 if self._steps < 2 else 1 / min(self._steps, _TYPICAL_STEPS)
+        self.typical_seconds += share * (seconds - self.typical_seconds)
         self._steps += 1
         self.step_seconds = max(self._slowest, self._slowest_before)
 
@@ -162,8 +167,8 @@ class StopCheck:
         margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
         margin += self._lag_steps * slowest
         margin += self._pace.evaluation_seconds if evaluates(self._stride) else 0.0
-        asked, slowest = self._largest([float(self._asked(margin)), slowest])
-        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(slowest, 1e-6))))
+        asked, typical = self._largest([float(self._asked(margin)), self._pace.typical_seconds])
+        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(typical, 1e-6))))
         self._next_step = step + self._stride
         return REASONS[int(asked)]
 
