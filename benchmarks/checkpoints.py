@@ -1,21 +1,17 @@
 """What saving costs: how long the loop is held, how long a save takes, and what it takes to read one.
 
-    python benchmarks/checkpoints.py [--model resnet18] [--batch 64] [--saves 8] [--output benchmarks/results]
+    python benchmarks/checkpoints.py [--model resnet18] [--batch-size 64] [--saves 8]
 
 In one process: the network and its optimizer as the trainer saves them, real steps between and during the saves.
 Writes checkpoints.json and checkpoints.md.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import report
 import torch
 
 from trainer import checkpoint, config, models, optim
@@ -25,20 +21,22 @@ from trainer.saver import BackgroundSaver
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser(__doc__, needs_images=False)
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--saves", type=int, default=8)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="samecurve-checkpoints-") as root:
         settings = config.load([], [f"model.name={arguments.model}", "run.name=run", f"run.root={root}"])
         folder = RunFolder(settings.folder)
         folder.check(settings)
         folder.begin(settings, {})
         net = models.build(settings.model, 10, 3, 32)
-        optimizer = optim.OPTIMIZERS["sgd"](net.parameters(), settings.optim)
-        images, labels = torch.randn(arguments.batch, 3, 32, 32), torch.randint(0, 10, (arguments.batch,))
+        net.to(memory_format=torch.channels_last)
+        optimizer = optim.build(net, settings.optim)
+        images = torch.randn(arguments.batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
+        labels = torch.randint(0, 10, (arguments.batch_size,))
 
         def step() -> float:
             began = time.perf_counter()
@@ -69,7 +67,6 @@ def main() -> int:
         folder.release()
     step_seconds = statistics.median(free)
     result = {
-        "command": f"python benchmarks/checkpoints.py --model {arguments.model} --batch {arguments.batch}",
         "weights": sum(parameter.numel() for parameter in net.parameters()),
         "megabytes": round(size / 1e6, 1),
         "step_ms": round(1e3 * step_seconds, 1),
@@ -80,11 +77,9 @@ def main() -> int:
         "slowest_save_ms": round(1e3 * saver.seconds, 1),
         "load_and_verify_ms": round(1e3 * loading, 1),
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "checkpoints.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = ["| what | measured |", "|---|---|", *(f"| {name} | {value} |" for name, value in result.items())]
-    (arguments.output / "checkpoints.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    table = report.table("what | measured", [f"{name} | {value}" for name, value in result.items()])
+    report.write(arguments.output, "checkpoints", __doc__, result, table)
+    print(table)
     return 0
 
 

@@ -45,7 +45,7 @@ def main() -> int:
 
 def _race(side: int, dtype: torch.dtype, rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of each round: side by side, PyTorch's own."""
-    plain = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False).to(dtype=dtype, memory_format=torch.channels_last)
+    plain = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False, dtype=dtype).to(memory_format=torch.channels_last)
     laid = copy.deepcopy(plain)
     convolutions.lay_side_by_side(laid)
     images = torch.randn(PICTURES, CHANNELS, side, side, dtype=dtype).to(memory_format=torch.channels_last)

@@ -54,7 +54,7 @@ def _count(model: str, ranks: int, virtual_ranks: str) -> dict[str, Any]:
         result = Path(root) / "calls.json"
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
-            str(Path(__file__).parent / "contestants" / "messages.py"), str(result), "--config", "digits",
+            str(Path(__file__).parent / "contestants" / "message_counts.py"), str(result), "--config", "digits",
             f"model.name={model}", f"train.max_steps={STEPS if model == 'lenet' else 12}", "log.wandb=off",
             "log.tensorboard=false", "log.every_steps=10", "eval.every_epochs=0", f"run.root={root}", "run.name=run",
             f"train.virtual_ranks={virtual_ranks}", "train.precision=fp32", "data.drop_last=true", "train.device=cpu",

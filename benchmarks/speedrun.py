@@ -21,6 +21,7 @@ import report
 from turns import Contestant, race, script
 
 from trainer import config as configs
+from trainer.settings import RunConfig
 
 AIRBENCH_BATCH, AIRBENCH_EPOCHS, IMAGES = 1024, 8, 50_000
 _STEPS = 4  # a turn: taken singly, airbench94's were slower than in its whole training
@@ -52,7 +53,7 @@ def _race(arguments: argparse.Namespace) -> dict[str, Any]:
     """Some steps of each a turn."""
     config = configs.load([configs.find(arguments.config)], [])
     size, epochs = config.data.global_batch_size, config.train.epochs
-    sizes = config.data.progressive_sizes or [config.data.image_size]
+    sizes = config.data.progressive_sizes or [config.data.side_pixels]
     theirs = {
         precision: Contestant(
             f"airbench94, {precision}",
@@ -83,7 +84,7 @@ def _race(arguments: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _own_steps(arguments: argparse.Namespace, config: configs.RunConfig, side: int) -> list[str]:
+def _own_steps(arguments: argparse.Namespace, config: RunConfig, side: int) -> list[str]:
     flat = configs.flatten(config)
     kept = ("data.augment", "data.crop", "data.normalize", "optim.", "loss.", "train.precision")
     overrides = [f"{name}={value}" for name, value in flat.items() if name.startswith(kept) and value is not None]

@@ -1,12 +1,11 @@
 """What the same bits on any number of ranks cost: virtual ranks against plain ranks and against one process.
 
-    python benchmarks/virtual_ranks.py [--models lenet,tudui,resnet18] [--rounds 3] [--output benchmarks/results]
+    python benchmarks/virtual_ranks.py [--models lenet tudui resnet18] [--rounds 3]
 
 Runs of trainer/main.py, one after the other, the ways alternating; images/s are medians over the rounds. Writes
 virtual_ranks.json and virtual_ranks.md.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -16,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import report
 
-MAIN = str(Path(__file__).resolve().parent.parent / "trainer" / "main.py")
+MAIN = str(report.REPOSITORY / "trainer" / "main.py")
 # Ranks, virtual ranks (0: plain), threads of each rank: on two cores, all share the same two.
 WAYS = [(1, 0, 2), (1, 4, 2), (2, 0, 1), (2, 2, 1), (2, 4, 1), (4, 0, 1), (4, 4, 1)]
 # Batch, steps such that a run takes some seconds, steps a line; images are scikit-learn's digits as 3 x 32 x 32.
@@ -26,27 +25,19 @@ SIZES = {"lenet": (64, 1500, 100), "tudui": (256, 24, 1), "resnet18": (64, 7, 1)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="lenet,tudui,resnet18")
+    parser = report.parser(__doc__, needs_images=False)
+    parser.add_argument("--models", nargs="+", default=["lenet", "tudui", "resnet18"], choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    models = arguments.models.split(",")
     speeds: dict[str, list[float]] = {}
     for _ in range(arguments.rounds):
-        for model in models:
+        for model in arguments.models:
             for way in WAYS:
                 name = f"{model} {way[0]} {way[1]}"
                 speeds.setdefault(name, []).append(images_per_second(model, *way))
                 print(f"{name}: {speeds[name][-1]:,.1f} images/s", flush=True)
-    result = {
-        "command": f"python benchmarks/virtual_ranks.py --models {arguments.models} --rounds {arguments.rounds}",
-        "images_per_second": speeds,
-    }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "virtual_ranks.json").write_text(json.dumps(result, indent=1) + "\n")
-    table = as_table(models, {name: statistics.median(values) for name, values in speeds.items()})
-    (arguments.output / "virtual_ranks.md").write_text(f"{table}\n`{result['command']}`, medians.\n")
+    table = as_table(arguments.models, {name: statistics.median(values) for name, values in speeds.items()})
+    report.write(arguments.output, "virtual_ranks", __doc__, {"images_per_second": speeds}, table)
     print(table)
     return 0
 
@@ -90,17 +81,15 @@ def wait_for_speeds(metrics: Path, num_lines: int, process: "subprocess.Popen[by
 
 
 def as_table(models: list[str], speeds: dict[str, float]) -> str:
-    lines = [
-        "| network | ranks | virtual ranks | images/s | of plain on as many ranks | of one process |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for model in models:
         for ranks, virtual_ranks, _ in WAYS:
             speed = speeds[f"{model} {ranks} {virtual_ranks}"]
             plain, alone = speeds[f"{model} {ranks} 0"], speeds[f"{model} 1 0"]
-            cells = [model, ranks, virtual_ranks or "plain", f"{speed:,.0f}", f"{speed / plain:.2f}"]
-            lines.append(f"| {' | '.join(map(str, cells))} | {speed / alone:.2f} |")
-    return "\n".join(lines) + "\n"
+            ratios = f"{speed / plain:.2f} | {speed / alone:.2f}"
+            rows.append(f"{model} | {ranks} | {virtual_ranks or 'plain'} | {speed:,.0f} | {ratios}")
+    head = "network | ranks | virtual ranks | images/s | of plain on as many ranks | of one process"
+    return report.table(head, rows)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Skipped:
         skipped, arrived = outcome.skipped, None
         if self._is_gpu:
             on_host = torch.empty((), pin_memory=True)
-            skipped, arrived = on_host.copy_(skipped, non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            skipped, arrived = on_host.copy_(skipped, non_blocking=True), torch.cuda.Event()
             arrived.record()
         self._said.append(_Said(step, skipped, arrived, outcome))
 

@@ -144,7 +144,7 @@ def _read_own(path: Path) -> Run:
 def _write_torchscript(network: Trained, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that are the network's own, and that the format is an old one
-        script = torch.jit.trace(Program(network).eval(), _example(network))  # type: ignore[no-untyped-call]
+        script = torch.jit.trace(Program(network).eval(), _example(network))
         into = io.BytesIO()
         torch.jit.save(script, into, _extra_files=network.about.metadata())
     path.write_bytes(into.getvalue())
@@ -153,7 +153,7 @@ def _write_torchscript(network: Trained, path: Path) -> None:
 def _read_torchscript(path: Path) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run: Run = torch.jit.load(path)  # type: ignore[no-untyped-call]
+        run: Run = torch.jit.load(path)
     return torch.no_grad()(run)
 
 
@@ -230,7 +230,7 @@ def description(path: Path) -> dict[str, Any]:
         if path.suffix == ".pt2":
             torch.export.load(path, extra_files=extra)
         else:
-            torch.jit.load(path, _extra_files=extra)  # type: ignore[no-untyped-call]
+            torch.jit.load(path, _extra_files=extra)
         text = extra[trained.KEY]
     found: dict[str, Any] = json.loads(text)
     return found

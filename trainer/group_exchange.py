@@ -31,7 +31,7 @@ class GroupExchange:
         self._received = torch.empty(0)
         self._sending: list[Future[None]] = []
         on_gpu = world_size > 1 and device.type == "cuda"
-        self._stream = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream() if on_gpu else None
         self._courier = _Courier() if world_size > 1 and not on_gpu else None
 
     def send(self, bucket: Bucket, num_shards: int) -> None:

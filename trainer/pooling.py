@@ -88,5 +88,5 @@ def _dealt(gradient: Tensor, lead: Tensor, axis: int) -> Tensor:
 
 def _pairs(pixels: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """The first and the second of each two along an axis."""
-    first, second = pixels.unflatten(axis, (-1, 2)).unbind(axis + 1)  # type: ignore[no-untyped-call]
+    first, second = pixels.unflatten(axis, (-1, 2)).unbind(axis + 1)
     return first, second

@@ -109,7 +109,7 @@ class Profiler(NoProfiler):
 
     def _mark(self, name: str) -> None:
         self._marks.append(record_function(name))
-        self._marks[-1].__enter__()  # type: ignore[no-untyped-call]
+        self._marks[-1].__enter__()
 
     def _unmark(self) -> None:
         self._marks.pop().__exit__(None, None, None)

@@ -32,7 +32,7 @@ class OrderedReduction:
         for bucket in self._buckets if exchange.is_early else ():
             for index, (parameter, _) in enumerate(bucket.places):
                 hook = self._filler(bucket, index)
-                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(hook)
 
     def begin(self, num_shards: int) -> None:
         """A step of so many shards, on all ranks together."""

@@ -82,7 +82,7 @@ class Step:
         self._world_size = accelerator.num_processes
         self._waits_for_group = self._world_size > 1 and reduction is None
         if self._waits_for_group:
-            self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)  # type: ignore[no-untyped-call]
+            self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)
         # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
         self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
         self._batches: dict[int, Tensor] = {}

@@ -56,7 +56,7 @@ class GpuStopwatch(Stopwatch):
 
 
 def _mark() -> Any:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 

@@ -19,7 +19,7 @@ model, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(model, op
 turn.begin()
 while True:
     model.train()
-    total_loss = 0
+    total_loss = torch.zeros(())
     for inputs, labels in train_dataloader:
         outputs = model(inputs)
         loss = torch.nn.functional.cross_entropy(outputs, labels)

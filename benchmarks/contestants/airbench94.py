@@ -18,7 +18,7 @@ from airbench import utils
 from torch import Tensor, nn
 
 
-class Loader(utils.CifarLoader):
+class Loader(utils.CifarLoader):  # type: ignore[misc]
     """The package's, on arrays."""
 
     def __init__(self, images: Tensor, labels: Tensor, train: bool, batch_size: int, aug: dict[str, object]) -> None:
@@ -45,7 +45,7 @@ def make_net() -> nn.Sequential:
         lib.Mul(lib.hyp["net"]["scaling_factor"]),
     )
     net[0].weight.requires_grad = False
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.to(memory_format=torch.channels_last)
 
 
 def lr_schedule(steps: int) -> Tensor:
@@ -72,7 +72,7 @@ def train(loader: Loader, net: nn.Sequential, epochs: float, is_bf16: bool) -> I
     ]
     optimizer = torch.optim.SGD(param_configs, momentum=momentum, nesterov=True)
     schedule = lr_schedule(total_train_steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: schedule[i])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: float(schedule[i]))
     alpha_schedule = 0.95**5 * (torch.arange(total_train_steps + 1) / total_train_steps) ** 3
     lookahead_state = utils.LookaheadState(net)
     utils.init_whitening_conv(net[0], loader.normalize(loader.images[:5000]))
@@ -99,7 +99,7 @@ settings = given.settings()
 epochs, is_bf16 = settings["epochs"], settings["precision"] == "bf16"
 turn = None if settings.get("result") else given.Turn()
 images, labels = given.arrays(settings)
-aug = {"flip": True, "translate": 2}
+aug: dict[str, object] = {"flip": True, "translate": 2}
 loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), True, settings["batch_size"], aug)
 net = make_net()
 if turn is not None:

@@ -17,7 +17,7 @@ turn = given.turns(settings) if is_first else None
 network = given.network(settings)
 channels_last = settings.get("channels_last", True)
 format = torch.channels_last if channels_last else torch.contiguous_format
-network.to(device, memory_format=format)
+network.to(device, memory_format=format)  # type: ignore[call-overload]
 if ranks > 1:
     torch.distributed.init_process_group("gloo")
     network = nn.parallel.DistributedDataParallel(network)

@@ -9,6 +9,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from trainer import loop, main
@@ -27,7 +28,7 @@ def busy_seconds(profiler: Any) -> float:
     times = sorted(
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA
     )
     if not times:
         raise RuntimeError("the profiler saw no kernel: CUPTI may not be had, or not by this user")
@@ -69,9 +70,9 @@ def timed_run(trainer: loop.Trainer) -> str:
     return reason
 
 
-loop.Trainer._take_step = one_step  # type: ignore[method-assign]
-loop.Trainer._save = timed_save  # type: ignore[method-assign]
-loop.Trainer.run = timed_run  # type: ignore[method-assign]
+loop.Trainer._take_step = one_step  # type: ignore[assignment, method-assign]
+loop.Trainer._save = timed_save  # type: ignore[assignment, method-assign]
+loop.Trainer.run = timed_run  # type: ignore[assignment, method-assign]
 code = main.main(arguments)
 (Path(root) / "found.json").write_text(json.dumps(found))
 sys.exit(code)

@@ -39,9 +39,9 @@ def one_step(trainer: loop.Trainer, batch: Any) -> None:
     take_step(trainer, batch)
 
 
-dist.all_reduce, dist.batch_isend_irecv = counted_all_reduce, counted_batch
-neighbors._machine = lambda: f"machine {os.environ['RANK']}"  # type: ignore[assignment]
-loop.Trainer._take_step = one_step  # type: ignore[method-assign]
+dist.all_reduce, dist.batch_isend_irecv = counted_all_reduce, counted_batch  # type: ignore[assignment]
+neighbors._machine = lambda: f"machine {os.environ['RANK']}"
+loop.Trainer._take_step = one_step  # type: ignore[assignment, method-assign]
 code = main.main(arguments)
 if os.environ["RANK"] == "0":
     Path(path).write_text(json.dumps({"calls": calls, "gradient_bytes": current["weights"]}))

@@ -64,7 +64,7 @@ class TensorBoard(Tracker):
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of values that a trace keeps as they are
-                traced = torch.jit.trace(shadow(network), image, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
+                traced = torch.jit.trace(shadow(network), image, strict=False, check_trace=False)
                 self._write(lambda writer: writer.add_graph(traced, image))
         except _UNTRACEABLE as error:
             self._say(f"TensorBoard's graph is left out: {type(error).__name__}: {' '.join(str(error).split())[:160]}")
