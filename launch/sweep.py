@@ -154,7 +154,9 @@ def keep_plan(root: Path, points: list[Point], waiting: str) -> None:
     Raises FolderError when the folder has a run, or a job with another plan, or cannot be written.
     """
     if (root / "config.yaml").exists():
-        raise FolderError(f"{root} already holds a run; choose another run.name for the sweep")
+        raise FolderError(
+            f"{root} already holds a run; give the sweep a name of its own, as run.name={root.name}-sweep"
+        )
     plan = {
         "points": [{"name": point.name, "group": point.group, "settings": list(point.settings)} for point in points]
     }
