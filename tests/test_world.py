@@ -99,9 +99,11 @@ class TestDevices:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Old GPU")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
 
-    def test_more_ranks_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("seen", "way"), [(1, "one GPU: .*have each see all GPUs"), (2, "2 GPUs: .*2 processes")])
+    def test_more_ranks_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch, seen: int, way: str) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        with pytest.raises(WorldError, match=r"4 ranks on this machine but 2 GPUs.*train\.device=cpu"):
+        with pytest.raises(WorldError, match=rf"4 ranks on this machine, which see {way}.*train\.device=cpu"):
             World(Train())
 
     def test_a_precision_that_the_gpu_lacks_is_refused(self) -> None:

@@ -225,9 +225,12 @@ def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:
     if device == "cpu" or not gpus:
         return False
     if env.local_world_size > gpus:
+        seen, way = f"{gpus} GPUs", f"start {gpus} processes"
+        if gpus == 1:
+            seen, way = "one GPU", "start one process, or have each see all GPUs and not its own alone"
         raise WorldError(
-            f"{env.local_world_size} ranks on this machine but {gpus} GPUs: wanted one GPU a rank. "
-            f"Start {gpus} processes, or run on the CPU with train.device=cpu"
+            f"{env.local_world_size} ranks on this machine, which see {seen}: wanted one GPU a rank; {way}, or run on "
+            "the CPU with train.device=cpu"
         )
     return True
 
