@@ -174,7 +174,7 @@ def gpu_in_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[NamedGpu]:
 
 
 def _keep_choices(monkeypatch: pytest.MonkeyPatch) -> int:
-    """What a run on a GPU chooses for the whole process (world.py) is not left to the tests that follow."""
+    """What a run on a GPU chooses for the whole process (device.py) is not left to the tests that follow."""
     cudnn, deterministic = torch.backends.cudnn, torch.utils.deterministic
     for place, name in ((cudnn, "benchmark"), (cudnn, "allow_tf32"), (deterministic, "fill_uninitialized_memory")):
         monkeypatch.setattr(place, name, getattr(place, name))

@@ -36,7 +36,7 @@ LAYERS = [
     },
     {"settings"},
     {"contradictions"},
-    {"config", "datasets.dataset", "schedule", "probe", "names", "buckets"},
+    {"config", "datasets.dataset", "schedule", "probe", "names", "buckets", "device"},
     {
         "datasets.pixels",
         "sampler",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Done, free_port, torchrun
 
-from trainer import rank_env
+from trainer import device, rank_env
 from trainer.errors import WorldError
 from trainer.settings import Train
 from trainer.world import World
@@ -89,6 +89,25 @@ def test_strangers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         World(Train(device="cpu"))
 
 
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_gpus_kernels_repeat_where_the_same_bits_are_wanted(monkeypatch: pytest.MonkeyPatch, compiles: bool) -> None:
+    for place, name in (
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+    ):
+        monkeypatch.setattr(place, name, getattr(place, name))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    try:
+        device.choose_kernels(exact=False, precision="bf16", compiles=compiles)
+        assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+        device.choose_kernels(exact=True, precision="fp32", compiles=compiles)
+        assert torch.is_deterministic_algorithms_warn_only_enabled() and torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 class TestDevices:
     """A GPU cannot be had here: what torch says of one is set, what we make of it is tested."""
 
@@ -106,12 +125,32 @@ class TestDevices:
         with pytest.raises(WorldError, match=rf"4 ranks on this machine, which see {way}.*train\.device=cpu"):
             World(Train())
 
+    def test_what_accelerate_was_told_of_the_device_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # use_cpu: true in its file, or --cpu
+        with pytest.raises(WorldError, match=r"train\.device=cuda, but accelerate launch was told to use the CPU"):
+            World(Train(device="cuda"))
+        world = World(Train())
+        assert world.device.type == "cpu" and world.precision in ("fp32", "bf16")
+
     def test_a_precision_that_the_gpu_lacks_is_refused(self) -> None:
         with pytest.raises(WorldError, match=r"train\.precision=bf16: Old GPU lacks it; choose auto, fp32 or fp16"):
             World(Train(precision="bf16"))
 
     def test_the_cpu_can_be_had_all_the_same(self) -> None:
         assert World(Train(device="cpu")).device.type == "cpu"
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device, "_GPU_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "nvidia0").mkdir()  # a file that cannot be opened, as in a container that was given no GPU
+    assert World(Train()).device.type == "cpu"
+    (tmp_path / "nvidia1").touch()
+    assert World(Train(device="cpu")).device.type == "cpu"
+    with pytest.raises(WorldError, match=r"there is a GPU \(.*nvidia1\).*cannot use it; .*train\.device=cpu"):
+        World(Train())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")  # SLURM's word for none
+    assert World(Train()).device.type == "cpu"
 
 
 def test_the_worker_is_run_by_this_python() -> None:

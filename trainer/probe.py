@@ -6,6 +6,7 @@ a rank that hangs or dies leaves what it had. Only pairs ever form a group: a ra
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -160,6 +161,7 @@ def _measure_pair(pair: pairs.Pair, number: int, roll: Roll, device: torch.devic
 def _all_reduce(store: PrefixStore, pair: pairs.Pair, place: int, device: torch.device) -> tuple[float, float]:
     """Seconds of a small one; bytes a second, each way, of a large one."""
     backend = "nccl" if device.type == "cuda" else "gloo"
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # NCCL then raises what else would abort this process
     prefixed = PrefixStore(f"{pair[0]}-{pair[1]}", store)
     torch.distributed.init_process_group(backend, store=prefixed, rank=place, world_size=2, timeout=_PAIR_TIMEOUT)
     try:

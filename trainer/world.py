@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from trainer import meeting, memory, neighbors, rank_env
+from trainer import device, meeting, memory, neighbors, rank_env
 from trainer.errors import UserError, WorldError
 from trainer.settings import Train
 
@@ -27,7 +27,10 @@ T = TypeVar("T")
 _MEET_TIMEOUT = timedelta(minutes=2)  # for all ranks to be there: one that failed at its start never comes
 _EXCHANGE_TIMEOUT = timedelta(minutes=30)  # for one exchange: the others wait while rank 0 decodes a data set
 # accelerate lets these win over what it is called with; launch sets them from a file in the user's home folder.
-_OVERRULING = ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE")
+_OVERRULING = (
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE",
+    "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE",
+)  # fmt: skip
 
 
 class World:
@@ -36,13 +39,13 @@ class World:
     def __init__(self, train: Train) -> None:
         """Raises WorldError when the processes, devices or precision are not what was asked for."""
         env = rank_env.read()
-        on_gpu = _use_gpu(train.device, env)
-        self.precision = _precision(train.precision, on_gpu)
-        self.threads = _threads(train.threads_per_rank, env.local_world_size)
+        on_gpu = device.is_gpu(train.device, env)
+        self.precision = device.precision(train.precision, on_gpu)
+        self.threads = device.threads(train.threads_per_rank, env.local_world_size)
         # Of a convolution over one channel, whose weights have two layouts that are the same.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
-            _choose_kernels(exact=train.virtual_ranks is not None, precision=self.precision)
+            device.choose_kernels(train.virtual_ranks is not None, self.precision, train.compile)
         else:
             memory.keep()
         self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
@@ -57,9 +60,10 @@ class World:
         self._control: Any = None
         self._neighbors: neighbors.Neighbors | None = None
         if self.size > 1:
+            if on_gpu:
+                self._control = _connect(self.device)
+                _set_timeout(_EXCHANGE_TIMEOUT, self._control)
             _set_timeout(_EXCHANGE_TIMEOUT)
-            if on_gpu:  # numbers that the CPU must know at once need not wait for what the GPU has queued
-                self._control = torch.distributed.new_group(backend="gloo", timeout=_EXCHANGE_TIMEOUT)
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
@@ -155,24 +159,34 @@ class World:
         }
 
 
-def _choose_kernels(exact: bool, precision: str) -> None:
-    """The fastest ones found by trying, another each time maybe; or those that give the same bits every time."""
-    torch.backends.cudnn.benchmark = not exact
-    if precision == "fp32":  # PyTorch multiplies 10 of 23 bits in convolutions unless it is told
-        torch.backends.cudnn.allow_tf32 = False
-    if exact:
-        # A help for finding defects, at each allocation.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # wanted by cuBLAS for that
-        torch.use_deterministic_algorithms(True, warn_only=True)
+def _connect(gpu: torch.device) -> Any:
+    """A group for numbers that the CPU must know at once: they need not wait for what the GPUs have queued.
+
+    NCCL makes its connections at the first exchange, which is this one, while nobody is waited for any longer than for
+    a meeting. Raises WorldError.
+    """
+    try:
+        control = torch.distributed.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
+        torch.distributed.all_reduce(torch.zeros(1, device=gpu))
+        torch.cuda.synchronize(gpu)
+    except RuntimeError as error:
+        raise WorldError(
+            f"the ranks have met, but cannot send numbers to each other ({_short(error)}); samecurve doctor looks for "
+            "the GPUs or machines between which that fails"
+        ) from None
+    return control
 
 
-def _set_timeout(timeout: timedelta) -> None:
-    """How long an exchange of the whole group may take from now on."""
+def _set_timeout(timeout: timedelta, group: Any = None) -> None:
+    """How long an exchange of a group, by default of all ranks, may take from now on."""
     if hasattr(torch.distributed, "set_timeout"):  # torch 2.15; before, the same under a private name
-        torch.distributed.set_timeout(timeout)
+        torch.distributed.set_timeout(timeout, group)
     else:
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[str, Accelerator]:
@@ -193,10 +207,16 @@ def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[s
             ],
         )
     except (torch.distributed.DistError, TimeoutError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise WorldError(
-            f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({reason}); "
+            f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({_short(error)}); "
             "look at what the other machines say"
+        ) from None
+    except RuntimeError as error:  # NCCL's
+        if env.announced_world_size == 1:
+            raise
+        raise WorldError(
+            f"{env.announced_world_size} processes met, but make no group ({_short(error)}); samecurve doctor looks "
+            "for the GPUs or machines at fault"
         ) from None
 
 
@@ -216,44 +236,6 @@ def _meet(on_gpu: bool, env: rank_env.RankEnv) -> str:
         timeout=_MEET_TIMEOUT,
     )
     return word
-
-
-def _use_gpu(device: str, env: rank_env.RankEnv) -> bool:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cuda" and not gpus:
-        raise WorldError("train.device=cuda: this machine has no usable GPU; set train.device=auto or mend its driver")
-    if device == "cpu" or not gpus:
-        return False
-    if env.local_world_size > gpus:
-        seen, way = f"{gpus} GPUs", f"start {gpus} processes"
-        if gpus == 1:
-            seen, way = "one GPU", "start one process, or have each see all GPUs and not its own alone"
-        raise WorldError(
-            f"{env.local_world_size} ranks on this machine, which see {seen}: wanted one GPU a rank; {way}, or run on "
-            "the CPU with train.device=cpu"
-        )
-    return True
-
-
-def _precision(asked: str, on_gpu: bool) -> str:
-    """The precision to train in; raises WorldError for one that the device lacks."""
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_multiplies_bf16()
-    if asked == "auto":
-        return "bf16" if has_bf16 else "fp16" if on_gpu else "fp32"
-    if asked == "fp16" and not on_gpu:
-        raise WorldError("train.precision=fp16: a CPU has no fp16 training; choose auto, fp32 or bf16")
-    if asked == "bf16" and on_gpu and not has_bf16:
-        raise WorldError(f"train.precision=bf16: {torch.cuda.get_device_name()} lacks it; choose auto, fp32 or fp16")
-    return asked
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has units for it (AMX). Others make bf16 products of fp32 ones, at several times their cost."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
-def _threads(asked: int | str, local_world_size: int) -> int:
-    return asked if isinstance(asked, int) else max(1, rank_env.cores() // local_world_size)
 
 
 def _check_group(env: rank_env.RankEnv, size: int) -> None:

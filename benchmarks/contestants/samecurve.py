@@ -37,6 +37,7 @@ with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
         [
             "data.name=image_folder", f"data.root={settings['images']}", *given.cache(settings),
             "data.augment=[flip,crop]", "data.normalize=cifar10", f"data.global_batch_size={settings['batch_size']}",
+            "data.drop_last=true",
             f"model.name={settings['model']}", f"optim.lr={given.LR}", f"optim.weight_decay={given.WEIGHT_DECAY}",
             f"train.device={settings['device']}", f"train.precision={settings['precision']}",
             f"train.threads_per_rank={settings['threads']}", "train.epochs=10000", "checkpoint.every_epochs=0",
