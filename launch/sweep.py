@@ -154,9 +154,7 @@ def keep_plan(root: Path, points: list[Point], waiting: str) -> None:
     Raises FolderError when the folder has a run, or a job with another plan, or cannot be written.
     """
     if (root / "config.yaml").exists():
-        raise FolderError(
-            f"{root} already holds a run; give the sweep a name of its own, as run.name={root.name}-sweep"
-        )
+        raise FolderError(f"{root} already holds a run; give the sweep a name of its own, as run.name=NAME-sweep")
     plan = {
         "points": [{"name": point.name, "group": point.group, "settings": list(point.settings)} for point in points]
     }

@@ -132,6 +132,29 @@ def test_after_one_slow_step_ranks_soon_ask_as_seldom_as_before(signals: Signals
     assert len(asked) < 45
 
 
+def test_towards_a_deadline_ranks_ask_as_if_all_steps_were_slow(
+    signals: Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(stop.time, "time", lambda: clock[0])
+    pace = paced(1.0, 1.0, 1.0, *[0.005] * 60)
+    check = StopCheck(signals, None, (1100.0, "the time limit"), pace, 2, alone)
+    step = 0
+    while clock[0] < 1097.0:
+        clock[0] += 0.005
+        pace.step(0.005)
+        pace.step(1.0 if step % 40 == 0 else 0.005)
+        step += 1
+        assert check(step, 0.0, never) == ""
+    reason = ""
+    while not reason and clock[0] < 1200.0:  # all of a sudden each is slow
+        clock[0] += 1.0
+        pace.step(1.0)
+        step += 1
+        reason = check(step, 0.0, never)
+    assert reason == "the time limit" and clock[0] <= 1100.0
+
+
 def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")

@@ -1,6 +1,7 @@
 """The world: three real ranks over gloo agree, add, wait for each other; strangers are refused."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import Done, free_port, torchrun
 
-from trainer import device, rank_env
+from trainer import device, main, rank_env, world
 from trainer.errors import WorldError
 from trainer.settings import Train
 from trainer.world import World
@@ -97,13 +98,14 @@ def test_a_gpus_kernels_repeat_where_the_same_bits_are_wanted(monkeypatch: pytes
         (torch.utils.deterministic, "fill_uninitialized_memory"),
     ):
         monkeypatch.setattr(place, name, getattr(place, name))
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
         device.choose_kernels(exact=False, precision="bf16", compiles=compiles)
         assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
         device.choose_kernels(exact=True, precision="fp32", compiles=compiles)
         assert torch.is_deterministic_algorithms_warn_only_enabled() and torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark and not torch.backends.cudnn.allow_tf32
+        assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -125,12 +127,14 @@ class TestDevices:
         with pytest.raises(WorldError, match=rf"4 ranks on this machine, which see {way}.*train\.device=cpu"):
             World(Train())
 
-    def test_what_accelerate_was_told_of_the_device_counts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_accelerate_was_told_of_the_device_counts(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # use_cpu: true in its file, or --cpu
         with pytest.raises(WorldError, match=r"train\.device=cuda, but accelerate launch was told to use the CPU"):
             World(Train(device="cuda"))
-        world = World(Train())
-        assert world.device.type == "cpu" and world.precision in ("fp32", "bf16")
+        assert World(Train()).device.type == "cpu"
+        assert "there is a GPU, but accelerate launch was told to use the CPU" in capfd.readouterr().err
 
     def test_a_precision_that_the_gpu_lacks_is_refused(self) -> None:
         with pytest.raises(WorldError, match=r"train\.precision=bf16: Old GPU lacks it; choose auto, fp32 or fp16"):
@@ -140,17 +144,40 @@ class TestDevices:
         assert World(Train(device="cpu")).device.type == "cpu"
 
 
-def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_that_pytorch_cannot_use_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def told(train: Train) -> str:
+        assert World(train).device.type == "cpu"
+        return capfd.readouterr().err
+
     monkeypatch.setattr(device, "_GPU_FILES", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "nvidia0").mkdir()  # a file that cannot be opened, as in a container that was given no GPU
-    assert World(Train()).device.type == "cpu"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidia0").mkdir()  # a file that cannot be opened, as in a job that asked for no GPU
+    assert told(Train()) == ""
     (tmp_path / "nvidia1").touch()
-    assert World(Train(device="cpu")).device.type == "cpu"
-    with pytest.raises(WorldError, match=r"there is a GPU \(.*nvidia1\).*cannot use it; .*train\.device=cpu"):
+    assert told(Train(device="cpu")) == ""
+    assert "there is a GPU, but PyTorch" in told(Train()) and "training on the CPU" in told(Train())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert told(Train()) == ""
+
+
+def test_processes_that_form_no_group_may_be_started_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """gloo cannot be made to fail at will: in its place is an Accelerator that raises what gloo does."""
+
+    def fails(**_: object) -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(world, "Accelerator", fails)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main.main(["--config", "digits"]) == 1
+    assert capfd.readouterr().err.startswith("samecurve: rank 0: the 2 processes could not form a group (Connection")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match="Connection"):
         World(Train())
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")  # SLURM's word for none
-    assert World(Train()).device.type == "cpu"
 
 
 def test_the_worker_is_run_by_this_python() -> None:

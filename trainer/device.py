@@ -3,7 +3,7 @@ threads, kernels."""
 
 import contextlib
 import os
-import re
+import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ _GPU_FILES = Path("/dev")
 
 
 def is_gpu(asked: str, env: rank_env.RankEnv) -> bool:
-    """asked: train.device. Raises WorldError where that, the launcher and the machine do not go together."""
+    """asked: train.device. Raises WorldError where that, the launcher and the machine do not go together; says so where
+    a GPU is left idle that nobody has forbidden."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     is_told_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     if asked == "cuda" and is_told_cpu:
@@ -26,10 +27,12 @@ def is_gpu(asked: str, env: rank_env.RankEnv) -> bool:
         )
     if asked == "cuda" and not gpus:
         raise WorldError("train.device=cuda: this machine has no usable GPU; set train.device=auto or mend its driver")
-    if asked == "cpu" or is_told_cpu:
+    if asked == "cpu":
         return False
-    if not gpus:
-        _check_there_is_none()
+    if is_told_cpu or not gpus:
+        why = "accelerate launch was told to use the CPU" if gpus else _why_unusable()
+        if False:
+            print(f"samecurve: there is a GPU, but {why}; training on the CPU", file=sys.stderr, flush=True)
         return False
     if env.local_world_size > gpus:
         seen, way = f"{gpus} GPUs", f"start {gpus} processes"
@@ -42,20 +45,16 @@ def is_gpu(asked: str, env: rank_env.RankEnv) -> bool:
     return True
 
 
-def _check_there_is_none() -> None:
-    """Raises WorldError where the system hands this process a GPU and PyTorch cannot use it. A container or a job that
-    asked for none cannot open its file."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and not re.match(r"\s*(\d|GPU-|MIG-)", visible):
-        return
+def _why_unusable() -> str:
+    """Why PyTorch does not use a GPU whose file this process can open; nothing where there is none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:  # which may mean none
+        return ""
     for file in sorted(_GPU_FILES.glob("nvidia[0-9]*")):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a container, or a job, that was given none of its machine's
             os.close(os.open(file, os.O_RDWR))
-            built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for CPUs"
-            raise WorldError(
-                f"there is a GPU ({file}), but PyTorch {torch.__version__}, built {built}, cannot use it; mend the "
-                "driver or install another PyTorch, or set train.device=cpu to train without it"
-            )
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "not built for CUDA"
+            return f"PyTorch {torch.__version__}, {built}, cannot use {file} (an older driver?)"
+    return ""
 
 
 def precision(asked: str, on_gpu: bool) -> str:

@@ -37,7 +37,8 @@ class TrainingError(UserError):
 
 
 class PeerError(Exception):
-    """Another rank is gone. Nobody's mistake and no defect of ours: one line, exit code 1, and a launcher may go on."""
+    """Another rank is gone or cannot be reached. Nobody's mistake and no defect of ours: one line, exit code 1, and a
+    launcher may go on."""
 
 
 def one_of(value: object, choices: Iterable[str]) -> str:

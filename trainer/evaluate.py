@@ -22,10 +22,10 @@ from trainer import config as configs  # noqa: E402
 from trainer import data, parts, rank_env, trained  # noqa: E402
 from trainer.augment import Augment  # noqa: E402
 from trainer.console import by_class  # noqa: E402
-from trainer.errors import ConfigError, DataError, UserError  # noqa: E402
+from trainer.errors import ConfigError, DataError, PeerError, UserError  # noqa: E402
 from trainer.evaluation import Evaluation  # noqa: E402
 from trainer.folder import finite  # noqa: E402
-from trainer.main import leave, refuse  # noqa: E402
+from trainer.main import leave, lost, refuse  # noqa: E402
 from trainer.settings import RunConfig  # noqa: E402
 from trainer.trained import About, Trained  # noqa: E402
 from trainer.world import World  # noqa: E402
@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         world = World(config.train)
     except UserError as error:
         return refuse(error, speaks=env.local_rank == 0)
+    except PeerError as error:
+        return lost(error, env.rank)
     try:
         with world:
             chosen = (arguments.run, arguments.weights, world.device, arguments.allow_pickle)

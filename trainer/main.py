@@ -67,14 +67,15 @@ def _train(config: RunConfig, signals: Signals) -> int:
             world = World(config.train)
         except UserError as error:
             return refuse(error, speaks=env.local_rank == 0)
+        except PeerError as error:
+            return lost(error, env.rank)
         try:
             with world:
                 stopped = train(config, world, signals)
         except UserError as error:
             return refuse(error, speaks=world.is_first)
         except PeerError as error:
-            print(f"samecurve: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-            return 1
+            return lost(error, world.rank)
         if world.is_first:
             outcome.write(_STOPPED if stopped else 0, stopped)
         if stopped and not world.is_first:
@@ -95,6 +96,12 @@ def refuse(error: UserError, speaks: bool) -> int:
     print(f"samecurve: {error}", file=sys.stderr, flush=True)
     outcome.write(2, str(error))
     return 2
+
+
+def lost(error: PeerError, rank: int) -> int:
+    """One line; every rank speaks: they may have lost each other in different ways."""
+    print(f"samecurve: rank {rank}: {error}", file=sys.stderr, flush=True)
+    return 1
 
 
 class _Parser(argparse.ArgumentParser):

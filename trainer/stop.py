@@ -166,9 +166,12 @@ class StopCheck:
         slowest = self._pace.step_seconds
         margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
         margin += self._lag_steps * slowest
-        margin += self._pace.evaluation_seconds if evaluates(self._stride) else 0.0
-        asked, typical = self._largest([float(self._asked(margin)), self._pace.typical_seconds])
-        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(typical, 1e-6))))
+        margin += self._pace.evaluation_seconds if evaluates(self._most_steps) else 0.0
+        # Towards a deadline all steps of late may become as slow as one has been.
+        is_near = self._is_due(margin + self._most_steps * slowest)
+        pace = slowest if is_near else self._pace.typical_seconds
+        asked, pace = self._largest([float(self._asked(margin)), pace])
+        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(pace, 1e-6))))
         self._next_step = step + self._stride
         return REASONS[int(asked)]
 
@@ -186,9 +189,12 @@ class StopCheck:
             return REASONS.index(self._signals.received)
         if self._file is not None and self._file.exists():
             return REASONS.index(_FILE)
-        if self._deadline is not None and time.time() + margin_seconds >= self._deadline[0]:
+        if self._deadline is not None and self._is_due(margin_seconds):
             return REASONS.index(self._deadline[1])
         return 0
+
+    def _is_due(self, margin_seconds: float) -> bool:
+        return self._deadline is not None and time.time() + margin_seconds >= self._deadline[0]
 
     def done(self) -> None:
         """The run has stopped: the file has done its work."""

@@ -1,4 +1,4 @@
-"""The processes of this run: the Accelerator, device, ranks, precision and threads; sums, agreement, who prints.
+"""The processes of this run: the Accelerator, ranks; sums, agreement, who prints.
 
 Only this file makes an Accelerator. It refuses to start as N strangers: processes that were launched together and do
 not form one group would each train the whole run and write over each other.
@@ -6,6 +6,7 @@ not form one group would each train the whole run and write over each other.
 
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,17 +20,18 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from trainer import device, meeting, memory, neighbors, rank_env
-from trainer.errors import UserError, WorldError
+from trainer.errors import PeerError, UserError, WorldError
 from trainer.settings import Train
 
 T = TypeVar("T")
 
 _MEET_TIMEOUT = timedelta(minutes=2)  # for all ranks to be there: one that failed at its start never comes
 _EXCHANGE_TIMEOUT = timedelta(minutes=30)  # for one exchange: the others wait while rank 0 decodes a data set
+_POLL_SECONDS = 0.01
 # accelerate lets these win over what it is called with; launch sets them from a file in the user's home folder.
 _OVERRULING = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE",
-    "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE",
+    "ACCELERATE_USE_CPU",
 )  # fmt: skip
 
 
@@ -162,15 +164,21 @@ class World:
 def _connect(gpu: torch.device) -> Any:
     """A group for numbers that the CPU must know at once: they need not wait for what the GPUs have queued.
 
-    NCCL makes its connections at the first exchange, which is this one, while nobody is waited for any longer than for
-    a meeting. Raises WorldError.
+    NCCL makes its connections at the first exchange, which is this one: it may take as long as a meeting, and not as
+    long as an exchange, which others may come late to. Raises PeerError.
     """
+    until = time.monotonic() + 0.9 * _MEET_TIMEOUT.total_seconds()  # then NCCL itself would abort the process
     try:
         control = torch.distributed.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
         torch.distributed.all_reduce(torch.zeros(1, device=gpu))
-        torch.cuda.synchronize(gpu)
+        done = torch.cuda.Event()
+        done.record()
+        while not done.query():
+            if time.monotonic() > until:
+                raise RuntimeError("nothing came")
+            time.sleep(_POLL_SECONDS)
     except RuntimeError as error:
-        raise WorldError(
+        raise PeerError(
             f"the ranks have met, but cannot send numbers to each other ({_short(error)}); samecurve doctor looks for "
             "the GPUs or machines between which that fails"
         ) from None
@@ -191,7 +199,7 @@ def _short(error: Exception) -> str:
 
 def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[str, Accelerator]:
     """The word that the ranks have agreed on, and the Accelerator, with it the group. Raises WorldError when not all
-    processes come."""
+    processes come, PeerError when those that have come fail."""
     for name in _OVERRULING:
         os.environ.pop(name, None)
     try:
@@ -211,12 +219,12 @@ def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[s
             f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({_short(error)}); "
             "look at what the other machines say"
         ) from None
-    except RuntimeError as error:  # NCCL's
+    except RuntimeError as error:
         if env.announced_world_size == 1:
             raise
-        raise WorldError(
-            f"{env.announced_world_size} processes met, but make no group ({_short(error)}); samecurve doctor looks "
-            "for the GPUs or machines at fault"
+        raise PeerError(
+            f"the {env.announced_world_size} processes could not form a group ({_short(error)}); samecurve doctor "
+            "looks for the GPUs or machines at fault"
         ) from None
 
 

@@ -70,8 +70,9 @@ def timed_run(trainer: loop.Trainer) -> str:
     return reason
 
 
-if profiled != "1":  # airbench94 begins warm too: kernels are loaded and chosen
-    main.main([*arguments, "run.name=warm", "train.epochs=3"])
+# airbench94 begins warm too: kernels are loaded and chosen.
+if profiled != "1" and (code := main.main([*arguments, "run.name=warm", "train.epochs=3"])):
+    sys.exit(code)
 loop.Trainer._take_step = one_step  # type: ignore[assignment, method-assign]
 loop.Trainer._save = timed_save  # type: ignore[assignment, method-assign]
 loop.Trainer.run = timed_run  # type: ignore[assignment, method-assign]
