@@ -31,7 +31,7 @@ def is_gpu(asked: str, env: rank_env.RankEnv) -> bool:
         return False
     if is_told_cpu or not gpus:
         why = "accelerate launch was told to use the CPU" if gpus else _why_unusable()
-        if False:
+        if why and env.local_rank == 0:
             print(f"samecurve: there is a GPU, but {why}; training on the CPU", file=sys.stderr, flush=True)
         return False
     if env.local_world_size > gpus:

@@ -32,11 +32,11 @@ __all__ = [
 
 
 def settings() -> dict[str, Any]:
-    """model, batch_size, precision, threads, images (a folder), workers. Sets the threads."""
+    """model, batch_size, precision, threads, images (a folder), workers, seed. Sets the threads and the seed."""
     found: dict[str, Any] = json.loads(sys.argv[1])
     torch.set_num_threads(found["threads"])
     found.setdefault("device", "cpu")
-    torch.manual_seed(0)
+    torch.manual_seed(found.get("seed", 0))
     return found
 
 
