@@ -6,6 +6,7 @@ Ctrl-C works while the main thread is deep in an exchange.
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -168,7 +169,7 @@ class StopCheck:
         margin += self._lag_steps * slowest
         margin += self._pace.evaluation_seconds if evaluates(self._most_steps) else 0.0
         # Towards a deadline all steps of late may become as slow as one has been.
-        is_near = self._is_due(margin + self._most_steps * slowest)
+        is_near = self._due(margin + self._most_steps * slowest)
         pace = slowest if is_near else self._pace.typical_seconds
         asked, pace = self._largest([float(self._asked(margin)), pace])
         self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(pace, 1e-6))))
@@ -189,12 +190,13 @@ class StopCheck:
             return REASONS.index(self._signals.received)
         if self._file is not None and self._file.exists():
             return REASONS.index(_FILE)
-        if self._deadline is not None and self._is_due(margin_seconds):
-            return REASONS.index(self._deadline[1])
-        return 0
+        due = self._due(margin_seconds)
+        return REASONS.index(due) if due else 0
 
-    def _is_due(self, margin_seconds: float) -> bool:
-        return self._deadline is not None and time.time() + margin_seconds >= self._deadline[0]
+    def _due(self, margin_seconds: float) -> str:
+        """Why the run must have ended within so long, or nothing."""
+        ends, why = self._deadline or (math.inf, "")
+        return why if time.time() + margin_seconds >= ends else ""
 
     def done(self) -> None:
         """The run has stopped: the file has done its work."""

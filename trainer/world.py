@@ -39,7 +39,8 @@ class World:
     """Handed to whoever needs it; nobody else asks for a rank."""
 
     def __init__(self, train: Train) -> None:
-        """Raises WorldError when the processes, devices or precision are not what was asked for."""
+        """Raises WorldError when the processes, devices or precision are not what was asked for, PeerError when those
+        that have met cannot reach each other."""
         env = rank_env.read()
         on_gpu = device.is_gpu(train.device, env)
         self.precision = device.precision(train.precision, on_gpu)
