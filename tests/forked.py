@@ -21,7 +21,7 @@ import torchvision.models
 from workers.tiny import Idle, tiny
 
 import trainer.loop
-from trainer import bad_steps, blocks, convolutions, data, main, models, neighbors, wandb_mode, watch
+from trainer import bad_steps, blocks, data, main, models, wandb_mode, watch
 from trainer.augment import Augment
 from trainer.journal import Journal
 from trainer.step import Samples, Shard, Step
@@ -52,16 +52,6 @@ def run_rank(env: dict[str, str], log: str, argv: list[str], plant: str) -> None
     os._exit(code)  # no test harness's own end: that would run pytest's
 
 
-def without_neighbors() -> None:
-    tiny_network()
-    apart()
-
-
-def apart() -> None:
-    """The ranks of a machine as if each were on one of its own: they go by DDP, and by messages."""
-    neighbors._machine = lambda: f"machine {os.environ['RANK']}"  # type: ignore[assignment]
-
-
 def tiny_network() -> None:
     """BatchNorm and dropout in LeNet's place."""
     models.MODELS["lenet"] = tiny
@@ -70,11 +60,6 @@ def tiny_network() -> None:
 def idle_weights() -> None:
     """LeNet with weights that take no part in any loss, and others that take part in that of bright samples only."""
     models.MODELS["lenet"] = Idle
-
-
-def idle_weights_apart() -> None:
-    idle_weights()
-    apart()
 
 
 def stuck_rank() -> None:
@@ -125,11 +110,6 @@ def infinite_loss() -> None:
     Step._forward = spoils  # type: ignore[method-assign]
 
 
-def infinite_loss_apart() -> None:
-    without_neighbors()
-    infinite_loss()
-
-
 def poisoned_sample_late() -> None:
     """The same, and the loop hears of a step as late as it does with a GPU."""
     poisoned_sample()
@@ -178,11 +158,6 @@ def late_rank() -> None:
     Step._batch = waits  # type: ignore[method-assign]
 
 
-def late_rank_apart() -> None:
-    without_neighbors()
-    late_rank()
-
-
 def slow_data() -> None:
     """Each block of images takes three seconds longer."""
     tiny_network()
@@ -217,35 +192,18 @@ def slow_result() -> None:
     Journal.finished = waits  # type: ignore[method-assign]
 
 
-def side_by_side() -> None:
-    """The file `side-by-side` tells that pictures were laid so."""
-    strips = convolutions._strips
-
-    def noted(*given: Any) -> torch.Tensor:
-        Path("side-by-side").touch()
-        return strips(*given)
-
-    convolutions._strips = noted
-
-
 PLANTS = {
-    "apart": apart,
-    "without_neighbors": without_neighbors,
-    "side_by_side": side_by_side,
     "idle": idle_weights,
-    "idle_apart": idle_weights_apart,
     "slow_result": slow_result,
     "tiny": tiny_network,
     "stuck": stuck_rank,
     "poisoned": poisoned_sample,
     "poisoned_last": lambda: poisoned_sample(1432),
     "infinite_loss": infinite_loss,
-    "infinite_apart": infinite_loss_apart,
     "poisoned_late": poisoned_sample_late,
     "slow": slow_steps,
     "asleep": endless_step,
     "slow_start": slow_start,
     "late": late_rank,
-    "late_apart": late_rank_apart,
     "slow_data": slow_data,
 }

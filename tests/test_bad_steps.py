@@ -47,15 +47,11 @@ def test_a_bad_sample_costs_its_batch_alone_on_any_number_of_ranks(ranks: Ranks,
 
 @pytest.mark.parametrize("mode", ["train.virtual_ranks=null", "train.virtual_ranks=3", "train.clip_grad_norm=1.0"])
 def test_a_loss_that_is_infinite_on_one_rank_alone_is_heard_by_all(ranks: Ranks, mode: str) -> None:
-    for size, name, plant in (
-        (1, "on-1", "infinite_loss"),
-        (2, "on-2", "infinite_loss"),
-        (2, "apart", "infinite_apart"),
-    ):
-        ranks.run(size, *RUN, mode, "train.max_steps=25", f"run.name={name}", plant=plant)
+    for size in (1, 2):
+        ranks.run(size, *RUN, mode, "train.max_steps=25", f"run.name=on-{size}", plant="infinite_loss")
     batches = GlobalBatches(1433, 64, seed=0)
     wanted = [step for step in range(25) if 7 in batches.ids(step)]
-    assert wanted and all([row["step"] for row in bad_steps(name)] == wanted for name in ("on-1", "on-2", "apart"))
+    assert wanted and all([row["step"] for row in bad_steps(name)] == wanted for name in ("on-1", "on-2"))
 
 
 def test_a_rank_without_a_shard_hears_of_a_bad_sample_too(ranks: Ranks) -> None:

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
 from conftest import ENDLESS, SMALL, Ranks, last_step, tell
 from test_virtual_ranks import differing
 
@@ -40,10 +39,9 @@ def test_killed_or_stopped_on_one_number_of_ranks_it_goes_on_on_another(ranks: R
     assert not differing("whole", "broken")
 
 
-@pytest.mark.parametrize("plant", ["tiny", "without_neighbors"])
-def test_plain_ranks_go_on_bitwise_on_as_many(ranks: Ranks, plant: str) -> None:
+def test_plain_ranks_go_on_bitwise_on_as_many(ranks: Ranks) -> None:
     # Each rank's BatchNorm sees its own slices, and where it is stopped is no step at which it would have been saved.
-    started = ranks.start(2, *RUN, *ENDLESS, "run.name=broken", plant=plant)
+    started = ranks.start(2, *RUN, *ENDLESS, "run.name=broken")
     ranks.until_step(Path("runs/broken"), 30)
     os.kill(started[1].pid, signal.SIGUSR1)  # one rank alone is told: all stop
     assert ranks.end(started) == [75, 75], ranks.log.read_text()
@@ -51,7 +49,7 @@ def test_plain_ranks_go_on_bitwise_on_as_many(ranks: Ranks, plant: str) -> None:
     assert found["reason"] == "SIGUSR1"
     length = [*ENDLESS, f"train.max_steps={int(str(found['step'])) + 40}"]
     for name in ("broken", "whole"):
-        ranks.run(2, *RUN, *length, f"run.name={name}", plant=plant)
+        ranks.run(2, *RUN, *length, f"run.name={name}")
     assert not differing("whole", "broken")
 
 

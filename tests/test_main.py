@@ -221,20 +221,6 @@ def test_other_ways_to_train_work(settings: list[str]) -> None:
     assert run(*settings) == 0
 
 
-@pytest.mark.parametrize(
-    ("setting", "times"),
-    [("train.precision=bf16", (1, 1)), ("train.precision=fp32", (0, 1)), ("train.compile=true", (0, 0))],
-)
-def test_a_cpus_own_ways(monkeypatch: pytest.MonkeyPatch, setting: str, times: tuple[int, int]) -> None:
-    laid: list[object] = []
-    compared: list[object] = []
-    monkeypatch.setattr("trainer.convolutions.lay_side_by_side", laid.append)
-    monkeypatch.setattr("trainer.pooling.compare_pictures", compared.append)
-    monkeypatch.setattr("torch.nn.Module.compile", lambda _: None)  # it takes a minute
-    assert run(setting, "train.device=cpu", "train.max_steps=2") == 0
-    assert (len(laid), len(compared)) == times
-
-
 class TestBadInput:
     """One line on stderr, exit code 2, nothing written over."""
 

@@ -123,7 +123,7 @@ def test_a_trace_that_the_profiler_itself_cannot_write_is_told(
 def test_a_line_tells_how_much_of_the_time_was_waiting(ranks: Ranks) -> None:
     for mode in ("null", "2"):
         run = [*RUN, f"train.virtual_ranks={mode}"]
-        for size, plant in ((1, "tiny"), (2, "tiny"), (2, "late"), (2, "late_apart"), (1, "slow_data")):
+        for size, plant in ((1, "tiny"), (2, "tiny"), (2, "late"), (1, "slow_data")):
             name = f"{size}-{plant}-{mode}"
             ranks.run(size, *run, f"run.name={name}", plant=plant)
             waited = []

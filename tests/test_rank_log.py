@@ -29,10 +29,9 @@ def text_of(folder: Path, rank: int) -> str:
     return (folder / "logs" / f"rank-{rank}.log").read_text()
 
 
-@pytest.mark.parametrize("plant", ["tiny", "without_neighbors"])
-def test_a_rank_that_is_gone_is_in_the_log_and_the_next_start_behind_it(ranks: Ranks, plant: str) -> None:
+def test_a_rank_that_is_gone_is_in_the_log_and_the_next_start_behind_it(ranks: Ranks) -> None:
     run = [*SMALL, "run.root=runs", "run.name=x", "log.every_steps=2", "checkpoint.every_steps=3"]
-    started = ranks.start(2, *run, "train.epochs=9999", plant=plant)
+    started = ranks.start(2, *run, "train.epochs=9999")
     folder = Path("runs/x")
     ranks.until_step(folder, 6)
     os.kill(started[1].pid, signal.SIGKILL)

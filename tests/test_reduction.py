@@ -7,11 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer import buckets
-from trainer.buckets import in_buckets
 from trainer.buffers import Buffers
 from trainer.group_exchange import GroupExchange
-from trainer.near_sums import place_bytes
-from trainer.neighbors import rounded
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 
@@ -33,16 +30,13 @@ class Network(nn.Module):
 Alone = Callable[[Network, Buffers], OrderedReduction]
 
 
-@pytest.fixture(params=[(True, 1 << 21), (True, 8), (False, 1 << 21), (False, 8)], ids=str)
+@pytest.fixture(params=[1 << 21, 8], ids=str)
 def alone_with(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Alone:
-    """Early: by what autograd calls for each gradient, as where buckets are sent; in one bucket or in several."""
-    is_early, bucket_elements = request.param
-    monkeypatch.setattr(buckets, "_BUCKET_ELEMENTS", bucket_elements)
+    """In one bucket, or in several."""
+    monkeypatch.setattr(buckets, "_BUCKET_ELEMENTS", request.param)
 
     def build(net: Network, buffers: Buffers) -> OrderedReduction:
         exchange = GroupExchange(0, 1, torch.device("cpu"), Stopwatch())
-        assert not exchange.is_early
-        exchange.is_early = is_early
         return OrderedReduction(net.parameters(), buffers, exchange)
 
     return build
@@ -101,15 +95,6 @@ def test_a_gradient_that_some_shards_have_is_their_sum_and_one_that_none_has_is_
         assert (found is None) == (not any(wanted)) and (found is None or bool((found == sum(sums)).all()))
         assert net.used.weight.grad is not None
         net.zero_grad()
-
-
-@pytest.mark.parametrize("bucket_elements", [1, 300, 1 << 21])
-def test_what_is_laid_down_has_room(monkeypatch: pytest.MonkeyPatch, bucket_elements: int) -> None:
-    monkeypatch.setattr(buckets, "_BUCKET_ELEMENTS", bucket_elements)
-    dtypes = [torch.float32, torch.float32, torch.float64]
-    weights = [nn.Parameter(torch.zeros(rows, 16, dtype=dtypes[rows % 3])) for rows in range(1, 40)]
-    laid = sum(rounded(bucket.like.itemsize * bucket.length) for bucket in in_buckets(weights))
-    assert laid <= place_bytes(weights, parts=1)
 
 
 def test_the_next_step_begins_anew(alone_with: Alone) -> None:

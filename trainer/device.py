@@ -79,7 +79,7 @@ def threads(asked: int | str, local_world_size: int) -> int:
     return asked if isinstance(asked, int) else max(1, rank_env.cores() // local_world_size)
 
 
-def choose_kernels(exact: bool, precision: str, compiles: bool) -> None:
+def choose_kernels(exact: bool, precision: str) -> None:
     """Of a GPU: the fastest ones found by trying, another each time maybe; or those that give the same bits every
     time."""
     torch.backends.cudnn.benchmark = not exact
@@ -89,7 +89,4 @@ def choose_kernels(exact: bool, precision: str, compiles: bool) -> None:
         # A help for finding defects, at each allocation.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # wanted by cuBLAS for that
-        if compiles:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-        else:  # the same without importing the compiler, to tell it
-            torch._C._set_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -25,9 +25,6 @@ class GroupExchange:
     def __init__(self, rank: int, world_size: int, device: torch.device, communication: Stopwatch) -> None:
         """communication: runs while the other ranks' sums are waited for."""
         self._rank, self._world_size, self._communication = rank, world_size, communication
-        self.is_early = world_size > 1 or device.type == "cuda"
-        """Whether a gradient goes into its bucket as soon as it is there: to be sent while the backward pass goes on,
-        or because memory is dear."""
         self._received = torch.empty(0)
         self._sending: list[Future[None]] = []
         on_gpu = world_size > 1 and device.type == "cuda"

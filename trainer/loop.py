@@ -242,8 +242,7 @@ class Trainer:
         step = progress.step
         global_size = batches.size(step)
         optim.set_lr(self.parts.optimizer, self.config.optim, self.parts.schedule.lr_factor(step))
-        looked_at = self._is_told(step + 1) or self.parts.durations.due(step + 1, self.config.eval.every_epochs)
-        outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step), looked_at)
+        outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step))
         self.meter.add(outcome, global_size)
         self.skipped.add(step, outcome)
         if not lag_steps:  # what is heard at once is heard before the step counts

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import names, uncompiled
+from trainer import compiler_import, names
 from trainer.errors import ConfigError
 from trainer.settings import Optim
 
@@ -17,7 +17,7 @@ two where they matter."""
 
 def sgd(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum, by torch's fused kernel."""
-    return uncompiled.SGD(
+    optimizer = torch.optim.SGD(
         groups,
         optim.lr,
         momentum=optim.momentum,
@@ -25,12 +25,17 @@ def sgd(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
         weight_decay=optim.weight_decay,
         fused=True,
     )
+    for group in optimizer.param_groups:
+        for weight in group["params"] if optim.momentum else ():
+            # PyTorch makes these in the first step, and leaves them as they come from memory where that is skipped.
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def adamw(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay, torch's own. (Loshchilov and Hutter, arXiv 1711.05101.)"""
     first, second = optim.betas
-    return uncompiled.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
+    return torch.optim.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
 
 
 def muon(groups: Groups, optim: Optim, precision: str) -> torch.optim.Optimizer:
@@ -63,8 +68,8 @@ class Muon(torch.optim.Optimizer):
         self._momentum, self._sgd_momentum = momentum, sgd_momentum
         self._dtype = dtype
 
-    @uncompiled.as_written
-    def step(self, closure: None = None) -> None:
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Changes nothing where `found_inf`, float32 [] on the device, is 1: PyTorch's own way to forbid a step."""
         found: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
@@ -125,13 +130,21 @@ def build(module: nn.Module, optim: Optim, precision: str = "fp32") -> torch.opt
 
     precision: the training's; weights and their updates are fp32 whatever it is.
     """
-    uncompiled.leave_alone()
+    compiler_import.avoid()
     groups: Groups = [{"params": [weight for weight in module.parameters() if weight.requires_grad]}]
     if optim.lr_parts:
         groups = _by_part(module, optim)
     if optim.name == "muon" or optim.lr_vectors is not None or optim.lr_head is not None:
         groups = [finer for group in groups for finer in _by_kind(module, optim, group)]
-    return OPTIMIZERS[optim.name](groups, optim, precision)
+    optimizer = OPTIMIZERS[optim.name](groups, optim, precision)
+    compiler_import.unwrap_step(optimizer)
+    return optimizer
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether step() changes nothing where the attribute `found_inf`, float32 [] on the device, is 1. PyTorch's fused
+    optimizers do, as its GradScaler asks of them; others would take the step."""
+    return isinstance(optimizer, Muon) or bool(optimizer.defaults.get("fused"))
 
 
 def _by_part(module: nn.Module, optim: Optim) -> Groups:

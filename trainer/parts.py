@@ -12,15 +12,12 @@ from torch import Tensor, nn
 
 from trainer import (
     augment,
-    convolutions,
     data,
     evaluation,
     feature_maps,
     losses,
     models,
-    near_sums,
     optim,
-    pooling,
     stopwatch,
     tta,
 )
@@ -31,14 +28,12 @@ from trainer.checkpoint import State
 from trainer.errors import DataError
 from trainer.evaluation import Evaluation, Predictions
 from trainer.group_exchange import GroupExchange
-from trainer.near_sums import NearExchange, NearSums
 from trainer.reduction import OrderedReduction
 from trainer.sampler import GlobalBatches
 from trainer.schedule import Durations, Schedule
 from trainer.settings import Model, RunConfig
 from trainer.shards import Cutting
 from trainer.step import Step
-from trainer.stopwatch import Stopwatch
 from trainer.trained import About
 from trainer.watch import Unwatched
 from trainer.world import World
@@ -162,8 +157,7 @@ def _prepare(
     if config.train.compile:
         module.compile()
     communication = stopwatch.build(world.device)
-    sums = _near_sums(config, world, module, communication)
-    adds_up = sums is not None or config.train.virtual_ranks is not None
+    adds_up = config.train.virtual_ranks is not None
     if adds_up:
         model = accelerator.prepare_model(  # evaluation mode: its name for precision, but no DDP
             module, device_placement=False, evaluation_mode=True
@@ -176,8 +170,7 @@ def _prepare(
             model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
     buffers = Buffers(module)  # now: preparing may give the network other buffers
     if adds_up:
-        group = (world.rank, world.size, world.device, communication)
-        exchange = GroupExchange(*group) if sums is None else NearExchange(sums)
+        exchange = GroupExchange(world.rank, world.size, world.device, communication)
         reduction = OrderedReduction(module.parameters(), buffers, exchange)
     step = Step(
         accelerator,
@@ -195,15 +188,6 @@ def _prepare(
     return step, prepared, world.size > 1 and not adds_up
 
 
-def _near_sums(config: RunConfig, world: World, module: nn.Module, communication: Stopwatch) -> NearSums | None:
-    """What takes the sums of a step, where all ranks can share memory."""
-    most_parts = 1 if config.train.virtual_ranks is None else near_sums.parts_of(config.train.virtual_ranks)
-    each = module.named_buffers(remove_duplicate=False)  # as buffers.py counts them
-    tensors = [*(weight for weight in module.parameters() if weight.requires_grad), *(buffer for _, buffer in each)]
-    neighbors = world.share(near_sums.place_bytes(tensors, most_parts))
-    return None if neighbors is None else NearSums(neighbors, communication, most_parts)
-
-
 def _network(model: Model, config: RunConfig, world: World, splits: data.Splits, batches: GlobalBatches) -> nn.Module:
     channels, image_size = splits.train.images.shape[1:3]
     module = world.together(lambda: models.build(model, len(splits.classes), channels, image_size))
@@ -214,10 +198,6 @@ def _network(model: Model, config: RunConfig, world: World, splits: data.Splits,
     world.together(lambda: _check_smallest_shard(config, world, module, shape, batches))
     # Convolutions read all channels of a pixel at once: on a CPU 1.3 to 1.5 times as fast, on a GPU's matrix units too.
     module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world.device.type == "cpu" and not config.train.compile:
-        pooling.compare_pictures(module)
-        if world.precision == "bf16":
-            convolutions.lay_side_by_side(module)
     return module
 
 

@@ -1,35 +1,31 @@
 """The gradients of a global batch's shards in, their sum out: the same bits on any number of ranks.
 
 DDP's all-reduce adds in an order that depends on the number of ranks. Here a rank adds its own shards along one tree
-(shards.py) and exchanges what is left with the others, who go on along that tree. What goes by messages is handed over
-bucket by bucket, as soon as the last shard's backward pass has filled one, while that pass goes on.
+(shards.py) and exchanges what is left with the others, who go on along that tree. It is handed over bucket by bucket,
+as soon as the last shard's backward pass has filled one, while that pass goes on.
 """
 
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor, nn
 
 from trainer import shards
 from trainer.buckets import Bucket, in_buckets
 from trainer.buffers import Buffers
 from trainer.group_exchange import GroupExchange
-from trainer.near_sums import NearExchange
 
 
 class OrderedReduction:
     """Adds up the gradients, and the moves of the buffers, of a step's shards."""
 
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], buffers: Buffers, exchange: GroupExchange | NearExchange
-    ) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], buffers: Buffers, exchange: GroupExchange) -> None:
         self._buffers, self._exchange = buffers, exchange
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         # The first bucket is filled by the forward pass; the others in the order in which a backward pass comes by.
         self._buckets = [Bucket(buffers.floats, buffers.floats.numel()), *in_buckets(reversed(trained))]
         self._num_shards, self._shard, self._is_last, self._num_sent = 1, 0, False, 0
         self._has_all = False
-        for bucket in self._buckets if exchange.is_early else ():
+        for bucket in self._buckets:
             for index, (parameter, _) in enumerate(bucket.places):
                 hook = self._filler(bucket, index)
                 parameter.register_post_accumulate_grad_hook(hook)
@@ -48,9 +44,8 @@ class OrderedReduction:
         self._shard, self._is_last = shard, is_last
         for bucket in self._buckets:
             bucket.filling = bucket.take()
-            if self._exchange.is_early:
-                bucket.missing = set(range(len(bucket.places)))
-                bucket.views(bucket.filling)[1].zero_()
+            bucket.missing = set(range(len(bucket.places)))
+            bucket.views(bucket.filling)[1].zero_()
         self._buffers.rewind()
 
     def forward_done(self) -> None:
@@ -65,8 +60,7 @@ class OrderedReduction:
         has_all = True
         for bucket in self._buckets:
             if bucket.filling is not None:
-                fill = _fill_rest if self._exchange.is_early else _fill
-                has_all &= fill(bucket, bucket.filling)
+                has_all &= _fill_rest(bucket, bucket.filling)
                 self._filled(bucket)
         self._has_all |= has_all
 
@@ -113,20 +107,6 @@ class OrderedReduction:
             bucket = self._buckets[self._num_sent]
             self._num_sent += 1
             self._exchange.send(bucket, self._num_shards)
-
-
-@torch.no_grad()
-def _fill(bucket: Bucket, filling: Tensor) -> bool:
-    """All of its gradients at once, in one call: a small network's each take as long as a call does. Returns whether
-    all were there."""
-    views, lacking = bucket.views(filling)
-    gradients = [parameter.grad for parameter, _ in bucket.places]
-    lack = [found is None for found in gradients]
-    whole = [torch.zeros_like(view) if found is None else found for found, view in zip(gradients, views, strict=True)]
-    torch._foreach_copy_([*views, lacking], [*whole, lacking.new_tensor(lack)])
-    for parameter, _ in bucket.places:
-        parameter.grad = None
-    return not any(lack)
 
 
 def _fill_rest(bucket: Bucket, filling: Tensor) -> bool:

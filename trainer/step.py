@@ -12,10 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.autograd import Variable
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from trainer import randomness, uncompiled
+from trainer import optim, randomness
 from trainer.augment import Augment
 from trainer.buffers import Buffers
 from trainer.errors import TrainingError
@@ -24,6 +22,8 @@ from trainer.meter import Outcome, ShardResult
 from trainer.reduction import OrderedReduction
 from trainer.stopwatch import Stopwatch
 from trainer.watch import Unwatched
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Samples(NamedTuple):
@@ -80,18 +80,12 @@ class Step:
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
         self._world_size = accelerator.num_processes
-        self._waits_for_group = self._world_size > 1 and reduction is None
-        if self._waits_for_group:
-            self._parameters[-1].register_post_accumulate_grad_hook(self._wait_comes)
-        # Where other ranks must hear of a loss that is not finite, or the gradient's norm alone is looked at.
-        self._gradient_must_tell = self._world_size > 1 or clip_grad_norm is not None
+        self._uses_ddp = self._world_size > 1 and reduction is None
+        if self._uses_ddp:  # the backward pass comes to the first weight last: then only the other ranks are waited for
+            self._parameters[0].register_post_accumulate_grad_hook(lambda _: communication.begin())
+        self._skips_on_device = optim.skips_on_device(self._optimizer)
         self._batches: dict[int, Tensor] = {}
-        self._scales: dict[float, Tensor] = {}
-        self._unscaled = torch.ones((), device=accelerator.device)
-        self._has_gradient = False
-        # Only dropout and its like draw while the model runs; reseeding costs what a small network's layer does.
-        self._draws = any(_draws(module) for module in model.modules())
-        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self._norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS) and module.training]
 
     def __call__(
         self,
@@ -100,15 +94,13 @@ class Step:
         epoch: int,
         global_size: int,
         num_shards: int,
-        is_looked_at: bool = False,
     ) -> Outcome:
-        """Takes the step, unless loss or gradient are not finite.
+        """Takes the step, unless loss or gradient are not finite. The gradient stays until the next step.
 
-        global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty;
-        is_looked_at: the norm of its gradient is wanted, and the gradient itself, until the next step.
+        global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty.
         """
-        if self._has_gradient:
-            self._drop_gradient()
+        for parameter in self._parameters:
+            parameter.grad = None
         self._buffers.begin()
         if self._reduction is None:
             (shard,) = shards
@@ -120,16 +112,8 @@ class Step:
             self.communication.begin()
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
             self.communication.end()
-        is_bad, norm = self._look_at_gradient(results, is_looked_at)
-        skipped = self._update(results, is_bad)
-        self._has_gradient = is_looked_at
-        if not is_looked_at:  # now, while its memory is in the cache: at the next step it would cost LeNet 2 %
-            self._drop_gradient()
-        return Outcome(results, skipped, norm)
-
-    def _drop_gradient(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
+        norm = self._gradient_norm()
+        return Outcome(results, self._update(results, norm), norm)
 
     def _one(self, shard: Shard, step: int, epoch: int, global_size: int, num_shards: int) -> ShardResult:
         """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
@@ -138,7 +122,7 @@ class Step:
             self._set_norms(training=False)
         loss_sum, logits = self._forward(shard, step, epoch)
         self._backward(loss_sum, self._world_size / global_size)
-        if self._waits_for_group:
+        if self._uses_ddp:
             self._check_all_took_part()
             self.communication.end()
             self._average_moves(shard.weight, num_shards)
@@ -161,11 +145,6 @@ class Step:
                 "never take part"
             )
 
-    def _wait_comes(self, parameter: nn.Parameter) -> None:
-        """What is asked for now is called when all of this rank's gradients are there, and before DDP waits for the
-        others', which it asks for after the last one: the wait that no computation hides."""
-        Variable._execution_engine.queue_callback(self.communication.begin)
-
     def _some(
         self, reduction: OrderedReduction, shards: Sequence[Shard], step: int, epoch: int, size: int, num_shards: int
     ) -> list[ShardResult]:
@@ -185,8 +164,7 @@ class Step:
     def _forward(self, shard: Shard, step: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The loss sum, float [], and the logits, float [B, num_classes], of a shard."""
         self._watch.at(step, "forward pass")
-        if self._draws:
-            torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
+        torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
         own, partners = shard.own, shard.partners
         batch = self._batch(0, own)
         if partners is None:
@@ -214,15 +192,7 @@ class Step:
 
     def _backward(self, loss_sum: Tensor, scale: float) -> None:
         """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
-        if scale not in self._scales:  # one for a whole batch, one for an epoch's last
-            self._scales[scale] = torch.full_like(loss_sum, scale, requires_grad=False)
-        factor = self._scales[scale]
-        if self._gradient_must_tell:
-            factor = factor + 0.0 * loss_sum.detach()
-        if self._accelerator.scaler is None:
-            uncompiled.backward(loss_sum, factor)
-        else:
-            self._accelerator.backward(loss_sum * factor)
+        self._accelerator.backward(loss_sum * (scale + 0.0 * loss_sum.detach()))
 
     def _average_moves(self, weight: float, active: int) -> None:
         """The mean of the buffers' moves on the ranks that had samples becomes the move of all."""
@@ -236,33 +206,28 @@ class Step:
         self.communication.end()
         self._buffers.move(moves, active)
 
-    def _look_at_gradient(self, results: Sequence[ShardResult], is_looked_at: bool) -> tuple[Tensor, Tensor | None]:
-        """Whether it, or a loss, has a part that is not finite: float32 [], 0 or 1; and its norm, float [], if that is
-        told or had to be found anyway. Clips it."""
+    def _gradient_norm(self) -> Tensor:
+        """The Euclidean norm of the gradient, float []: not finite where a loss or a part of the gradient is not. Clips
+        the gradient, where that is asked for."""
         if self._clip_grad_norm is not None:
             self._accelerator.unscale_gradients()
             # Accelerate's own would import tensors that are spread over devices, for a second.
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
-            return norm.isfinite().logical_not().float(), norm
-        skipped = self._finds_infinite(results)
-        if not is_looked_at:
-            return skipped, None
-        scaler = self._accelerator.scaler
+            return nn.utils.clip_grad_norm_(self._parameters, self._clip_grad_norm)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))  # get_total_norm sorts them first, by device and type
-        norm = torch.linalg.vector_norm(norms)
-        norm = norm if scaler is None else norm / scaler.get_scale()
-        return skipped, torch.where(skipped > 0, torch.nan, norm)
-
-    def _update(self, results: Sequence[ShardResult], skipped: Tensor) -> Tensor:
-        """Makes the update if loss and gradient are finite: on the device, which is not waited for. Returns float32 [],
-        1 if they were not.
-
-        With fp16 a gradient that overflows is an everyday matter of the loss scale, which is lowered for it.
-        """
+        norm = nn.utils.get_total_norm(gradients)
         scaler = self._accelerator.scaler
-        if scaler is None:
-            self._optimizer.found_inf = skipped  # where PyTorch's fused optimizers look for what forbids a step
+        return norm if scaler is None else norm / scaler.get_scale()
+
+    def _update(self, results: Sequence[ShardResult], norm: Tensor) -> Tensor:
+        """Makes the update if the gradient is finite. Returns float32 [], 1 if it was not.
+
+        Fused optimizers decide on the device, which is not waited for; others are called only where the gradient is
+        finite. With fp16 a gradient that overflows is an everyday matter of the loss scale, which is lowered for it.
+        """
+        skipped = norm.isfinite().logical_not().float()
+        scaler = self._accelerator.scaler
+        if scaler is None and self._skips_on_device:
+            self._optimizer.found_inf = skipped
             self._optimizer.step()
             self._buffers.rewind(where=skipped)
             return skipped
@@ -270,20 +235,13 @@ class Step:
             self._optimizer.step()
             return skipped
         self._buffers.rewind(where=skipped)
+        if scaler is None:
+            return skipped
         if scaler.get_scale() > 1 and self._is_finite_everywhere(results):
             self._optimizer.step()  # skipped, by the scaler
             return torch.zeros_like(skipped)
         scaler.update(scaler.get_scale())  # forgets this step
         return skipped
-
-    def _finds_infinite(self, results: Sequence[ShardResult]) -> Tensor:
-        """Whether a gradient or a loss here has a part that is not finite: float32 [], 0 or 1. By the kernel that loss
-        scaling has for it, which goes over all in one call."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        gradients += [] if self._gradient_must_tell else [result.loss_sum for result in results]
-        found = torch.zeros_like(self._unscaled)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._unscaled)
-        return found
 
     def _is_finite_everywhere(self, results: Sequence[ShardResult]) -> bool:
         finite = torch.ones((), dtype=torch.int32, device=self._accelerator.device)
@@ -296,8 +254,3 @@ class Step:
     def _set_norms(self, training: bool) -> None:
         for module in self._norms:
             module.train(training)
-
-
-def _draws(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return "drop" in name or "stochastic" in name

@@ -44,7 +44,7 @@ _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 30.0  # a rank whose thread says nothing for so long is gone, or its machine is
 _ANSWER_SECONDS = 10.0
 _GONE_SECONDS = 3.0
-# What gloo, neighbors.py and NCCL say.
+# What gloo and NCCL say.
 _LOST = "closed by peer|reset by peer|Broken pipe|Connection refused|Connection closed|remote process"
 
 

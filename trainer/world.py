@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
-from trainer import device, meeting, memory, neighbors, rank_env
+from trainer import device, meeting, memory, rank_env
 from trainer.errors import PeerError, UserError, WorldError
 from trainer.settings import Train
 
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 _MEET_TIMEOUT = timedelta(minutes=2)  # for all ranks to be there: one that failed at its start never comes
 _EXCHANGE_TIMEOUT = timedelta(minutes=30)  # for one exchange: the others wait while rank 0 decodes a data set
+# A group is formed under the short timeout, then given the long one; before torch 2.15 it has the long one at once.
+_CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
+_GROUP_TIMEOUT = _MEET_TIMEOUT if _CAN_SET_TIMEOUT else _EXCHANGE_TIMEOUT
 _POLL_SECONDS = 0.01
 # accelerate lets these win over what it is called with; launch sets them from a file in the user's home folder.
 _OVERRULING = (
@@ -48,7 +51,7 @@ class World:
         # Of a convolution over one channel, whose weights have two layouts that are the same.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
-            device.choose_kernels(train.virtual_ranks is not None, self.precision, train.compile)
+            device.choose_kernels(train.virtual_ranks is not None, self.precision)
         else:
             memory.keep()
         self.meeting, self.accelerator = _accelerator(on_gpu, self.precision, env)
@@ -61,12 +64,11 @@ class World:
         self.is_first = self.rank == 0
         _check_group(env, self.size)
         self._control: Any = None
-        self._neighbors: neighbors.Neighbors | None = None
         if self.size > 1:
             if on_gpu:
                 self._control = _connect(self.device)
-                _set_timeout(_EXCHANGE_TIMEOUT, self._control)
-            _set_timeout(_EXCHANGE_TIMEOUT)
+                _allow_exchange_timeout(self._control)
+            _allow_exchange_timeout()
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
@@ -117,18 +119,9 @@ class World:
         """The largest of each value over the ranks, on every rank. It waits for the ranks, but for no GPU."""
         if self.size == 1:
             return values
-        if self._neighbors is not None:
-            return self._neighbors.largest(values)
         found = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._control)
         return found.tolist()
-
-    def share(self, place_bytes: int) -> neighbors.Neighbors | None:
-        """Memory with places of so many bytes and more, where all ranks can have that; called once."""
-        if self.size > 1 and self.device.type == "cpu":
-            place_bytes = max(place_bytes, neighbors.LEAST_BYTES)
-            self._neighbors = neighbors.find(self.rank, self.size, place_bytes, _EXCHANGE_TIMEOUT)
-        return self._neighbors
 
     def same_everywhere(self, module: nn.Module) -> None:
         """Rank 0's weights and buffers, on every rank, as DDP does when it wraps a network."""
@@ -155,7 +148,6 @@ class World:
             "hosts": sorted(set(gather_object([socket.gethostname()]))) if self.size > 1 else [socket.gethostname()],
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "backend": backend,
-            "gradient_exchange": "shared memory" if self._neighbors is not None else backend,
             "precision": self.precision,
             "threads_per_rank": self.threads,
             "cores": rank_env.cores(),
@@ -170,7 +162,7 @@ def _connect(gpu: torch.device) -> Any:
     """
     until = time.monotonic() + 0.9 * _MEET_TIMEOUT.total_seconds()  # then NCCL itself would abort the process
     try:
-        control = torch.distributed.new_group(backend="gloo", timeout=_MEET_TIMEOUT)
+        control = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
         torch.distributed.all_reduce(torch.zeros(1, device=gpu))
         done = torch.cuda.Event()
         done.record()
@@ -186,12 +178,10 @@ def _connect(gpu: torch.device) -> Any:
     return control
 
 
-def _set_timeout(timeout: timedelta, group: Any = None) -> None:
-    """How long an exchange of a group, by default of all ranks, may take from now on."""
-    if hasattr(torch.distributed, "set_timeout"):  # torch 2.15; before, the same under a private name
-        torch.distributed.set_timeout(timeout, group)
-    else:
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
+def _allow_exchange_timeout(group: Any = None) -> None:
+    """Lets an exchange of a group, by default of all ranks, take as long as it may."""
+    if _CAN_SET_TIMEOUT:
+        torch.distributed.set_timeout(_EXCHANGE_TIMEOUT, group)
 
 
 def _short(error: Exception) -> str:
@@ -212,7 +202,7 @@ def _accelerator(on_gpu: bool, precision: str, env: rank_env.RankEnv) -> tuple[s
             kwargs_handlers=[
                 # Rank 0's buffers are not sent around before each step: what all ranks saw is averaged (step.py).
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=_MEET_TIMEOUT),
+                InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
             ],
         )
     except (torch.distributed.DistError, TimeoutError) as error:
@@ -242,7 +232,7 @@ def _meet(on_gpu: bool, env: rank_env.RankEnv) -> str:
         store=PrefixStore(f"samecurve/{word}", store),
         rank=env.rank,
         world_size=env.announced_world_size,
-        timeout=_MEET_TIMEOUT,
+        timeout=_GROUP_TIMEOUT,
     )
     return word
 

@@ -1,5 +1,4 @@
-"""A training whose collectives are counted, by step and size, as if each rank had a machine of its own; rank 0 writes
-them down."""
+"""A training whose collectives are counted, by step and size; rank 0 writes them down."""
 
 import json
 import os
@@ -12,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer import loop, main, neighbors
+from trainer import loop, main
 
 path, *arguments = sys.argv[1:]
 calls: list[tuple[int, str, int]] = []
@@ -40,7 +39,6 @@ def one_step(trainer: loop.Trainer, batch: Any) -> None:
 
 
 dist.all_reduce, dist.batch_isend_irecv = counted_all_reduce, counted_batch  # type: ignore[assignment]
-neighbors._machine = lambda: f"machine {os.environ['RANK']}"
 loop.Trainer._take_step = one_step  # type: ignore[assignment, method-assign]
 code = main.main(arguments)
 if os.environ["RANK"] == "0":
