@@ -14,10 +14,13 @@ import time
 import report
 import torch
 
-from trainer import checkpoint, config, models, optim
-from trainer.checkpoint import Progress, State
-from trainer.folder import RunFolder
-from trainer.saver import BackgroundSaver
+from trainer.config.load import load_config
+from trainer.models.lookup import build_model
+from trainer.optim.optimizers import build_optimizer
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Progress, TrainingState
+from trainer.run.checkpoint_writer import BackgroundCheckpointWriter
+from trainer.run.folder import RunFolder
 
 
 def main() -> int:
@@ -28,13 +31,13 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="samecurve-checkpoints-") as root:
-        settings = config.load([], [f"model.name={arguments.model}", "run.name=run", f"run.root={root}"])
+        settings = load_config([], [f"model.name={arguments.model}", "run.name=run", f"run.root={root}"])
         folder = RunFolder(settings.folder)
         folder.check(settings)
         folder.begin(settings, {})
-        net = models.build(settings.model, 10, 3, 32)
+        net = build_model(settings.model, 10, 3, 32)
         net.to(memory_format=torch.channels_last)
-        optimizer = optim.build(net, settings.optim)
+        optimizer = build_optimizer(net, settings.optim)
         images = torch.randn(arguments.batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
         labels = torch.randint(0, 10, (arguments.batch_size,))
 
@@ -45,7 +48,7 @@ def main() -> int:
             optimizer.zero_grad()
             return time.perf_counter() - began
 
-        saver = BackgroundSaver(folder, 2, Progress(), lambda: None, print)
+        saver = BackgroundCheckpointWriter(folder, 2, Progress(), lambda: None, print)
         free: list[float] = []
         held: list[float] = []
         during: list[float] = []
@@ -53,11 +56,11 @@ def main() -> int:
         for number in range(1, arguments.saves + 2):
             free.append(step())
             began = time.perf_counter()
-            saver.save(State(net.state_dict(), optimizer.state_dict(), {}, Progress(number)), None)
+            saver.save(TrainingState(net.state_dict(), optimizer.state_dict(), {}, Progress(number)), None)
             held.append(time.perf_counter() - began)
             during.append(step())
             saver.finish()
-        place = checkpoint.found(folder.checkpoints)[0]
+        place = checkpoint.list_checkpoints(folder.checkpoints)[0]
         began = time.perf_counter()
         state = checkpoint.load(place)
         net.load_state_dict(state.model)

@@ -13,10 +13,11 @@ from time import perf_counter
 import report
 import torch
 
-from trainer import config as configs
-from trainer import models, parts
-from trainer.watch import Unwatched
-from trainer.world import World
+from trainer.build import build_components
+from trainer.config.load import load_config
+from trainer.distributed.world import World
+from trainer.models.lookup import build_model
+from trainer.run.watchdog import NullWatchdog
 
 
 def main() -> int:
@@ -43,13 +44,13 @@ def _race(arguments: argparse.Namespace, model: str, rounds: int) -> tuple[list[
             "run.name=run", f"train.threads_per_rank={arguments.threads}", "train.precision=fp32",
         ]  # fmt: skip
         settings += [f"data.cache_dir={arguments.cache}"] if arguments.cache else []
-        config = configs.load([], settings)
+        config = load_config([], settings)
         with World(config.train) as world:
-            made = parts.build(config, world, None, Unwatched(), print)
+            made = build_components(config, world, None, NullWatchdog(), print)
             test = made.splits.test
             # As PyTorch has it, without what trainer/pooling.py changes.
-            bare = models.build(config.model, 10, 3, 32).to(memory_format=torch.channels_last).eval()
-            ready = [made.augment.plain(images) for images in test.images.split(config.eval.batch_size)]
+            bare = build_model(config.model, 10, 3, 32).to(memory_format=torch.channels_last).eval()
+            ready = [made.augment.normalize(images) for images in test.images.split(config.eval.batch_size)]
             ratios, seconds = [], []
             for index in range(rounds + 1):
                 times = {}

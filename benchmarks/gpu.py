@@ -20,8 +20,8 @@ from typing import Any
 import report
 from turns import Contestant, race, script, speed_ratio
 
-from trainer import config as configs
-from trainer.datasets import image_folder
+from trainer.config.load import load_config
+from trainer.data import image_folder
 
 BATCH = 512
 AIRBENCH = """
@@ -58,7 +58,7 @@ def main() -> int:
         return 2
     cache = [f"data.cache_dir={arguments.cache}"] if arguments.cache else []
     # Decoded here, once: a contestant that did it would be run anew by each process that decodes.
-    image_folder.load(configs.load([], ["data.name=image_folder", f"data.root={arguments.images}", *cache]).data)
+    image_folder.load(load_config([], ["data.name=image_folder", f"data.root={arguments.images}", *cache]).data)
     settings = report.given(arguments, model="resnet18", batch_size=BATCH, precision="bf16", device="cuda")
     bare, own = (
         Contestant("bare loop", script("bare", settings)),

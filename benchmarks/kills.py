@@ -15,8 +15,8 @@ from typing import Any
 
 import report
 
+from launch.verify.command import Recipe, survive
 from trainer.errors import UserError
-from trainer.verify import Recipe, survive
 
 # One rank; two plain ones; one, two and three by turns, which the same bits on any number of them allow.
 _RANKS = ([1], [2], [1, 2, 3])

@@ -21,8 +21,8 @@ import report
 import torch
 from torch import Tensor
 
-from trainer import randomness
-from trainer.sampler import GlobalBatches, permute
+from trainer import rng
+from trainer.data.sampler import BatchSampler, permute
 
 SAMPLES = (50_000, 1_000_000, 1_000_000_000)
 RANKS = (1, 8, 64, 512, 4096)
@@ -37,7 +37,7 @@ def main() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     costs = {(samples, ranks): _microseconds(samples, ranks) for samples in SAMPLES for ranks in RANKS}
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    own = torch.stack([permute(torch.arange(100), 100, randomness.key(7, n)) for n in range(arguments.keys)])
+    own = torch.stack([permute(torch.arange(100), 100, rng.key(7, n)) for n in range(arguments.keys)])
     generator = torch.Generator().manual_seed(7)
     theirs = torch.stack([torch.randperm(100, generator=generator) for _ in range(arguments.keys)])
     shuffles = {"samecurve": _evenness(own), "torch.randperm": _evenness(theirs)}
@@ -66,7 +66,7 @@ def _microseconds(samples: int, ranks: int) -> float | None:
         return None
     draw, times = random.Random(0), []
     for _ in range(60):
-        batches = GlobalBatches(samples, global_batch_size, seed=1)
+        batches = BatchSampler(samples, global_batch_size, seed=1)
         epoch, rank = draw.randrange(1000), draw.randrange(ranks)
         full = samples // global_batch_size
         steps = [draw.randrange(full) for _ in range(BLOCK_STEPS)]

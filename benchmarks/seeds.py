@@ -16,7 +16,7 @@ from typing import Any
 
 import report
 
-from trainer import config as configs
+from trainer.config.load import find_config_file, flatten, load_config
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--root", type=Path, default=Path("runs") / "seeds")
     arguments, overrides = parser.parse_known_args()
-    settings = configs.flatten(configs.load([configs.find(arguments.config)], overrides))
+    settings = flatten(load_config([find_config_file(arguments.config)], overrides))
     told = _told(arguments.output / f"seeds-{arguments.config}.json", settings)
     if arguments.images:
         overrides = ["data.name=image_folder", f"data.root={arguments.images}", *overrides]

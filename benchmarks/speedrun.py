@@ -20,8 +20,8 @@ from typing import Any
 import report
 from turns import Contestant, race, script
 
-from trainer import config as configs
-from trainer.settings import RunConfig
+from trainer.config.load import find_config_file, flatten, load_config
+from trainer.config.schema import RunConfig
 
 AIRBENCH_BATCH, AIRBENCH_EPOCHS, IMAGES = 1024, 8, 50_000
 _STEPS = 4  # a turn: taken singly, airbench94's were slower than in its whole training
@@ -52,7 +52,7 @@ def main() -> int:
 
 def _race(arguments: argparse.Namespace) -> dict[str, Any]:
     """Some steps of each a turn."""
-    config = configs.load([configs.find(arguments.config)], [])
+    config = load_config([find_config_file(arguments.config)], [])
     size, epochs = config.data.global_batch_size, config.train.epochs
     sizes = config.data.progressive_sizes or [config.data.side_pixels]
     theirs = {
@@ -86,7 +86,7 @@ def _race(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _own_steps(arguments: argparse.Namespace, config: RunConfig, side: int) -> list[str]:
-    flat = configs.flatten(config)
+    flat = flatten(config)
     kept = ("data.augment", "data.crop", "data.normalize", "optim.", "loss.", "train.precision")
     overrides = [f"{name}={value}" for name, value in flat.items() if name.startswith(kept) and value is not None]
     overrides += [f"data.progressive_sizes=[{side}]", f"model.depth={config.model.depth}"]

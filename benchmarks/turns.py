@@ -64,7 +64,7 @@ class Contestant:
     def start(self) -> None:
         go, self._go = os.pipe()
         self._done, done = os.pipe()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._said = tempfile.TemporaryFile()
         self._place = tempfile.TemporaryDirectory(prefix="samecurve-turns-")  # it leaves without cleaning up
         self._process = subprocess.Popen(
             self.argv,

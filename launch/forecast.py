@@ -4,15 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import config as configs
+from trainer.config.durations import Durations, steps_per_epoch
+from trainer.config.load import find_config_file, load_config
+from trainer.config.schema import RunConfig
+from trainer.config.validate import check_pretrained_file, check_ranks
 from trainer.errors import DataError
-from trainer.folder import RunFolder
-from trainer.schedule import Durations, Schedule, steps_per_epoch
-from trainer.settings import RunConfig
+from trainer.optim.schedule import Schedule
+from trainer.run.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RankLayout:
     """Who computes."""
 
     nodes: int
@@ -29,14 +31,14 @@ class Layout:
         return f"{self.nodes} nodes x {ranks}" if self.nodes > 1 else ranks
 
 
-def load(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
+def load_settings(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
     """The settings as trainer/main.py will read them. Raises ConfigError, before anything is started."""
-    return configs.load([configs.find(name) for name in files or ["cifar10"]], overrides)
+    return load_config([find_config_file(name) for name in files or ["cifar10"]], overrides)
 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises UserError for what can be known before a rank is started, or a job waits a night in a queue."""
-    configs.check_ranks(config, world_size)
+    check_ranks(config, world_size)
     images = _training_images(config)
     if config.data.global_batch_size > images:
         raise DataError(
@@ -46,10 +48,10 @@ def check(config: RunConfig, world_size: int) -> None:
     folder, weights = RunFolder(config.folder), config.model.pretrained
     folder.fits(config)
     if weights and weights != "hub" and folder.read_json("status.json") is None:  # one that goes on has its own
-        configs.check_weights(config.model, Path(weights).expanduser())
+        check_pretrained_file(config.model, Path(weights).expanduser())
 
 
-def facts(config: RunConfig, layout: Layout) -> tuple[tuple[str, str], ...]:
+def facts(config: RunConfig, layout: RankLayout) -> tuple[tuple[str, str], ...]:
     """A name and a text each, for people. Raises DataError when the data set's size cannot be known."""
     images = _training_images(config)
     batch = config.data.global_batch_size
@@ -66,9 +68,9 @@ def facts(config: RunConfig, layout: Layout) -> tuple[tuple[str, str], ...]:
 
 
 def _training_images(config: RunConfig) -> int:
-    from trainer.datasets import sizes  # late: 0.1 s
+    from trainer.data.registry import count_training_images  # late: 0.1 s
 
-    return sizes.training_images(config.data)
+    return count_training_images(config.data)
 
 
 def _slices(batch: int, ranks: int) -> str:

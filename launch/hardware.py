@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+INSTALL_ROOT = Path(__file__).resolve().parent.parent
 _LOOK_SECONDS = 20.0
 
 
@@ -20,7 +20,7 @@ class Machine:
     gpus: int
     """that torch will see"""
     python: str = sys.executable
-    repository: Path = REPOSITORY
+    repository: Path = INSTALL_ROOT
 
     @property
     def trainer(self) -> str:
@@ -28,11 +28,11 @@ class Machine:
         return str(self.repository / "trainer" / "main.py")
 
 
-def look() -> Machine:
+def this_machine() -> Machine:
     """This machine."""
-    from trainer import rank_env
+    from trainer.distributed.environment import available_cores
 
-    return Machine(rank_env.cores(), visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus()))
+    return Machine(available_cores(), visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus()))
 
 
 def installed_gpus() -> int:

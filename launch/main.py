@@ -18,20 +18,25 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script:
 
 # name: (room, help, whether settings follow)
 COMMANDS = {
-    "train": ("launch.train", "train on this machine: all its GPUs, or CPU ranks", True),
+    "train": ("launch.commands.train", "train on this machine: all its GPUs, or CPU ranks", True),
     "doctor": ("launch.doctor.command", "tell what would go wrong here, in a job, or among ranks", True),
-    "submit": ("launch.submit", "check the settings, then queue a SLURM job", True),
-    "status": ("launch.status", "all runs in a table, or one run in detail", False),
-    "logs": ("launch.logs", "what a rank of a run has to say", False),
-    "stop": ("launch.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
-    "report": ("launch.report", "report.html of a run, or of several side by side", False),
-    "dashboard": ("launch.dashboard", "a W&B workspace and a report of all metrics that the runs have", False),
-    "evaluate": ("launch.evaluate", "a run's network on its test set, or on another of the same classes", True),
-    "predict": ("launch.predict", "the most probable classes of images, by a run's network", False),
-    "export": ("launch.export", "a run's network as ONNX, TorchScript, pt2, or weights alone", False),
-    "sweep": ("launch.sweep", "a grid of settings with several seeds, and their mean and deviation", True),
-    "batch": ("launch.batch", "", True),
-    "node": ("launch.node", "", True),
+    "submit": ("launch.slurm.submit", "check the settings, then queue a SLURM job", True),
+    "status": ("launch.commands.status", "all runs in a table, or one run in detail", False),
+    "logs": ("launch.commands.logs", "what a rank of a run has to say", False),
+    "stop": ("launch.commands.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
+    "report": ("launch.commands.report", "report.html of a run, or of several side by side", False),
+    "dashboard": ("launch.commands.dashboard", "a W&B workspace and a report of all metrics that the runs have", False),
+    "evaluate": (
+        "launch.commands.evaluate",
+        "a run's network on its test set, or on another of the same classes",
+        True,
+    ),
+    "predict": ("launch.commands.predict", "the most probable classes of images, by a run's network", False),
+    "export": ("launch.commands.export", "a run's network as ONNX, TorchScript, pt2, or weights alone", False),
+    "sweep": ("launch.commands.sweep", "a grid of settings with several seeds, and their mean and deviation", True),
+    "verify": ("launch.verify.command", "prove on this machine that ranks and kills change no bit of a run", True),
+    "batch": ("launch.slurm.batch", "", True),
+    "node": ("launch.slurm.node", "", True),
 }
 
 

@@ -41,7 +41,7 @@ class PeerError(Exception):
     launcher may go on."""
 
 
-def one_of(value: object, choices: Iterable[str]) -> str:
+def suggest_choice(value: object, choices: Iterable[str]) -> str:
     """The second half of an error about a choice: the nearest one if there is any, then all of them."""
     names = sorted(choices)
     near = difflib.get_close_matches(str(value), names, n=1)

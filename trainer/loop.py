@@ -6,67 +6,64 @@ from time import perf_counter
 
 from accelerate.utils import set_seed
 
-from trainer import (
-    blocks,
-    evaluation,
-    memory,
-    optim,
-    parts,
-    profiler,
-    reporter,
-    result,
-    resume,
-    starts,
-    stop,
-    stopwatch,
-    trackers,
-    watch,
-)
-from trainer import config as configs
-from trainer.bad_steps import BadSteps, Skipped
-from trainer.checkpoint import Progress, State
-from trainer.console import Console, Quiet
+from trainer import memory
+from trainer.build import build_components
+from trainer.config.load import flatten
+from trainer.config.schema import RunConfig
+from trainer.config.validate import check_ranks
+from trainer.data.loader import Shard, train_loader
+from trainer.distributed.world import World
 from trainer.errors import FolderError, PeerError, TrainingError
-from trainer.folder import RunFolder, told
-from trainer.journal import Journal
-from trainer.meter import Meter
-from trainer.profiler import NoProfiler
-from trainer.rank_log import RankLog
-from trainer.reporter import NoReporter
-from trainer.saver import BackgroundSaver, NoSaver, Saver
-from trainer.settings import RunConfig
-from trainer.step import Shard
-from trainer.stop import Signals
-from trainer.trackers.lines import JsonLines
-from trainer.world import World
+from trainer.inference.evaluation import Evaluation
+from trainer.nonfinite import NonFiniteGuard, SkippedSteps
+from trainer.optim.optimizers import set_learning_rates
+from trainer.report.writer import NullReportWriter, build_report_writer
+from trainer.run import stop
+from trainer.run.checkpoint import Progress, TrainingState
+from trainer.run.checkpoint_writer import BackgroundCheckpointWriter, CheckpointWriter, NullCheckpointWriter
+from trainer.run.files import disk_errors_as_user_errors
+from trainer.run.folder import RunFolder
+from trainer.run.rank_log import RankLog
+from trainer.run.resume import load_checkpoint_to_resume
+from trainer.run.sessions import append_session, describe_environment
+from trainer.run.stop import StopSignals
+from trainer.run.watchdog import NullWatchdog, build_watchdog
+from trainer.summary import build_summary, write_final_weights
+from trainer.timer import build_timer
+from trainer.tracking.console import Console, NullConsole
+from trainer.tracking.jsonl import JsonLines
+from trainer.tracking.logger import MetricLogger
+from trainer.tracking.meter import Meter
+from trainer.tracking.profiler import NullProfiler, build_profiler
+from trainer.tracking.trackers import build_trackers, wandb_run_id
 
 # Where things lie may differ from machine to machine; all else must be the same for all ranks.
 _OF_A_MACHINE = {"data.root", "data.cache_dir", "run.root"}
 
 
-def train(config: RunConfig, world: World, signals: Signals) -> str:
+def train(config: RunConfig, world: World, signals: StopSignals) -> str:
     """Trains to the end, or shows the result of a run that has got there already. All is left in the run folder.
 
     Returns why the run was asked to stop before its end, or nothing.
     """
-    settings = {name: value for name, value in configs.flatten(config).items() if name not in _OF_A_MACHINE}
-    world.agree("settings", json.dumps(settings))
-    world.agree("precision (train.precision=auto depends on the machine)", world.precision)
-    configs.check_ranks(config, world.size)
+    settings = {name: value for name, value in flatten(config).items() if name not in _OF_A_MACHINE}
+    world.check_equal("settings", json.dumps(settings))
+    world.check_equal("precision (train.precision=auto depends on the machine)", world.precision)
+    check_ranks(config, world.size)
     folder = RunFolder(config.folder)
-    log, hang_timeout = RankLog(folder.path, world.rank), config.train.hang_timeout_seconds
-    watcher = watch.build(world.rank, world.size, world.meeting, hang_timeout, folder, log.write)
+    rank_log, hang_timeout = RankLog(folder.path, world.rank), config.train.hang_timeout_seconds
+    watcher = build_watchdog(world.rank, world.size, world.attempt_id, hang_timeout, folder, rank_log.write)
     watcher.start()
     try:
-        world.from_first(lambda: folder.check(config))
-        trainer = Trainer(config, world, folder, signals, watcher, log)
+        world.broadcast_from_rank0(lambda: folder.check(config))
+        trainer = Trainer(config, world, folder, signals, watcher, rank_log)
         if trainer.is_finished():
             trainer.show_finished()
             return ""
-        with signals.at_step_ends(), log:
+        with signals.at_step_ends(), rank_log:
             return trainer.run_or_record_failure()
     except RuntimeError as error:  # before the run has begun
-        if lost := watcher.lost(error):
+        if lost := watcher.peer_lost(error):
             raise PeerError(lost) from error
         raise
     finally:
@@ -78,57 +75,71 @@ class Trainer:
     """One run. Every rank makes the same calls; only what is handed to it differs."""
 
     def __init__(
-        self, config: RunConfig, world: World, folder: RunFolder, signals: Signals, guard: watch.Unwatched, log: RankLog
+        self,
+        config: RunConfig,
+        world: World,
+        folder: RunFolder,
+        signals: StopSignals,
+        guard: NullWatchdog,
+        rank_log: RankLog,
     ) -> None:
-        self.config, self.world, self.folder, self.log = config, world, folder, log
-        self.console = Console(log.write) if world.is_first else Quiet()
-        self.results: dict[str, evaluation.Evaluation] = {}
+        self.config, self.world, self.folder, self.rank_log = config, world, folder, rank_log
+        self.console = Console(rank_log.write) if world.is_rank0 else NullConsole()
+        self.results: dict[str, Evaluation] = {}
         set_seed(config.run.seed)
 
-        saved = resume.find_checkpoint(config, folder, world, self.console.say)
+        saved = load_checkpoint_to_resume(config, folder, world, self.console.log)
         self.progress = saved.progress if saved is not None else Progress(precision=world.precision)
-        self.watch = guard
-        self.parts = parts.build(config, world, saved, self.watch, self.console.say)
-        self.journal = Journal(config, self.parts, self.progress, self.console)
-        self.data_wait = stopwatch.build(world.device)
-        shares = {"data_wait_share": self.data_wait, "communication_share": self.parts.step.communication}
-        self.meter = Meter(self.progress.window if world.is_first else [0.0] * 3, world.sum, world.device, shares)
-        self.profiler = NoProfiler()
-        self.saver: Saver = NoSaver()
-        self.reporter = NoReporter()
-        if world.is_first:
-            self.reporter = reporter.build(folder, config, self.parts, self.journal, self.console.say)
+        self.watchdog = guard
+        self.components = build_components(config, world, saved, self.watchdog, self.console.log)
+        self.metric_logger = MetricLogger(config, self.components, self.progress, self.console)
+        self.data_wait = build_timer(world.device)
+        shares = {"data_wait_share": self.data_wait, "communication_share": self.components.step.communication}
+        self.meter = Meter(
+            self.progress.window if world.is_rank0 else [0.0] * 3, world.all_reduce_sum, world.device, shares
+        )
+        self.profiler = NullProfiler()
+        self.saver: CheckpointWriter = NullCheckpointWriter()
+        self.report_writer = NullReportWriter()
+        if world.is_rank0:
+            self.report_writer = build_report_writer(
+                folder, config, self.components, self.metric_logger, self.console.log
+            )
             keep = config.checkpoint.keep
-            self.saver = BackgroundSaver(folder, keep, self.progress, self.journal.flush, self.console.say)
+            self.saver = BackgroundCheckpointWriter(
+                folder, keep, self.progress, self.metric_logger.flush, self.console.log
+            )
         self._has_shown_beginning = False
-        self.skipped = Skipped(world.device)
+        self.skipped = SkippedSteps(world.device)
         allowed = config.train.max_bad_steps
-        self.bad_steps = BadSteps(self.progress, self.parts.batches, allowed, self.journal.warn, world.sum)
-        self.pace = stop.Pace()
+        self.bad_steps = NonFiniteGuard(
+            self.progress, self.components.batches, allowed, self.metric_logger.warn, world.all_reduce_sum
+        )
+        self.pace = stop.StepTimes()
         self.stop_check = stop.StopCheck(
             signals,
-            folder.path if world.is_first else None,
-            stop.deadline(config.train.time_limit_seconds, signals.since) if world.is_first else None,
+            folder.path if world.is_rank0 else None,
+            stop.deadline(config.train.time_limit_seconds, signals.since) if world.is_rank0 else None,
             self.pace,
             world.size,
-            world.largest,
+            world.all_reduce_max,
             self.skipped.lag_steps,
         )
 
     def is_finished(self) -> bool:
         """Whether the run has all its steps and its results, so that there is nothing left to do."""
-        if self.progress.step < self.parts.durations.total_steps:
+        if self.progress.step < self.components.durations.total_steps:
             return False
-        summary = self.world.from_first(lambda: self.folder.read_json("summary.json"))
+        summary = self.world.broadcast_from_rank0(lambda: self.folder.read_json("summary.json"))
         return summary is not None and summary["steps"] == self.progress.step
 
     def show_finished(self) -> None:
         """Says so, and shows the result again."""
-        self.console.say(
+        self.console.log(
             f"run {self.folder.path} is finished ({self.progress.step:,} steps); nothing was trained. "
             "To train again choose another run.name; to train on raise train.epochs"
         )
-        self.console.finished(self.folder.read_json("summary.json"), self.folder.path)
+        self.console.log_summary(self.folder.read_json("summary.json"), self.folder.path)
 
     def run_or_record_failure(self) -> str:
         """The run; what ends it early is left in status.json for whoever looks at the folder, then told as ever.
@@ -139,9 +150,9 @@ class Trainer:
             self.begin()
             return self.run()
         except BaseException as error:
-            lost = self.watch.lost(error)
+            lost = self.watchdog.peer_lost(error)
             try:
-                if self.world.is_first or (lost.startswith("rank 0") and not self._has_told_failure()):
+                if self.world.is_rank0 or (lost.startswith("rank 0") and not self._has_told_failure()):
                     self._record_failure(lost or f"{type(error).__name__}: {error}")
             finally:
                 with contextlib.suppress(FolderError):  # told when it happened
@@ -156,39 +167,43 @@ class Trainer:
         devices = world.describe()
 
         def open_folder() -> None:
-            with told(f"the run in {folder.path}"):
-                folder.begin(config, devices)
-                starts.add(folder, step, self.parts.durations.total_steps, world.size)
+            with disk_errors_as_user_errors(f"the run in {folder.path}"):
+                folder.begin(config, describe_environment() | devices)
+                append_session(folder, step, self.components.durations.total_steps, world.size)
                 folder.status("running", step)
                 # A run killed between its last checkpoint and its results makes these again.
-                self.journal.evaluated_before = folder.rewind(step)
-                self.progress.wandb_run_id = trackers.wandb_run_id(config, folder, self.progress.wandb_run_id)
-            self.journal.bad_steps = JsonLines(folder.bad_steps, self.console.say)
-            self.journal.trackers = trackers.build(config, folder, step, self.progress.wandb_run_id, self.console.say)
+                self.metric_logger.evaluated_before = folder.rewind(step)
+                self.progress.wandb_run_id = wandb_run_id(config, folder, self.progress.wandb_run_id)
+            self.metric_logger.bad_steps = JsonLines(folder.bad_steps, self.console.log)
+            self.metric_logger.trackers = build_trackers(
+                config, folder, step, self.progress.wandb_run_id, self.console.log
+            )
 
-        world.from_first(open_folder)
-        self.log.begins(step, world.size, f"{devices['device']} ({world.device})")
-        self.journal.begins(world)
-        say, show = (self.console.say, self.journal.profiled) if world.is_first else (self.log.write, None)
-        total_steps = self.parts.durations.total_steps
-        self.profiler = profiler.build(
-            config.train, total_steps, folder, world.rank, world.device, self.meter.paused, say, show
+        world.broadcast_from_rank0(open_folder)
+        self.rank_log.on_start(step, world.size, f"{devices['device']} ({world.device})")
+        self.metric_logger.on_start(world)
+        log, show = (
+            (self.console.log, self.metric_logger.log_profile) if world.is_rank0 else (self.rank_log.write, None)
         )
-        self.watch.at(step, "waiting for data")
+        total_steps = self.components.durations.total_steps
+        self.profiler = build_profiler(
+            config.train, total_steps, folder, world.rank, world.device, self.meter.paused, log, show
+        )
+        self.watchdog.heartbeat(step, "waiting for data")
 
     def run(self) -> str:
         """From the step where the run is to its last, unless it is asked to stop: then returns why."""
-        config, progress, durations = self.config, self.progress, self.parts.durations
+        config, progress, durations = self.config, self.progress, self.components.durations
         first_step, total_steps = progress.step, durations.total_steps
         if too_many := self.bad_steps.too_many_before():
             raise TrainingError(too_many)
-        self.journal.start()
+        self.metric_logger.start()
         self.meter.start()
-        batches = blocks.train_loader(
-            self.parts.splits.train,
-            self.parts.batches,
-            self.parts.augment,
-            self.parts.cutting,
+        batches = train_loader(
+            self.components.splits.train,
+            self.components.batches,
+            self.components.augment,
+            self.components.shard_layout,
             config,
             self.world,
             first_step,
@@ -197,22 +212,22 @@ class Trainer:
         began = self._wait_begins()
         for batch in batches:
             self.data_wait.end()
-            self.profiler.has_batch()
+            self.profiler.after_batch()
             self._take_step(batch)
-            self.profiler.has_stepped()
+            self.profiler.after_step()
             step = progress.step
             self.pace.step(perf_counter() - began)
             last = step == total_steps
-            if self._is_told(step):
+            if self._should_log(step):
                 self._note_skipped()
-                self.journal.training(self.meter)
+                self.metric_logger.log_training(self.meter)
                 self._show_beginning()
             is_best = False
             if last or durations.due(step, config.eval.every_epochs):
                 is_best = self._evaluate()
             if last or is_best or durations.due(step, config.checkpoint.every_epochs, config.checkpoint.every_steps):
                 self._save()
-            self.console.tick(step)
+            self.console.update(step)
             if reason := "" if last else self._asked_to_stop():
                 self._stop(reason)
                 return reason
@@ -220,29 +235,29 @@ class Trainer:
         if not self.results:  # killed between its last checkpoint and its results
             self._evaluate()
         if not progress.last_line:  # stopped before its first line, then made as short as that
-            self.journal.training(self.meter)
+            self.metric_logger.log_training(self.meter)
         self._finish()
         return ""
 
     def _wait_begins(self) -> float:
         """What comes before each step, and when its batch began to be waited for."""
         step = self.progress.step
-        self.watch.at(step, "waiting for data")
-        self.profiler.waits(step)
+        self.watchdog.heartbeat(step, "waiting for data")
+        self.profiler.before_batch(step)
         self.data_wait.begin()
         return perf_counter()
 
-    def _is_told(self, step: int) -> bool:
+    def _should_log(self, step: int) -> bool:
         """Whether a line of training metrics is due after so many steps."""
-        return step == self.parts.durations.total_steps or step % self.config.log.every_steps == 0
+        return step == self.components.durations.total_steps or step % self.config.log.every_steps == 0
 
     def _take_step(self, batch: list[Shard]) -> None:
         """One optimizer step, or its batch skipped when loss or gradient are not finite."""
-        progress, batches, lag_steps = self.progress, self.parts.batches, self.skipped.lag_steps
+        progress, batches, lag_steps = self.progress, self.components.batches, self.skipped.lag_steps
         step = progress.step
         global_size = batches.size(step)
-        optim.set_lr(self.parts.optimizer, self.config.optim, self.parts.schedule.lr_factor(step))
-        outcome = self.parts.step(batch, step, batches.epoch(step), global_size, self.parts.num_shards(step))
+        set_learning_rates(self.components.optimizer, self.config.optim, self.components.schedule.lr_factor(step))
+        outcome = self.components.step(batch, step, batches.epoch(step), global_size, self.components.num_shards(step))
         self.meter.add(outcome, global_size)
         self.skipped.add(step, outcome)
         if not lag_steps:  # what is heard at once is heard before the step counts
@@ -253,7 +268,7 @@ class Trainer:
 
     def _note_skipped(self, lag_steps: int = 0) -> None:
         """Raises TrainingError when there were too many, with a checkpoint: from before the step, if it is in hand."""
-        lines = self.journal.bad_steps
+        lines = self.metric_logger.bad_steps
         if too_many := self.bad_steps.note(self.skipped.heard(lag_steps), lines):
             self.bad_steps.note(self.skipped.heard(), lines)
             self._save()
@@ -261,8 +276,8 @@ class Trainer:
             raise TrainingError(too_many)
 
     def _asked_to_stop(self) -> str:
-        step, durations, every = self.progress.step, self.parts.durations, self.config.eval.every_epochs
-        self.watch.at(step, "agreement on stopping")
+        step, durations, every = self.progress.step, self.components.durations, self.config.eval.every_epochs
+        self.watchdog.heartbeat(step, "agreement on stopping")
         return self.stop_check(step, self.saver.seconds, lambda steps: durations.due_within(step, steps, every))
 
     def _stop(self, reason: str) -> None:
@@ -271,14 +286,14 @@ class Trainer:
         self._wait_for_save()
 
         def write() -> None:
-            with told(f"status.json in {self.folder.path}"):
+            with disk_errors_as_user_errors(f"status.json in {self.folder.path}"):
                 self.folder.status("stopped", self.progress.step, reason)
                 self.stop_check.done()
-            self.reporter.stops()
+            self.report_writer.on_stop()
 
-        self.world.from_first(write)
-        self.world.together(self.close)  # together: a launcher ends all as soon as one has left
-        self.console.say(
+        self.world.broadcast_from_rank0(write)
+        self.world.raise_together(self.close)  # together: a launcher ends all as soon as one has left
+        self.console.log(
             f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint; "
             f"the same command goes on from there: {self.folder.path}"
         )
@@ -287,68 +302,72 @@ class Trainer:
         if not self._has_shown_beginning:
             self._has_shown_beginning = True
             with self.meter.paused():
-                self.reporter.begins()
+                self.report_writer.on_start()
 
     def _evaluate(self) -> bool:
         """Evaluates on the held-out part, if there is one, and on the test set; whether this is the best so far."""
-        progress, splits = self.progress, self.parts.splits
+        progress, splits = self.progress, self.components.splits
         self._note_skipped()
         with self.meter.paused():
             began = perf_counter()
-            self.journal.tell()  # not only when this is done
+            self.metric_logger.flush_rows()  # not only when this is done
             memory.give_back()
             for split, part in (("validation", splits.validation), ("test", splits.test)):
                 if part is not None:
-                    found, predictions = self.parts.evaluate(part, self.config, self.world, self._at_evaluation)
+                    found, predictions = self.components.evaluate(part, self.config, self.world, self._at_evaluation)
                     self.results[split] = found
-                    self.journal.evaluated(split, found)
-            self.reporter.evaluated(splits.test, found, predictions, progress.step)  # the test set, which comes last
+                    self.metric_logger.log_evaluation(split, found)
+            self.report_writer.on_evaluation(
+                splits.test, found, predictions, progress.step
+            )  # the test set, which comes last
             memory.give_back()
             self.pace.evaluation(perf_counter() - began)
         return progress.judge({split: found.accuracy for split, found in self.results.items()})
 
     def _at_evaluation(self) -> None:
-        self.watch.at(self.progress.step, "evaluation")
+        self.watchdog.heartbeat(self.progress.step, "evaluation")
 
     def _save(self) -> None:
         """A checkpoint by rank 0, written while training goes on."""
         progress, scaler = self.progress, self.world.accelerator.scaler
-        self.watch.at(progress.step, "checkpoint")
+        self.watchdog.heartbeat(progress.step, "checkpoint")
         self._note_skipped()
         with self.meter.paused():
-            self.journal.saves()
+            self.metric_logger.before_checkpoint()
             progress.window = self.meter.total()
-            progress.settings = configs.flatten(self.config)
+            progress.settings = flatten(self.config)
             best_step = progress.best.step if progress.best and progress.best.split == "validation" else None
             scale = scaler.state_dict() if scaler else {}
-            module, optimizer, about = self.parts.module, self.parts.optimizer, self.parts.about
-            state = State(module.state_dict(), optimizer.state_dict(), scale, progress, about.metadata())
+            module, optimizer, about = self.components.module, self.components.optimizer, self.components.about
+            state = TrainingState(module.state_dict(), optimizer.state_dict(), scale, progress, about.metadata())
             self.saver.save(state, best_step)
 
     def _wait_for_save(self) -> None:
         """Raises FolderError on all ranks when the last checkpoint could not be written."""
-        self.world.together(self.saver.finish)
+        self.world.raise_together(self.saver.finish)
 
     def _finish(self) -> None:
         """The weights, the summary, the table."""
         progress, folder = self.progress, self.folder
         self._wait_for_save()
-        self.watch.at(progress.step, "result")
+        self.watchdog.heartbeat(progress.step, "result")
         rate = self.meter.mean_samples_per_second or progress.last_line["samples_per_second"]
-        summary = result.summary(progress, self.parts.durations.steps_per_epoch, self.world.size, rate, self.results)
+        summary = build_summary(
+            progress, self.components.durations.steps_per_epoch, self.world.size, rate, self.results
+        )
 
         def write() -> None:
-            with told(f"the result in {folder.path}"):
-                folder.write_file("model.safetensors", lambda path: result.write_weights(path, self.parts))
+            with disk_errors_as_user_errors(f"the result in {folder.path}"):
+                folder.write_file("model.safetensors", lambda path: write_final_weights(path, self.components))
                 folder.write_json("summary.json", summary)
                 folder.status("finished", progress.step)
                 self.stop_check.done()
-            self.reporter.write()
-            self.journal.finished(summary, folder.path / "model.safetensors")
+            self.report_writer.write()
+            self.metric_logger.log_summary(summary, folder.path / "model.safetensors")
 
-        self.world.from_first(write)
-        self.world.together(self.close)
-        self.console.finished(summary, self.folder.path)
+        self.world.broadcast_from_rank0(write)
+        self.world.raise_together(self.close)
+        self.console.log_summary(summary, self.folder.path)
 
     def _has_told_failure(self) -> bool:
         """Whether rank 0 has said why it leaves; if it could not, any other rank says that it is gone."""
@@ -364,16 +383,16 @@ class Trainer:
         try:
             self.folder.status("failed", self.progress.step, reason)
         except OSError as error:
-            self.console.say(f"status.json could not be written ({error.strerror})")
+            self.console.log(f"status.json could not be written ({error.strerror})")
         try:
-            self.journal.alert("failed", reason)
+            self.metric_logger.alert("failed", reason)
         finally:
-            self.reporter.fails()
+            self.report_writer.on_failure()
 
     def close(self, failed: bool = False) -> None:
         """Closes the trackers and takes the progress bar down, whatever one of them raises."""
-        self.watch.close()
+        self.watchdog.close()
         with contextlib.ExitStack() as closing:  # the last one is closed first
             closing.callback(self.console.close)
             closing.callback(self.profiler.close, failed)
-            closing.callback(self.journal.close, failed)
+            closing.callback(self.metric_logger.close, failed)

@@ -13,38 +13,50 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from trainer import optim, randomness
-from trainer.augment import Augment
-from trainer.buffers import Buffers
+from trainer import rng
+from trainer.data.augment import Augment
+from trainer.data.loader import Samples, Shard
+from trainer.distributed.buffers import Buffers
+from trainer.distributed.ordered_reduce import OrderedReduction
 from trainer.errors import TrainingError
-from trainer.losses import SampleLoss
-from trainer.meter import Outcome, ShardResult
-from trainer.reduction import OrderedReduction
-from trainer.stopwatch import Stopwatch
-from trainer.watch import Unwatched
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+from trainer.optim.losses import SampleLoss
+from trainer.optim.optimizers import skips_on_device
+from trainer.run.watchdog import NullWatchdog
+from trainer.timer import Timer
 
 
-class Samples(NamedTuple):
-    images: Tensor
-    """uint8 [B, C, H, W], augmented"""
+class ShardResult(NamedTuple):
+    """What a shard of a batch came to, on the device."""
+
+    loss_sum: Tensor
+    """float []"""
+    logits: Tensor
+    """float [B, num_classes]"""
     labels: Tensor
     """int64 [B]"""
-    ids: Tensor
-    """int64 [B], their places in the training set"""
-
-
-class Shard(NamedTuple):
-    """A part of a global batch that goes through the network at once."""
-
-    own: Samples
-    partners: Samples | None
-    """what mixup and cutmix mix them with, one by one; from anywhere in the global batch"""
-    number: int
-    """its place among the shards of the global batch"""
     weight: float
-    """1, or 0 for a sample that only keeps a rank without any of its own in step with the others"""
+    """1, or 0 for a shard that does not count"""
+
+
+class StepOutcome(NamedTuple):
+    """Of one step on this rank: nothing here waits for the device."""
+
+    results: list[ShardResult]
+    skipped: Tensor
+    """float32 []; 1: loss or gradient were not finite, on whatever rank, and nothing was changed; else 0"""
+    grad_norm: Tensor | None = None
+    """float []; the Euclidean norm of the mean gradient over all trained weights, before it was clipped; not finite
+    where the step was skipped"""
+
+    def loss_sum(self) -> Tensor:
+        """float64 [], whatever it is; 0 on a rank without a shard."""
+        total = self.skipped.new_zeros((), dtype=torch.float64)
+        for result in self.results:
+            total = total + quantize_losses(result.loss_sum)
+        return total
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Step:
@@ -59,8 +71,8 @@ class Step:
         augment: Augment,
         buffers: Buffers,
         seed: int,
-        watch: Unwatched,
-        communication: Stopwatch,
+        watch: NullWatchdog,
+        communication: Timer,
         clip_grad_norm: float | None = None,
         reduction: OrderedReduction | None = None,
     ) -> None:
@@ -75,7 +87,7 @@ class Step:
         self._augment = augment
         self._buffers = buffers
         self._seed = seed
-        self._watch = watch
+        self._watchdog = watch
         self.communication = communication
         self._clip_grad_norm = clip_grad_norm
         self._reduction = reduction
@@ -83,7 +95,7 @@ class Step:
         self._uses_ddp = self._world_size > 1 and reduction is None
         if self._uses_ddp:  # the backward pass comes to the first weight last: then only the other ranks are waited for
             self._parameters[0].register_post_accumulate_grad_hook(lambda _: communication.begin())
-        self._skips_on_device = optim.skips_on_device(self._optimizer)
+        self._skips_on_device = skips_on_device(self._optimizer)
         self._batches: dict[int, Tensor] = {}
         self._norms = [module for module in model.modules() if isinstance(module, _BATCH_NORMS) and module.training]
 
@@ -94,7 +106,7 @@ class Step:
         epoch: int,
         global_size: int,
         num_shards: int,
-    ) -> Outcome:
+    ) -> StepOutcome:
         """Takes the step, unless loss or gradient are not finite. The gradient stays until the next step.
 
         global_size, num_shards: samples and shards of the batch on all ranks together, none of the shards empty.
@@ -113,7 +125,7 @@ class Step:
             torch.distributed.all_reduce(self._buffers.counters, torch.distributed.ReduceOp.MAX)
             self.communication.end()
         norm = self._gradient_norm()
-        return Outcome(results, self._update(results, norm), norm)
+        return StepOutcome(results, self._update(results, norm), norm)
 
     def _one(self, shard: Shard, step: int, epoch: int, global_size: int, num_shards: int) -> ShardResult:
         """DDP takes the mean of the ranks' gradients. With each loss SUM scaled by world size / global_size that mean
@@ -157,14 +169,14 @@ class Step:
             self._backward(loss_sum, 1 / size)
             reduction.end_shard()
             results.append(ShardResult(loss_sum.detach(), logits.detach(), shard.own.labels, shard.weight))
-        self._watch.at(step, "backward pass")  # the others', where this rank had no shard
+        self._watchdog.heartbeat(step, "backward pass")  # the others', where this rank had no shard
         reduction.finish()
         return results
 
     def _forward(self, shard: Shard, step: int, epoch: int) -> tuple[Tensor, Tensor]:
         """The loss sum, float [], and the logits, float [B, num_classes], of a shard."""
-        self._watch.at(step, "forward pass")
-        torch.manual_seed(randomness.key(self._seed, step, "dropout", shard.number) >> 1)
+        self._watchdog.heartbeat(step, "forward pass")
+        torch.manual_seed(rng.key(self._seed, step, "dropout", shard.number) >> 1)
         own, partners = shard.own, shard.partners
         batch = self._batch(0, own)
         if partners is None:
@@ -178,7 +190,7 @@ class Step:
             loss_sum = losses.sum()
         if shard.weight != 1:
             loss_sum = loss_sum * shard.weight
-        self._watch.at(step, "backward pass")
+        self._watchdog.heartbeat(step, "backward pass")
         return loss_sum, logits
 
     def _batch(self, index: int, samples: Samples) -> Tensor:
@@ -188,7 +200,7 @@ class Step:
         if batch is None or len(batch) < len(images) or batch.shape[1:] != images.shape[1:]:
             batch = torch.empty(images.shape, device=images.device, memory_format=torch.channels_last)
             self._batches[index] = batch
-        return self._augment.plain(images, out=batch[: len(images)])
+        return self._augment.normalize(images, out=batch[: len(images)])
 
     def _backward(self, loss_sum: Tensor, scale: float) -> None:
         """A loss that is not finite makes every gradient so: the gradients' sum then tells all ranks."""
@@ -254,3 +266,12 @@ class Step:
     def _set_norms(self, training: bool) -> None:
         for module in self._norms:
             module.train(training)
+
+
+# Loss sums are rounded to multiples of this, so that float64 adds them without error in any order up to 2**29: what
+# a line of metrics says depends neither on the number of ranks nor on where a run was interrupted.
+_LOSS_QUANTUM = 2.0**-24
+
+
+def quantize_losses(losses: Tensor) -> Tensor:
+    return (losses.double() / _LOSS_QUANTUM).round() * _LOSS_QUANTUM

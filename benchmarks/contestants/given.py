@@ -12,14 +12,14 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-from torch import nn  # noqa: E402
-from turns import Turn  # noqa: E402
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from turns import Turn
 
-from trainer import models  # noqa: E402
-from trainer.settings import Model  # noqa: E402
+from trainer.config.schema import ModelSettings
+from trainer.models.lookup import build_model
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _PR_SET_PDEATHSIG = 1  # prctl.h
@@ -58,10 +58,10 @@ def start_ranks(settings: dict[str, Any]) -> bool:
 
 def arrays(settings: dict[str, Any], split: str = "train", shuffled: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """The images of a split, uint8 [N, 32, 32, 3], and labels, int64 [N], in no order of classes if shuffled."""
-    from trainer import config
-    from trainer.datasets import image_folder
+    from trainer.config.load import load_config
+    from trainer.data import image_folder
 
-    data = config.load([], ["data.name=image_folder", f"data.root={settings['images']}", *cache(settings)]).data
+    data = load_config([], ["data.name=image_folder", f"data.root={settings['images']}", *cache(settings)]).data
     found = getattr(image_folder.load(data), split)
     if not shuffled:
         return found.images, found.labels
@@ -111,4 +111,4 @@ def turns(settings: dict[str, Any]) -> Turn:
 
 
 def network(settings: dict[str, Any]) -> nn.Module:
-    return models.build(Model(name=settings["model"]), 10, 3, 32)
+    return build_model(ModelSettings(name=settings["model"]), 10, 3, 32)

@@ -1,15 +1,15 @@
 """A first step by Lightning: LeNet on the digits, one DataLoader, and a line when the step is done."""
 
-import given  # noqa: F401 (finds trainer)
+import given
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from trainer.datasets import digits
+from trainer.config.schema import DataSettings
+from trainer.data import digits
 from trainer.models.small import LeNet
-from trainer.settings import Data
 
 
 class Classifier(lightning.LightningModule):
@@ -29,7 +29,7 @@ class Tell(lightning.Callback):
         print("step 1/", flush=True)
 
 
-split = digits.load(Data(name="digits")).train  # as samecurve reads them, which is faster than by scikit-learn
+split = digits.load(DataSettings(name="digits")).train  # as samecurve reads them, which is faster than by scikit-learn
 images = torch.from_numpy(split.images).permute(0, 3, 1, 2) / 255
 trainer = lightning.Trainer(
     accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,

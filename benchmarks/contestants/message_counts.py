@@ -34,7 +34,7 @@ def counted_batch(operations: list[Any]) -> Any:
 
 def one_step(trainer: loop.Trainer, batch: Any) -> None:
     current["step"] = trainer.progress.step
-    current["weights"] = sum(weight.nbytes for weight in trainer.parts.module.parameters() if weight.requires_grad)
+    current["weights"] = sum(weight.nbytes for weight in trainer.components.module.parameters() if weight.requires_grad)
     take_step(trainer, batch)
 
 

@@ -8,10 +8,10 @@ import tempfile
 
 import given
 
-from trainer import config as configs
 from trainer import loop
-from trainer.stop import Signals
-from trainer.world import World
+from trainer.config.load import find_config_file, load_config
+from trainer.distributed.world import World
+from trainer.run.stop import StopSignals
 
 settings = given.settings()
 is_first = given.start_ranks(settings)
@@ -32,8 +32,8 @@ def one_step(trainer: loop.Trainer, batch: object) -> None:
 
 loop.Trainer._take_step = one_step  # type: ignore[method-assign, assignment]
 with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
-    config = configs.load(
-        [configs.find(name) for name in settings.get("configs", [])],
+    config = load_config(
+        [find_config_file(name) for name in settings.get("configs", [])],
         [
             "data.name=image_folder", f"data.root={settings['images']}", *given.cache(settings),
             "data.augment=[flip,crop]", "data.normalize=cifar10", f"data.global_batch_size={settings['batch_size']}",
@@ -46,5 +46,5 @@ with tempfile.TemporaryDirectory(prefix="samecurve-speed-") as root:
         ],
     )  # fmt: skip
     with World(config.train) as world:
-        loop.train(config, world, Signals(speaks=False))
+        loop.train(config, world, StopSignals(speaks=False))
 sys.exit(1)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.hardware import REPOSITORY, Machine, look
+from launch.hardware import INSTALL_ROOT, Machine, this_machine
 from trainer.errors import ConfigError, WorldError
 
-_MAIN = str(REPOSITORY / "launch" / "main.py")
+_MAIN = str(INSTALL_ROOT / "launch" / "main.py")
 _FACTS_PART, _REACH_SECONDS, _END_SECONDS = 0.5, 15.0, 4.0
 _LEAST_SECONDS = 5.0
 _WANDB_SERVER = "https://api.wandb.ai"
@@ -53,9 +53,9 @@ class Scene:
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """0: nothing would fail; 1: something would, named with its node; raises UserError for a wrong use."""
     if arguments.as_node is not None:
-        from launch.doctor import node
+        from launch.doctor.node import server
 
-        return node.serve(sys.stdin, sys.stdout, _place(arguments.as_node))
+        return server.serve(sys.stdin, sys.stdout, _place(arguments.as_node))
     if arguments.timeout_seconds < _LEAST_SECONDS:
         raise ConfigError(f"--timeout-seconds {arguments.timeout_seconds:g}: wanted {_LEAST_SECONDS:g} or more")
     for option, value in (("--ranks", arguments.ranks), ("--nodes", arguments.nodes)):
@@ -72,7 +72,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return job.submit(arguments, overrides)
     from launch import forecast  # late: 0.1 s
 
-    return _look_and_tell(arguments, forecast.load(arguments.config, overrides))
+    return _look_and_tell(arguments, forecast.load_settings(arguments.config, overrides))
 
 
 def _place(given: int) -> int:
@@ -81,10 +81,10 @@ def _place(given: int) -> int:
 
 
 def _look_and_tell(arguments: argparse.Namespace, config: Any) -> int:
-    from launch.doctor import diagnosis, findings
+    from launch.doctor.judge import diagnosis, findings
 
     begin = time.monotonic()
-    scene = _scene(arguments, config, look())
+    scene = _scene(arguments, config, this_machine())
     asked = _asked(arguments, config, scene)
     exam = _examine(scene, asked, arguments, begin + arguments.timeout_seconds)
     found, names = diagnosis.judge(exam), [exam.name(node) for node in exam.places]
@@ -113,10 +113,10 @@ def _scene(arguments: argparse.Namespace, config: Any, machine: Machine) -> Scen
         gpus = (ranks if on_gpu else 0) if gpus is None else gpus
         return Scene(names, meeting.address, ranks, gpus, (_server(machine, 0),), meeting)
     if "SLURM_JOB_ID" in os.environ:
-        from launch import batch, slurm
         from launch.doctor import job
+        from launch.slurm import batch, client
 
-        given = slurm.allocation()
+        given = client.allocation()
         if arguments.nodes and arguments.nodes != len(given.nodes):
             raise WorldError(f"--nodes {arguments.nodes}, but this job has {len(given.nodes)}; leave the option away")
         gpus = given.gpus_per_node if gpus is None else gpus
@@ -135,10 +135,10 @@ def _server(machine: Machine, place: int) -> tuple[str, ...]:
 
 def _asked(arguments: argparse.Namespace, config: Any, scene: Scene) -> dict[str, Any]:
     """What the run needs, with absolute paths: a node may start in another folder."""
-    from trainer import config as configs
+    from trainer.config.validate import check_ranks
 
     try:
-        configs.check_ranks(config, len(scene.names) * scene.ranks_per_node)
+        check_ranks(config, len(scene.names) * scene.ranks_per_node)
         problem = ""
     except WorldError as error:
         problem = str(error)
@@ -227,7 +227,7 @@ class Token:
 
     def answers(self, reach: dict[int, Any]) -> frozenset[int]:
         """The nodes whose answer is seen here; one that says it left one has the time a network file system takes."""
-        from launch.doctor.node import SHARED_SECONDS
+        from launch.doctor.node.server import SHARED_SECONDS
 
         until = time.monotonic() + SHARED_SECONDS
         left = {node for node, found in reach.items() if not found["shared"]}

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from launch import slurm
-from launch.hardware import REPOSITORY
-from launch.slurm import Allocation, SlurmError
+from launch.hardware import INSTALL_ROOT
+from launch.slurm import client
+from launch.slurm.client import Allocation, SlurmError
 
 _POLL_SECONDS = 1.0
 _SPARE_MINUTES = 2
@@ -21,27 +21,27 @@ def srun(given: Allocation, command: tuple[str, ...]) -> tuple[str, ...]:
     return (
         "srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
         f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=0", "--wait=0",
-        *slurm.words_of_site(), *command,
+        *client.site_srun_arguments(), *command,
     )  # fmt: skip
 
 
 def environment() -> dict[str, str]:
     """What the job's own tasks were to be is not what the step's are."""
-    return slurm.for_srun(os.environ)
+    return client.for_srun(os.environ)
 
 
 def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Runs slurm/doctor.sh as a job, shows its log, returns its exit code. Ctrl-C cancels it."""
     from launch import forecast
 
-    root = Path(forecast.load(arguments.config, overrides).run.root).expanduser().absolute()
+    root = Path(forecast.load_settings(arguments.config, overrides).run.root).expanduser().absolute()
     root.mkdir(parents=True, exist_ok=True)
-    job = slurm.call(*command(arguments, overrides, root), env=_environment()).strip().partition(";")[0]
+    job = client.call(*command(arguments, overrides, root), env=_environment()).strip().partition(";")[0]
     log = root / f"doctor-{job}.log"
     try:
         _wait(job)
     except KeyboardInterrupt:
-        slurm.call("scancel", job)
+        client.call("scancel", job)
         print(f"samecurve: job {job} is cancelled", file=sys.stderr)
         return 130
     return _tell(job, log)
@@ -64,8 +64,8 @@ def command(arguments: argparse.Namespace, overrides: list[str], root: Path) -> 
     passed += ["--short"] if arguments.short else []
     passed += ["--json"] if arguments.json else []
     passed += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
-    script = str(REPOSITORY / "slurm" / "doctor.sh")
-    return slurm.through_site(["sbatch", *asked, script, *passed, *overrides], REPOSITORY)
+    script = str(INSTALL_ROOT / "slurm" / "doctor.sh")
+    return client.with_site_file(["sbatch", *asked, script, *passed, *overrides], INSTALL_ROOT)
 
 
 def _environment() -> dict[str, str]:
@@ -78,7 +78,7 @@ def _wait(job: str) -> None:
     told = ""
     while True:
         try:
-            state = slurm.call("squeue", "--noheader", f"--jobs={job}", "--format=%T %R").strip()
+            state = client.call("squeue", "--noheader", f"--jobs={job}", "--format=%T %R").strip()
         except SlurmError as error:
             if "Invalid job id" in str(error):  # it has left long since
                 return
@@ -93,7 +93,7 @@ def _wait(job: str) -> None:
 
 def _tell(job: str, log: Path) -> int:
     """Its log, and its exit code. Raises SlurmError when it left none."""
-    shown = slurm.call("scontrol", "show", "job", "--oneliner", job)
+    shown = client.call("scontrol", "show", "job", "--oneliner", job)
     fields = dict(word.partition("=")[::2] for word in shown.split())
     if not log.is_file():
         raise SlurmError(

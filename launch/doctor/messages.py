@@ -28,7 +28,7 @@ class Unpacker:
     """Is fed lines; gives a message when its last line is there."""
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[int, str], list[str]] = {}
+        self._components: dict[tuple[int, str], list[str]] = {}
 
     def feed(self, line: str) -> Message | None:
         """Lines of several nodes may be mixed; those of one node come in order."""
@@ -37,7 +37,7 @@ class Unpacker:
             return None
         node, kind = int(words[1]), words[2]
         place, count = int(words[3]), int(words[4])
-        parts = self._parts.setdefault((node, kind), [])
+        parts = self._components.setdefault((node, kind), [])
         if place == 0:
             parts.clear()  # the one before was cut off
         elif place != len(parts):
@@ -45,4 +45,4 @@ class Unpacker:
         parts.append(words[5])
         if len(parts) < count:
             return None
-        return Message(node, kind, json.loads("".join(self._parts.pop((node, kind)))))
+        return Message(node, kind, json.loads("".join(self._components.pop((node, kind)))))

@@ -6,9 +6,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-from launch.doctor import node as node_side
 from launch.doctor import nodes as coordinator
-from trainer import rank_env
+from launch.doctor.node import server
+from trainer.distributed.environment import read_environment, store_address
 
 _PORTS_AFTER = 32  # a few above the port where the ranks meet: both sides can work them out
 
@@ -32,8 +32,8 @@ class Meeting:
 
 
 def meeting() -> Meeting:
-    env = rank_env.read()
-    address, port = rank_env.store_address()
+    env = read_environment()
+    address, port = store_address()
     ranks = env.local_world_size
     run = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {address} {port}"
     word = hashlib.sha256(run.encode()).hexdigest()[:16]
@@ -43,12 +43,12 @@ def meeting() -> Meeting:
 
 def is_first() -> bool:
     """Whether this process is rank 0, which asks and reports."""
-    return rank_env.read().rank == 0
+    return read_environment().rank == 0
 
 
 def serve(seconds: float) -> int:
     """What all other processes do: the first of a machine serves it and starts its ranks, the rest leave at once."""
-    if rank_env.read().local_rank:
+    if read_environment().local_rank:
         return 0
     own = meeting()
     connection = coordinator.call(own.address, own.ports, own.word, time.monotonic() + seconds / 2)
@@ -61,4 +61,4 @@ def serve(seconds: float) -> int:
         )
         return 1
     with connection:
-        return node_side.serve(connection.makefile("r"), connection.makefile("w"), own.place)
+        return server.serve(connection.makefile("r"), connection.makefile("w"), own.place)

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from trainer.settings import Model
+from trainer.config.schema import ModelSettings
 
 
-def resnet18(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def resnet18(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """The first layer is 3x3 at stride 1 and nothing is pooled after it, so that 32 pixels reach stage one whole."""
     from torchvision.models import resnet18 as build  # late: 2 s
 

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.config.schema import ModelSettings
 from trainer.errors import ConfigError
-from trainer.settings import Model
 
 
 class LeNet(nn.Module):
@@ -57,12 +57,12 @@ class Tudui(nn.Module):
         return logits
 
 
-def lenet(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def lenet(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
     _only_32(model.name, image_size)
     return LeNet(num_classes, channels)
 
 
-def tudui(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def tudui(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
     _only_32(model.name, image_size)
     return Tudui(num_classes, channels)
 

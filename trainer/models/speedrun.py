@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.config.schema import ModelSettings
 from trainer.errors import ConfigError
-from trainer.settings import Model
 
 _PATCH = 2  # side of what the first layer whitens, pixels
 _VARIANCE_FLOOR = 5e-4  # added to each direction's variance: what hardly varies is noise
@@ -99,7 +99,7 @@ class Speedrun(nn.Module):
         return logits
 
 
-def speedrun(model: Model, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def speedrun(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
     smallest = 2 ** len(model.widths) + 1
     if image_size < smallest:
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""Measurements in, findings out. Starts and reads nothing."""

@@ -1,0 +1,1 @@
+"""What the doctor runs on each node."""

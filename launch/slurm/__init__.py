@@ -1,0 +1,1 @@
+"""SLURM: submission, the batch script, requeueing."""

@@ -1,0 +1,1 @@
+"""The proofs: same curve on any number of ranks, same bits after any kill."""

@@ -1,0 +1,1 @@
+"""Settings: schema, loading, checks. No torch."""

@@ -1,0 +1,44 @@
+"""The built-in networks, data sets, losses, optimizers and schedules, by name. No torch.
+
+Each is written as `package.module:function`, or `package.module` for a data set, and imported only when a run uses it.
+To add one, write it in a file of its folder and add its line here: settings, --help and error messages list it then.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+MODELS = {
+    "lenet": "trainer.models.small:lenet",
+    "tudui": "trainer.models.small:tudui",
+    "speedrun": "trainer.models.speedrun:speedrun",
+    "resnet18": "trainer.models.resnet:resnet18",
+    "vgg16": "trainer.models.torchvision:vgg16",
+}
+DATASETS = {
+    "cifar10": "trainer.data.cifar10",
+    "image_folder": "trainer.data.image_folder",
+    "digits": "trainer.data.digits",
+}
+LOSSES = {
+    "cross_entropy": "trainer.optim.losses:cross_entropy",
+    "mse": "trainer.optim.losses:mse",
+    "l1": "trainer.optim.losses:l1",
+}
+OPTIMIZERS = {
+    "sgd": "trainer.optim.optimizers:sgd",
+    "adamw": "trainer.optim.optimizers:adamw",
+    "muon": "trainer.optim.optimizers:muon",
+}
+SCHEDULES = {
+    "constant": "trainer.optim.schedule:constant",
+    "cosine": "trainer.optim.schedule:cosine",
+    "linear": "trainer.optim.schedule:linear",
+}
+
+
+def load_plugin(table: Mapping[str, str], name: str) -> Any:
+    """Imports the module of the named entry and returns its function, or the module itself where none is named."""
+    module_name, _, attribute = table[name].partition(":")
+    module = importlib.import_module(module_name)
+    return getattr(module, attribute) if attribute else module

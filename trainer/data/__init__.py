@@ -1,0 +1,1 @@
+"""Data sets, sample order, augmentation and batches."""

@@ -1,1 +1,0 @@
-"""Data sets: one file a source, each with `load(settings) -> Dataset`; trainer/data.py lists them."""

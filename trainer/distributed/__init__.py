@@ -1,0 +1,1 @@
+"""The processes of a run: process group, devices, gradient reduction."""

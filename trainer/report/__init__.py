@@ -1,0 +1,1 @@
+"""report.html, figures and media of a run."""
