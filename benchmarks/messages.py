@@ -1,11 +1,11 @@
-"""What a step costs in messages as the number of ranks grows: counted on real ranks, modelled to 1,024 GPUs.
+"""Counts the messages of a training step on real ranks, and models their cost up to 1,024 GPUs.
 
     python benchmarks/messages.py
 
-Counted: all-reduces and messages between two ranks of a training on 2 and on 4 gloo ranks, 60 steps, from the 5th on,
-DDP's own all-reduce of the gradients apart. Modelled: with N ranks a ring's all-reduce of S bytes sends 2 (N - 1) / N S
-bytes from each, a tree's small one takes 2 log2 N messages one after the other, of --latency-microseconds each. Writes
-messages.json and messages.md.
+Counted: all-reduces and messages between two ranks on 2 and 4 gloo ranks, from step 5 on, without DDP's own all-reduce
+of the gradients. Modelled: on N ranks a ring all-reduce of S bytes sends 2 (N - 1) / N S bytes from each rank, and a
+small tree all-reduce takes 2 log2 N messages in sequence, each of --latency-microseconds. Writes messages.json and
+messages.md.
 """
 
 import argparse
@@ -20,29 +20,34 @@ from typing import Any
 
 import report
 
-STEPS, FIRST = 60, 5
-MODELLED = (2, 8, 64, 512, 1024)
-BEAT_SECONDS = 5.0  # trainer/watch.py
+NUM_STEPS = {"lenet": 60, "resnet18": 12}
+FIRST_COUNTED_STEP = 5
+MODELLED_RANKS = (2, 8, 64, 512, 1024)
+HEARTBEAT_SECONDS = 5.0  # as in trainer/run/watchdog.py
+RESNET18_BATCHNORM_BYTES = 2 * 4 * 4800  # running means and variances, float32
+STOP_CHECK_BYTES = LOG_BYTES = 16
+LOG_EVERY_STEPS = 50
 
 
 def main() -> int:
-    parser = report.parser(__doc__, needs_images=False)
+    parser = report.make_parser(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--models", nargs="+", default=list(NUM_STEPS), choices=list(NUM_STEPS))
     parser.add_argument("--latency-microseconds", type=float, default=20.0)
-    parser.add_argument("--step-milliseconds", type=float, default=100.0, help="of the modelled training")
+    parser.add_argument("--step-milliseconds", type=float, default=100.0, help="step time of the modelled training")
     arguments = parser.parse_args()
     counted, rows = [], []
-    for model in ("lenet", "resnet18"):
+    for model in arguments.models:
         for ranks in arguments.ranks:
-            for virtual in ("null", str(ranks)):
-                found = _count(model, ranks, virtual)
-                counted.append({"model": model, "ranks": ranks, "virtual_ranks": virtual} | found)
+            for virtual_ranks in ("null", str(ranks)):
+                counts = _count(model, ranks, virtual_ranks)
+                counted.append({"model": model, "ranks": ranks, "virtual_ranks": virtual_ranks} | counts)
                 rows.append(
-                    f"{model}, {'plain' if virtual == 'null' else 'virtual ranks'} | {ranks} "
-                    f"| {found['gradient_bytes']:,} | {found['each_step']} | {found['now_and_then']}"
+                    f"{model}, {'plain' if virtual_ranks == 'null' else 'virtual ranks'} | {ranks} "
+                    f"| {counts['gradient_bytes']:,} | {counts['each_step']} | {counts['some_steps']}"
                 )
                 print(rows[-1], flush=True)
-    head = "training | ranks | gradient, bytes | besides it, every step | now and then"
+    head = "training | ranks | gradient, bytes | other messages, every step | other messages, some steps"
     text = report.table(head, rows) + "\n" + _model(arguments, counted)
     print(text)
     report.write(arguments.output, "messages", __doc__, {"counted": counted}, text)
@@ -50,12 +55,13 @@ def main() -> int:
 
 
 def _count(model: str, ranks: int, virtual_ranks: str) -> dict[str, Any]:
+    """Trains with contestants/message_counts.py. Returns the messages of rank 0 as text."""
     with tempfile.TemporaryDirectory() as root:
-        result = Path(root) / "calls.json"
+        result_path = Path(root) / "calls.json"
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
-            str(Path(__file__).parent / "contestants" / "message_counts.py"), str(result), "--config", "digits",
-            f"model.name={model}", f"train.max_steps={STEPS if model == 'lenet' else 12}", "log.wandb=off",
+            str(Path(__file__).parent / "contestants" / "message_counts.py"), str(result_path), "--config", "digits",
+            f"model.name={model}", f"train.max_steps={NUM_STEPS[model]}", "log.wandb=off",
             "log.tensorboard=false", "log.every_steps=10", "eval.every_epochs=0", f"run.root={root}", "run.name=run",
             f"train.virtual_ranks={virtual_ranks}", "train.precision=fp32", "data.drop_last=true", "train.device=cpu",
         ]  # fmt: skip
@@ -64,39 +70,43 @@ def _count(model: str, ranks: int, virtual_ranks: str) -> dict[str, Any]:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
-        found = json.loads(result.read_text())
-    steps = sorted({step for step, _, _ in found["calls"] if step >= 0} | {0})
-    kept = range(FIRST, (steps[-1] if steps[-1] > FIRST else 12) - 1)
-    in_step = Counter((kind, size) for step, kind, size in found["calls"] if step in kept)
-    every = {key: count for key, count in in_step.items() if count >= len(kept)}
-    rare = {key: count for key, count in in_step.items() if count < len(kept)}
+        result = json.loads(result_path.read_text())
+    steps = range(FIRST_COUNTED_STEP, NUM_STEPS[model] - 1)  # without the last, which also saves and evaluates
+    counts = Counter((kind, size) for step, kind, size in result["calls"] if step in steps)
+    each_step = [f"{n / len(steps):g} x {kind} {size:,} B" for (kind, size), n in counts.items() if n >= len(steps)]
+    some_steps = [
+        f"{kind} {size:,} B, {n} in {len(steps)} steps" for (kind, size), n in counts.items() if n < len(steps)
+    ]
     return {
-        "gradient_bytes": found["gradient_bytes"],
-        "each_step": "; ".join(f"{n / len(kept):g} x {kind} {size:,} B" for (kind, size), n in every.items()) or "none",
-        "now_and_then": "; ".join(f"{kind} {size:,} B, {n} in {len(kept)} steps" for (kind, size), n in rare.items())
-        or "none",
+        "gradient_bytes": result["gradient_bytes"],
+        "each_step": "; ".join(each_step) or "none",
+        "some_steps": "; ".join(some_steps) or "none",
     }
 
 
 def _model(arguments: argparse.Namespace, counted: list[dict[str, Any]]) -> str:
-    """ResNet-18, plain; the stop's agreement every half second at least, a line every 50 steps, a beat every 5 s."""
-    gradient = next(case["gradient_bytes"] for case in counted if case["model"] == "resnet18")
-    statistics = 2 * 4 * 4800  # BatchNorm's means and variances of ResNet-18, float32
-    step = arguments.step_milliseconds / 1e3
-    agreements = 1 / min(20, max(1, int(0.5 / step)))  # a step's share of them
+    """Models ResNet-18 without virtual ranks. Returns an empty text if it was not counted.
+
+    The ranks agree on a stop every 20 steps, or every half second if that is more often; a row of metrics is due every
+    50 steps, a heartbeat every 5 s.
+    """
+    gradient_bytes = next((case["gradient_bytes"] for case in counted if case["model"] == "resnet18"), None)
+    if gradient_bytes is None:
+        return ""
+    step_seconds = arguments.step_milliseconds / 1e3
+    stop_checks = 1 / min(20, max(1, int(0.5 / step_seconds)))  # in a step
     rows = []
-    for ranks in MODELLED:
+    for ranks in MODELLED_RANKS:
         ring = 2 * (ranks - 1) / ranks
-        small = 2 * math.log2(ranks) * arguments.latency_microseconds * 1e-6
-        seconds = small * (1 + agreements + 1 / 50)
+        tree_seconds = 2 * math.log2(ranks) * arguments.latency_microseconds * 1e-6
+        seconds = tree_seconds * (1 + stop_checks + 1 / LOG_EVERY_STEPS)
         rows.append(
-            f"{ranks:,} | {ring * gradient / 1e6:.1f} MB | {ring * statistics / 1e3:.0f} kB "
-            f"| {ring * 16 * agreements:.1f} B | {ring * 16 / 50:.2f} B | {ranks / BEAT_SECONDS:,.0f} "
-            f"| {1e6 * seconds:.0f} µs, {seconds / step:.2%}"
+            f"{ranks:,} | {ring * gradient_bytes / 1e6:.1f} MB | {ring * RESNET18_BATCHNORM_BYTES / 1e3:.0f} kB "
+            f"| {ring * STOP_CHECK_BYTES * stop_checks:.1f} B | {ring * LOG_BYTES / LOG_EVERY_STEPS:.2f} B "
+            f"| {ranks / HEARTBEAT_SECONDS:,.0f} | {1e6 * seconds:.0f} µs, {seconds / step_seconds:.2%}"
         )
-    head = (
-        "ranks | gradient (any DDP) | BatchNorm's moves | stop | a line's sums | beats at rank 0, a second | ours, time"
-    )
+    head = "ranks | gradient (any DDP) | BatchNorm statistics | stop check | sums of a row "
+    head += "| heartbeats at rank 0, per second | samecurve's messages, time"
     return (
         f"Modelled: ResNet-18, {arguments.step_milliseconds:g} ms a step, {arguments.latency_microseconds:g} µs a "
         f"message; bytes that each rank sends in a step.\n\n" + report.table(head, rows)

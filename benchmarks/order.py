@@ -1,14 +1,14 @@
-"""The order at scale: time and memory of a rank's part of a batch, and how well it shuffles.
+"""Measures the sample order at scale: time and memory of a rank's part of a batch, and the quality of the shuffle.
 
     python benchmarks/order.py
 
-The cost: 5e4, 1e6 and 1e9 samples, 1 to 4,096 ranks of 64 samples each, batches of random steps, medians; memory is the
-growth of the resident set while all that was done. Nothing is stored, so nothing grows.
+Cost: 5e4, 1e6 and 1e9 samples, 1 to 4,096 ranks of 64 samples each, batches of random steps; medians. Memory is the
+growth of the resident set over all of this; no order is stored, so it should not grow.
 
-The shuffle: each of many keys gives an order of 100 positions, as does torch.randperm. Where each element lands, which
-pairs are neighbours, and which of two comes first is counted and compared with evenness, by chi squared over its
-degrees of freedom; how many of the lower half land in the first half, by the variance of a fair draw. All are 1 for
-pure chance.
+Shuffle: each of many keys gives an order of 100 positions, and so does torch.randperm. The benchmark counts where each
+element lands, which pairs are adjacent, and which of two elements comes first, and compares the counts with uniform
+ones by chi squared over its degrees of freedom. The number of elements of the lower half in the first half is compared
+with a fair draw by its variance. All values are 1 for a perfect shuffle.
 Writes order.json and order.md.
 """
 
@@ -24,79 +24,96 @@ from torch import Tensor
 from trainer import rng
 from trainer.data.sampler import BatchSampler, permute
 
-SAMPLES = (50_000, 1_000_000, 1_000_000_000)
-RANKS = (1, 8, 64, 512, 4096)
-RANK_BATCH, BLOCK_STEPS = 64, 16
+NUM_SAMPLES = (50_000, 1_000_000, 1_000_000_000)
+WORLD_SIZES = (1, 8, 64, 512, 4096)
+RANK_BATCH_SIZE = 64
+STEPS_AT_ONCE = 16  # as the loader asks for them
+_NUM_TIMED = 60
 
 
 def main() -> int:
-    parser = report.parser(__doc__, needs_images=False)
+    parser = report.make_parser(__doc__, threads=True)
     parser.add_argument("--keys", type=int, default=20_000)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    costs = {(samples, ranks): _microseconds(samples, ranks) for samples in SAMPLES for ranks in RANKS}
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    own = torch.stack([permute(torch.arange(100), 100, rng.key(7, n)) for n in range(arguments.keys)])
+    costs = {(samples, ranks): _microseconds(samples, ranks) for samples in NUM_SAMPLES for ranks in WORLD_SIZES}
+    megabytes_grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    samecurve = torch.stack([permute(torch.arange(100), 100, rng.key(7, n)) for n in range(arguments.keys)])
     generator = torch.Generator().manual_seed(7)
-    theirs = torch.stack([torch.randperm(100, generator=generator) for _ in range(arguments.keys)])
-    shuffles = {"samecurve": _evenness(own), "torch.randperm": _evenness(theirs)}
-    rows = [
-        f"{samples:,} | " + " | ".join("-" if costs[samples, n] is None else f"{costs[samples, n]:.0f}" for n in RANKS)
-        for samples in SAMPLES
-    ]
-    text = "Microseconds a step, for one rank's 64 samples:\n\n"
-    text += report.table("samples | " + " | ".join(f"{ranks:,} ranks" for ranks in RANKS), rows)
-    text += f"\nThe resident set grew by {grown:.0f} MB over all of it.\n\nChi squared over its degrees of "
-    text += f"freedom (halves: variance over a fair draw's), {arguments.keys:,} orders of 100:\n\n"
-    names = list(shuffles["samecurve"])
-    rows = [f"{name} | " + " | ".join(f"{found[key]:.3f}" for key in names) for name, found in shuffles.items()]
-    text += report.table(" | " + " | ".join(names), rows)
+    randperm = torch.stack([torch.randperm(100, generator=generator) for _ in range(arguments.keys)])
+    shuffles = {"samecurve": _uniformity(samecurve), "torch.randperm": _uniformity(randperm)}
+    text = _text(costs, megabytes_grown, shuffles, arguments.keys)
     print(text)
     microseconds = {f"{samples} samples, {ranks} ranks": cost for (samples, ranks), cost in costs.items()}
-    result = {"microseconds_a_step": microseconds, "megabytes_grown": grown, "shuffle": shuffles}
+    result = {"microseconds_a_step": microseconds, "megabytes_grown": megabytes_grown, "shuffle": shuffles}
     report.write(arguments.output, "order", __doc__, result, text)
     return 0
 
 
 def _microseconds(samples: int, ranks: int) -> float | None:
-    """Of one step, as the loader asks for it: some steps at once, its own rank's part of each."""
-    global_batch_size = ranks * RANK_BATCH
+    """Returns the time of one rank's sample ids for one step; None if a global batch exceeds the samples."""
+    global_batch_size = ranks * RANK_BATCH_SIZE
     if global_batch_size > samples:
         return None
-    draw, times = random.Random(0), []
-    for _ in range(60):
-        batches = BatchSampler(samples, global_batch_size, seed=1)
-        epoch, rank = draw.randrange(1000), draw.randrange(ranks)
-        full = samples // global_batch_size
-        steps = [draw.randrange(full) for _ in range(BLOCK_STEPS)]
-        began = perf_counter()
-        first = rank * RANK_BATCH
-        places = [batches.positions(step, first, first + RANK_BATCH) for step in steps]
-        ids = batches.order(epoch, torch.cat(places))
-        times.append((perf_counter() - began) / BLOCK_STEPS * 1e6)
-        assert len(ids) == BLOCK_STEPS * RANK_BATCH
+    generator, times = random.Random(0), []
+    for _ in range(_NUM_TIMED):
+        sampler = BatchSampler(samples, global_batch_size, seed=1)
+        epoch, rank = generator.randrange(1000), generator.randrange(ranks)
+        steps_per_epoch = samples // global_batch_size
+        steps = [generator.randrange(steps_per_epoch) for _ in range(STEPS_AT_ONCE)]
+        start = perf_counter()
+        first = rank * RANK_BATCH_SIZE
+        positions = [sampler.positions(step, first, first + RANK_BATCH_SIZE) for step in steps]
+        ids = sampler.ids_at(epoch, torch.cat(positions))
+        times.append((perf_counter() - start) / STEPS_AT_ONCE * 1e6)
+        assert len(ids) == STEPS_AT_ONCE * RANK_BATCH_SIZE
     return round(statistics.median(times), 1)
 
 
-def _evenness(orders: Tensor) -> dict[str, float]:
-    """orders int64 [K, n]."""
+def _uniformity(orders: Tensor) -> dict[str, float]:
+    """Returns four statistics of orders, int64 [keys, n], that are 1 for a perfect shuffle."""
     keys, n = orders.shape
-    places = torch.zeros(n, n).index_put_((orders.flatten(), torch.arange(n).repeat(keys)), torch.ones(()), True)
+    positions = torch.zeros(n, n).index_put_((orders.flatten(), torch.arange(n).repeat(keys)), torch.ones(()), True)
     pairs = torch.zeros(n, n).index_put_(
         (orders[:, :-1].flatten(), orders[:, 1:].flatten()), torch.ones(()), accumulate=True
     )
-    apart = ~torch.eye(n, dtype=torch.bool)
-    where = orders.argsort(1)
-    earlier = torch.cat([(where[:, i : i + 1] < where[:, i + 1 :]).double().mean(0) for i in range(n - 1)])
-    halves = (orders[:, : n // 2] < n // 2).sum(1).double()
+    is_pair = ~torch.eye(n, dtype=torch.bool)
+    position_of = orders.argsort(1)
+    share_earlier = torch.cat(
+        [(position_of[:, i : i + 1] < position_of[:, i + 1 :]).double().mean(0) for i in range(n - 1)]
+    )
+    lower_in_first_half = (orders[:, : n // 2] < n // 2).sum(1).double()
     fair_variance = (n / 2) * 0.25 * (n / 2) / (n - 1)  # of a hypergeometric draw
     return {
-        "positions": float(((places - keys / n) ** 2 / (keys / n)).sum() / (n - 1) ** 2),
-        "neighbours": float((((pairs - keys / n) ** 2 / (keys / n))[apart]).sum() / (n * (n - 1) - 1)),
-        "which of two comes first": float(((earlier - 0.5) ** 2 * 4 * keys).mean()),
-        "halves": float(halves.var() / fair_variance),
+        "positions": float(((positions - keys / n) ** 2 / (keys / n)).sum() / (n - 1) ** 2),
+        "adjacent pairs": float((((pairs - keys / n) ** 2 / (keys / n))[is_pair]).sum() / (n * (n - 1) - 1)),
+        "first of two": float(((share_earlier - 0.5) ** 2 * 4 * keys).mean()),
+        "halves": float(lower_in_first_half.var() / fair_variance),
     }
+
+
+def _text(
+    costs: dict[tuple[int, int], float | None],
+    megabytes_grown: float,
+    shuffles: dict[str, dict[str, float]],
+    num_keys: int,
+) -> str:
+    rows = []
+    for samples in NUM_SAMPLES:
+        cells = [costs[samples, ranks] for ranks in WORLD_SIZES]
+        rows.append(f"{samples:,} | " + " | ".join("-" if cost is None else f"{cost:.0f}" for cost in cells))
+    text = f"Microseconds a step, for one rank's {RANK_BATCH_SIZE} samples:\n\n"
+    text += report.table("samples | " + " | ".join(f"{ranks:,} ranks" for ranks in WORLD_SIZES), rows)
+    text += f"\nThe resident set grew by {megabytes_grown:.0f} MB over all of it.\n\n"
+    text += "Chi squared over its degrees of freedom (halves: variance relative to a fair draw), "
+    text += f"{num_keys:,} orders of 100:\n\n"
+    names = list(shuffles["samecurve"])
+    rows = [
+        f"{name} | " + " | ".join(f"{values[statistic]:.3f}" for statistic in names)
+        for name, values in shuffles.items()
+    ]
+    return text + report.table(" | " + " | ".join(names), rows)
 
 
 if __name__ == "__main__":

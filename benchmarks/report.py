@@ -1,4 +1,4 @@
-"""What all benchmarks share: where results go, and what they say of the machine."""
+"""Command-line options, workloads and result files that the benchmarks share."""
 
 import argparse
 import json
@@ -7,25 +7,36 @@ import platform
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
+MAIN = str(REPOSITORY / "trainer" / "main.py")
+_FOLDER_OPTIONS = ("--images", "--cache", "--output", "--root")
 
-def parser(description: str | None, needs_images: bool = True) -> argparse.ArgumentParser:
-    """With --threads (default: cores), --images, --cache and --output."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    made.add_argument(
-        "--images", type=Path, required=needs_images, help="CIFAR-10 as image files: train/<class>/*, test/<class>/*"
+
+def make_parser(
+    description: str | None, images: Literal["required", "optional", "none"] = "none", threads: bool = False
+) -> argparse.ArgumentParser:
+    """Returns a parser with --output, and with --images and --cache, and --threads, if the benchmark uses them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if threads:
+        cores = len(os.sched_getaffinity(0))
+        parser.add_argument("--threads", type=int, default=cores, help="CPU threads; default: all cores")
+    if images != "none":
+        text = "CIFAR-10 as image files: train/<class>/*, test/<class>/*"
+        parser.add_argument("--images", type=Path, required=images == "required", help=text)
+        parser.add_argument("--cache", type=Path, help="folder for the decoded images; default: beside the images")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results", help="folder for the result files"
     )
-    made.add_argument("--cache", type=Path, help="folder for the decoded images; by default beside them")
-    made.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    return made
+    return parser
 
 
 class Workload(NamedTuple):
+    """A network and the batch size it is trained with."""
+
     model: str
     batch_size: int
 
@@ -34,70 +45,76 @@ class Workload(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a contestant is told of it."""
+        """The workload's part of a contestant's settings."""
         return self._asdict()
 
-    def images_per_second(self, seconds_a_step: list[float]) -> float:
-        return round(self.batch_size / statistics.median(seconds_a_step), 1)
+    def images_per_second(self, step_seconds: list[float]) -> float:
+        """Returns the speed at the median of the step times."""
+        return round(self.batch_size / statistics.median(step_seconds), 1)
 
 
 def add_workloads(parser: argparse.ArgumentParser) -> None:
-    """--models MODEL:BATCH_SIZE..."""
+    """Adds --models MODEL:BATCH_SIZE..."""
 
-    def workload(text: str) -> Workload:
+    def parse(text: str) -> Workload:
         model, _, batch_size = text.partition(":")
         return Workload(model, int(batch_size))
 
-    wanted = [Workload("lenet", 64), Workload("tudui", 64), Workload("resnet18", 128)]
-    parser.add_argument("--models", nargs="+", type=workload, default=wanted, metavar="MODEL:BATCH_SIZE")
+    default = [Workload("lenet", 64), Workload("tudui", 64), Workload("resnet18", 128)]
+    parser.add_argument("--models", nargs="+", type=parse, default=default, metavar="MODEL:BATCH_SIZE")
 
 
-def given(arguments: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    """What a contestant is told."""
+def contestant_settings(arguments: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """Returns the settings of a contestant: threads, images and cache from the command line, and the given ones."""
     return {
         "threads": arguments.threads, "images": str(arguments.images),
         "cache": str(arguments.cache) if arguments.cache else None,
     } | settings  # fmt: skip
 
 
+def data_overrides(arguments: argparse.Namespace) -> list[str]:
+    """Returns the section.key=value words with which samecurve reads the images of --images."""
+    cache = [f"data.cache_dir={arguments.cache}"] if arguments.cache else []
+    return ["data.name=image_folder", f"data.root={arguments.images}", *cache]
+
+
 def table(head: str, rows: list[str]) -> str:
-    """Markdown; head and rows as 'a | b | c'."""
+    """Returns a Markdown table. head and rows have the form 'a | b | c'."""
     lines = [head, " | ".join("---" for _ in head.split("|")), *rows]
     return "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def machine() -> dict[str, Any]:
-    """The machine and the versions that a number was measured with."""
+def describe_machine() -> dict[str, Any]:
+    """Returns the hardware and versions of this machine, for the result files."""
     import torch
 
-    flags = _cpu_flags()
     return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "native_bf16": bool({"amx_bf16", "avx512_bf16", "bf16"} & flags),
+        "native_bf16": bool({"amx_bf16", "avx512_bf16", "bf16"} & _cpu_flags()),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
 
 
-def write(folder: Path, name: str, description: str | None, result: dict[str, Any], table: str) -> None:
-    """NAME.json and NAME.md: the command's first line, the machine, the result."""
+def write(folder: Path, name: str, description: str | None, result: dict[str, Any], text: str) -> None:
+    """Writes NAME.json with the result, and NAME.md with `text`; both with the command and the machine."""
     folder.mkdir(parents=True, exist_ok=True)
-    where = machine()
+    machine = describe_machine()
     command = _command()
-    (folder / f"{name}.json").write_text(json.dumps({"command": command, "machine": where} | result, indent=1) + "\n")
-    gpu = where["gpu"] or ("CPU with native bf16" if where["native_bf16"] else "CPU without native bf16")
+    (folder / f"{name}.json").write_text(json.dumps({"command": command, "machine": machine} | result, indent=1) + "\n")
+    gpu = machine["gpu"] or ("CPU with native bf16" if machine["native_bf16"] else "CPU without native bf16")
     title = (description or name).partition("\n")[0]
-    line = f"`{command}`\n\n{where['cores']} cores, {gpu}, Python {where['python']}, torch {where['torch']}.\n\n"
-    (folder / f"{name}.md").write_text(f"# {title}\n\n{line}{table}")
+    versions = f"{machine['cores']} cores, {gpu}, Python {machine['python']}, torch {machine['torch']}."
+    (folder / f"{name}.md").write_text(f"# {title}\n\n`{command}`\n\n{versions}\n\n{text}")
 
 
 def _command() -> str:
-    """As it was typed, without this machine's folders."""
+    """Returns the command line without the paths of this machine."""
     words = ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
-    for before, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):
-        words.append("FOLDER" if before in ("--images", "--cache", "--output", "--root") else word)
+    for previous, word in zip(["", *sys.argv[1:]], sys.argv[1:], strict=False):
+        words.append("FOLDER" if previous in _FOLDER_OPTIONS else word)
     return " ".join(words).replace(" --output FOLDER", "").replace(" --cache FOLDER", "")
 
 

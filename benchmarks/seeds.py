@@ -1,10 +1,10 @@
-"""A configuration over several seeds: mean and standard deviation of its test accuracy and of its time.
+"""Trains a configuration with several seeds; reports mean and standard deviation of test accuracy and time.
 
     python benchmarks/seeds.py --config speedrun94 [--seeds 5] [section.key=value]...
 
-One training after the other, each as `python trainer/main.py` runs it. Not repeated is what is finished in --root, or
-what seeds-CONFIG.json in --output tells of the same settings: five seeds may take several evenings and machines.
-Writes seeds-CONFIG.json and seeds-CONFIG.md.
+The trainings run in sequence, each as `python trainer/main.py` runs it. A seed is skipped if seeds-CONFIG.json in
+--output has its result with the same settings, and a run that is finished in --root is not trained again: the seeds may
+take several evenings or machines. Writes seeds-CONFIG.json and seeds-CONFIG.md.
 """
 
 import json
@@ -20,64 +20,59 @@ from trainer.config.load import find_config_file, flatten, load_config
 
 
 def main() -> int:
-    parser = report.parser(__doc__, needs_images=False)
+    parser = report.make_parser(__doc__, images="optional")
     parser.add_argument("--config", default="speedrun94")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--root", type=Path, default=Path("runs") / "seeds")
+    parser.add_argument("--root", type=Path, default=Path("runs") / "seeds", help="folder for the run folders")
     arguments, overrides = parser.parse_known_args()
     settings = flatten(load_config([find_config_file(arguments.config)], overrides))
-    told = _told(arguments.output / f"seeds-{arguments.config}.json", settings)
+    results = _read_results(arguments.output / f"seeds-{arguments.config}.json", settings)
     if arguments.images:
-        overrides = ["data.name=image_folder", f"data.root={arguments.images}", *overrides]
-    if arguments.cache:
-        overrides.append(f"data.cache_dir={arguments.cache}")
+        overrides = [*report.data_overrides(arguments), *overrides]
     for seed in range(arguments.seeds):
-        if seed in told:
+        if seed in results:
             continue
         folder = arguments.root / f"{arguments.config}-{seed}"
-        command = [sys.executable, str(report.REPOSITORY / "trainer" / "main.py"), "--config", arguments.config]
-        command += [f"run.root={arguments.root}", f"run.name={folder.name}", f"run.seed={seed}", "log.wandb=off"]
-        command += overrides
+        command = [sys.executable, report.MAIN, "--config", arguments.config, f"run.root={arguments.root}"]
+        command += [f"run.name={folder.name}", f"run.seed={seed}", "log.wandb=off", *overrides]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        told[seed] = _kept(seed, json.loads((folder / "summary.json").read_text()))
-        runs = [told[seed] for seed in sorted(told)]
+        results[seed] = _result(seed, json.loads((folder / "summary.json").read_text()))
+        runs = [results[seed] for seed in sorted(results)]
         text = _text(runs)
         print(text)
-        result = {"settings": settings, "runs": runs}
-        report.write(arguments.output, f"seeds-{arguments.config}", __doc__, result, text)
+        content = {"settings": settings, "runs": runs}
+        report.write(arguments.output, f"seeds-{arguments.config}", __doc__, content, text)
     return 0
 
 
-def _told(path: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """By seed: the runs that an earlier call tells of, if it trained with the same settings."""
+def _read_results(path: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Returns the results by seed that an earlier call has written, if its settings were the same."""
     if not path.exists():
         return {}
-    earlier = json.loads(path.read_text())
-    if earlier["settings"] != json.loads(json.dumps(settings)):
+    content = json.loads(path.read_text())
+    if content["settings"] != json.loads(json.dumps(settings)):
         return {}
-    return {run["seed"]: run for run in earlier["runs"]}
+    return {run["seed"]: run for run in content["runs"]}
 
 
-def _kept(seed: int, summary: dict[str, Any]) -> dict[str, Any]:
-    test = summary["test"]
-    return {"seed": seed, "seconds": round(summary["seconds"], 1)} | {
-        key: test[key] for key in ("accuracy", "tta_accuracy")
-    }
+def _result(seed: int, summary: dict[str, Any]) -> dict[str, Any]:
+    accuracies = {key: summary["test"][key] for key in ("accuracy", "tta_accuracy")}
+    return {"seed": seed, "seconds": round(summary["seconds"], 1)} | accuracies
 
 
 def _text(runs: list[dict[str, Any]]) -> str:
     rows = []
-    for key, name, unit in (
-        ("accuracy", "plain accuracy, %", 100),
-        ("tta_accuracy", "with test-time augmentation, %", 100),
-        ("seconds", "seconds, evaluation included", 1),
+    for key, name, factor in (
+        ("accuracy", "accuracy, %", 100),
+        ("tta_accuracy", "accuracy with test-time augmentation, %", 100),
+        ("seconds", "seconds with evaluation", 1),
     ):
-        found = [unit * run[key] for run in runs if run[key] is not None]
-        if found:
-            deviation = f"{statistics.stdev(found):.2f}" if len(found) > 1 else "-"
-            each = ", ".join(f"{value:.2f}" for value in found)
-            rows.append(f"{name} | {statistics.mean(found):.2f} | {deviation} | {each}")
-    return report.table(f"{len(runs)} seeds | mean | standard deviation | each", rows)
+        values = [factor * run[key] for run in runs if run[key] is not None]
+        if values:
+            deviation = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+            by_seed = ", ".join(f"{value:.2f}" for value in values)
+            rows.append(f"{name} | {statistics.mean(values):.2f} | {deviation} | {by_seed}")
+    return report.table(f"{len(runs)} seeds | mean | standard deviation | by seed", rows)
 
 
 if __name__ == "__main__":

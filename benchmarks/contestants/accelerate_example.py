@@ -1,19 +1,19 @@
-"""The shape of Accelerate's cv_example.py: all prepared, a scheduler that steps with the optimizer."""
+"""Trains as Accelerate's cv_example.py does: all objects prepared, a scheduler step for each optimizer step."""
 
-import given
+import harness
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import OneCycleLR
 
-settings = given.settings()
-turn = given.Turn()
+settings = harness.read_settings()
+turn = harness.make_turn(settings)
 accelerator = Accelerator(cpu=True, mixed_precision="bf16" if settings["precision"] == "bf16" else "no")
 torch.set_num_threads(settings["threads"])
-model, train_dataloader = given.network(settings), given.loader(settings)
+model, train_dataloader = harness.make_network(settings), harness.make_loader(settings)
 optimizer = torch.optim.SGD(
-    params=model.parameters(), lr=given.LR / 25, momentum=given.MOMENTUM, weight_decay=given.WEIGHT_DECAY
+    params=model.parameters(), lr=harness.LR / 25, momentum=harness.MOMENTUM, weight_decay=harness.WEIGHT_DECAY
 )
-lr_scheduler = OneCycleLR(optimizer=optimizer, max_lr=given.LR, epochs=1000, steps_per_epoch=len(train_dataloader))
+lr_scheduler = OneCycleLR(optimizer=optimizer, max_lr=harness.LR, epochs=1000, steps_per_epoch=len(train_dataloader))
 model, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(model, optimizer, train_dataloader, lr_scheduler)
 
 turn.begin()

@@ -1,7 +1,7 @@
-"""airbench94 on a CPU: its network, loader, optimizer, schedules and loop as its author wrote them, bf16 by autocast.
+"""Trains airbench94 on a CPU: its author's network, loader, optimizer, schedules and loop, bf16 by autocast.
 
-What must differ from the package's own: no CUDA, images from this benchmark's folder and as floats instead of halves.
-With a "result" in its settings it trains to the end, without turns, and writes its seconds and accuracy there.
+Differences from the airbench package: no CUDA, images from this benchmark's folder, floats instead of halves.
+With a path "result" in its settings it trains to the end, without turns, and writes its seconds and accuracy there.
 """
 
 import json
@@ -10,7 +10,7 @@ from math import ceil
 from pathlib import Path
 from time import perf_counter
 
-import given
+import harness
 import torch
 import torchvision.transforms as T
 from airbench import lib_airbench94 as lib
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Loader(utils.CifarLoader):  # type: ignore[misc]
-    """The package's, on arrays."""
+    """airbench's loader on arrays instead of its own files."""
 
     def __init__(self, images: Tensor, labels: Tensor, train: bool, batch_size: int, aug: dict[str, object]) -> None:
         self.epoch = 0
@@ -49,13 +49,13 @@ def make_net() -> nn.Sequential:
 
 
 def lr_schedule(steps: int) -> Tensor:
-    """0.2 up to 1 over the first 23 %, down to 0.07."""
+    """Returns a factor for each step: from 0.2 up to 1 over the first 23 % of the steps, then down to 0.07."""
     peak = int(0.23 * steps)
     return torch.cat([torch.linspace(0.2, 1, peak + 1), torch.linspace(1, 0.07, steps - peak + 1)[1:]])
 
 
 def train(loader: Loader, net: nn.Sequential, epochs: float, is_bf16: bool) -> Iterator[None]:
-    """The package's loop; yields after each step."""
+    """Runs airbench94's loop; yields after each step."""
     opt = lib.hyp["opt"]
     momentum, batch_size = opt["momentum"], loader.batch_size
     kilostep_scale = 1024 * (1 + 1 / (1 - momentum))
@@ -95,25 +95,26 @@ def train(loader: Loader, net: nn.Sequential, epochs: float, is_bf16: bool) -> I
             yield
 
 
-settings = given.settings()
-epochs, is_bf16 = settings["epochs"], settings["precision"] == "bf16"
-turn = None if settings.get("result") else given.Turn()
-images, labels = given.arrays(settings)
-aug: dict[str, object] = {"flip": True, "translate": 2}
-loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), True, settings["batch_size"], aug)
+settings = harness.read_settings()
+epochs, is_bf16, result_path = settings["epochs"], settings["precision"] == "bf16", settings.get("result")
+turn = None if result_path else harness.make_turn(settings)
+images, labels = harness.load_images(settings)
+augmentations: dict[str, object] = {"flip": True, "translate": 2}
+loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), True, settings["batch_size"], augmentations)
 net = make_net()
 if turn is not None:
     turn.begin()
-began = perf_counter()
+start = perf_counter()
 for _ in train(loader, net, epochs, is_bf16):
     if turn is not None:
         turn()
-seconds = perf_counter() - began
-if settings.get("result"):
-    images, labels = given.arrays(settings, "test")
+seconds = perf_counter() - start
+if result_path:
+    images, labels = harness.load_images(settings, "test")
     test_loader = Loader(torch.from_numpy(images), torch.from_numpy(labels), False, 2000, {})
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         accuracies = {
-            name: utils.evaluate(net, test_loader, level) for name, level in (("accuracy", 0), ("tta_accuracy", 2))
+            name: utils.evaluate(net, test_loader, tta_level)
+            for name, tta_level in (("accuracy", 0), ("tta_accuracy", 2))
         }
-    Path(settings["result"]).write_text(json.dumps({"seconds": seconds} | accuracies))
+    Path(result_path).write_text(json.dumps({"seconds": seconds} | accuracies))

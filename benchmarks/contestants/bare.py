@@ -1,33 +1,34 @@
-"""No data work at all: the bare loop over batches that are ready, augmented and normalized, in the network's format.
+"""Trains without data work: a bare loop over augmented and normalized batches in the network's memory format.
 
-With "ranks" in its settings, DistributedDataParallel over so many, each with its part of the batch.
+With "ranks" in its settings it uses DistributedDataParallel, and each rank has its part of the batch.
 """
 
-import given
+import harness
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-_BATCHES = 16
+_NUM_BATCHES = 16
 
-settings = given.settings()
+settings = harness.read_settings()
 torch.backends.cudnn.benchmark = True
-ranks, is_first, device = settings.get("ranks", 1), given.start_ranks(settings), settings["device"]
-turn = given.turns(settings) if is_first else None
-network = given.network(settings)
-channels_last = settings.get("channels_last", True)
-format = torch.channels_last if channels_last else torch.contiguous_format
-network.to(device, memory_format=format)  # type: ignore[call-overload]
+ranks, is_rank0, device = settings.get("ranks", 1), harness.start_ranks(settings), settings["device"]
+turn = harness.make_turn(settings) if is_rank0 else None
+network = harness.make_network(settings)
+memory_format = torch.channels_last if settings.get("channels_last", True) else torch.contiguous_format
+network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
 if ranks > 1:
     torch.distributed.init_process_group("gloo")
     network = nn.parallel.DistributedDataParallel(network)
 optimizer = torch.optim.SGD(
-    network.parameters(), given.LR, given.MOMENTUM, weight_decay=given.WEIGHT_DECAY,
+    network.parameters(), harness.LR, harness.MOMENTUM, weight_decay=harness.WEIGHT_DECAY,
     fused=settings.get("fused", True),
 )  # fmt: skip
-size = settings["batch_size"] // ranks
-images = torch.randn(_BATCHES * size, 3, 32, 32).to(device, memory_format=format)
-batches = list(zip(images.split(size), torch.randint(10, (_BATCHES * size,), device=device).split(size), strict=True))
+rank_batch_size = settings["batch_size"] // ranks
+num_images = _NUM_BATCHES * rank_batch_size
+all_images = torch.randn(num_images, 3, 32, 32).to(device, memory_format=memory_format)
+all_labels = torch.randint(10, (num_images,), device=device)
+batches = list(zip(all_images.split(rank_batch_size), all_labels.split(rank_batch_size), strict=True))
 
 if turn is not None:
     turn.begin()

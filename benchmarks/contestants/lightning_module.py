@@ -1,9 +1,9 @@
-"""Lightning as its documentation teaches it, with nothing on that costs: no logger, no progress bar, no checkpoints."""
+"""Trains with Lightning as its documentation shows it, without the cost of logger, progress bar and checkpoints."""
 
 import logging
 import warnings
 
-import given
+import harness
 import lightning
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,23 @@ warnings.filterwarnings("ignore")
 
 
 class Classifier(lightning.LightningModule):
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.network = network
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(self.net(images), labels)
+        return F.cross_entropy(self.network(images), labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=given.LR, momentum=given.MOMENTUM, weight_decay=given.WEIGHT_DECAY)
+        return torch.optim.SGD(
+            self.parameters(), lr=harness.LR, momentum=harness.MOMENTUM, weight_decay=harness.WEIGHT_DECAY
+        )
 
 
-class Turns(lightning.Callback):
+class TakeTurns(lightning.Callback):
     def __init__(self) -> None:
-        self._turn = given.Turn()
+        self._turn = harness.make_turn(settings)
 
     def on_train_start(self, trainer: object, pl_module: object) -> None:
         self._turn.begin()
@@ -37,10 +39,10 @@ class Turns(lightning.Callback):
         self._turn()
 
 
-settings = given.settings()
+settings = harness.read_settings()
 trainer = lightning.Trainer(
     accelerator="cpu", devices=1, max_epochs=-1, precision="bf16-mixed" if settings["precision"] == "bf16" else 32,
     logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-    callbacks=[Turns()],
+    callbacks=[TakeTurns()],
 )  # fmt: skip
-trainer.fit(Classifier(given.network(settings)), given.loader(settings))
+trainer.fit(Classifier(harness.make_network(settings)), harness.make_loader(settings))

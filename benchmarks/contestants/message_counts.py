@@ -1,4 +1,4 @@
-"""A training whose collectives are counted, by step and size; rank 0 writes them down."""
+"""Trains with samecurve and counts its collectives by step and size; rank 0 writes the counts to a JSON file."""
 
 import json
 import os
@@ -13,34 +13,39 @@ from torch import Tensor
 
 from trainer import loop, main
 
-path, *arguments = sys.argv[1:]
 calls: list[tuple[int, str, int]] = []
-current = {"step": -1}
-all_reduce, batch = dist.all_reduce, dist.batch_isend_irecv
-take_step = loop.Trainer._take_step
+"""(step, kind, bytes) of each call; step -1 before the first step"""
+current = {"step": -1, "gradient_bytes": 0}
+all_reduce, batch_isend_irecv = dist.all_reduce, dist.batch_isend_irecv
+take_step = loop.Trainer._take_step  # private: a public hook would be work in every step of every run
 
 
-def counted_all_reduce(tensor: Tensor, *arguments: Any, **more: Any) -> Any:
+def counted_all_reduce(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
     calls.append((current["step"], "all-reduce", tensor.nbytes))
-    return all_reduce(tensor, *arguments, **more)
+    return all_reduce(tensor, *arguments, **options)
 
 
-def counted_batch(operations: list[Any]) -> Any:
+def counted_batch_isend_irecv(operations: list[Any]) -> Any:
     calls.extend(
         (current["step"], "sent", operation.tensor.nbytes) for operation in operations if operation.op is dist.isend
     )
-    return batch(operations)
+    return batch_isend_irecv(operations)
 
 
-def one_step(trainer: loop.Trainer, batch: Any) -> None:
+def take_counted_step(trainer: loop.Trainer, batch: Any) -> None:
     current["step"] = trainer.progress.step
-    current["weights"] = sum(weight.nbytes for weight in trainer.components.module.parameters() if weight.requires_grad)
+    parameters = trainer.components.module.parameters()
+    current["gradient_bytes"] = sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
     take_step(trainer, batch)
 
 
-dist.all_reduce, dist.batch_isend_irecv = counted_all_reduce, counted_batch  # type: ignore[assignment]
-loop.Trainer._take_step = one_step  # type: ignore[assignment, method-assign]
-code = main.main(arguments)
-if os.environ["RANK"] == "0":
-    Path(path).write_text(json.dumps({"calls": calls, "gradient_bytes": current["weights"]}))
-sys.exit(code)
+if __name__ == "__main__":  # a data worker process may import this file again
+    result_path, *arguments = sys.argv[1:]
+    dist.all_reduce = counted_all_reduce
+    dist.batch_isend_irecv = counted_batch_isend_irecv  # type: ignore[assignment]
+    loop.Trainer._take_step = take_counted_step  # type: ignore[assignment, method-assign]
+    code = main.main(arguments)
+    if os.environ["RANK"] == "0":
+        result = {"calls": calls, "gradient_bytes": current["gradient_bytes"]}
+        Path(result_path).write_text(json.dumps(result))
+    sys.exit(code)

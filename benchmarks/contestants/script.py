@@ -1,16 +1,16 @@
-"""The tutorials' own script: a data set of PIL images, torchvision's transforms one image at a time, a DataLoader."""
+"""Trains as PyTorch's tutorials do: PIL images, torchvision's transforms for each image, a DataLoader."""
 
-import given
+import harness
 import torch
 from torch import nn
 
-settings = given.settings()
-turn = given.Turn()
-net = given.network(settings)
-trainloader = given.loader(settings)
+settings = harness.read_settings()
+turn = harness.make_turn(settings)
+network = harness.make_network(settings)
+trainloader = harness.make_loader(settings)
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(
-    net.parameters(), lr=given.LR, momentum=given.MOMENTUM, weight_decay=given.WEIGHT_DECAY
+    network.parameters(), lr=harness.LR, momentum=harness.MOMENTUM, weight_decay=harness.WEIGHT_DECAY
 )  # fmt: skip
 
 turn.begin()
@@ -19,7 +19,7 @@ while True:
     for inputs, labels in trainloader:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
-            outputs = net(inputs)
+            outputs = network(inputs)
             loss = criterion(outputs, labels)
         loss.backward()
         optimizer.step()
