@@ -1,1 +1,1 @@
-"""The samecurve command: plans a launch, shows it, starts it. Imports no torch."""
+"""The samecurve command: plans a run, shows the plan and starts it. Imports no torch."""

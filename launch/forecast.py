@@ -1,4 +1,7 @@
-"""The settings and a layout of ranks in, what the run will be out: slices, steps, learning rate, folder. No torch."""
+"""Checks settings against a layout of ranks and forecasts the run: slices, steps, learning rates, run folder.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +14,12 @@ from trainer.config.validate import check_pretrained_file, check_ranks
 from trainer.errors import DataError
 from trainer.optim.schedule import Schedule
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class RankLayout:
-    """Who computes."""
+    """The number of nodes and ranks of a run, and their device."""
 
     nodes: int
     ranks_per_node: int
@@ -24,6 +28,7 @@ class RankLayout:
 
     @property
     def world_size(self) -> int:
+        """Returns the number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
     def __str__(self) -> str:
@@ -32,76 +37,83 @@ class RankLayout:
 
 
 def load_settings(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
-    """The settings as trainer/main.py will read them. Raises ConfigError, before anything is started."""
+    """Returns the settings that trainer/main.py will load for the same arguments. Raises ConfigError."""
     return load_config([find_config_file(name) for name in files or ["cifar10"]], overrides)
 
 
-def check(config: RunConfig, world_size: int) -> None:
-    """Raises UserError for what can be known before a rank is started, or a job waits a night in a queue."""
+def check_run(config: RunConfig, world_size: int) -> None:
+    """Raises UserError for problems that show before a rank starts, so that a job does not fail after hours in a queue.
+
+    Checks the global batch, the run folder and the file of pretrained weights.
+    """
     check_ranks(config, world_size)
-    images = _training_images(config)
-    if config.data.global_batch_size > images:
+    num_images = _count_training_images(config)
+    if config.data.global_batch_size > num_images:
         raise DataError(
             f"data.global_batch_size={config.data.global_batch_size} is larger than the training set "
-            f"of {images} images; lower it"
+            f"of {num_images} images; lower it"
         )
-    folder, weights = RunFolder(config.folder), config.model.pretrained
-    folder.fits(config)
-    if weights and weights != "hub" and folder.read_json("status.json") is None:  # one that goes on has its own
-        check_pretrained_file(config.model, Path(weights).expanduser())
+    pretrained = config.model.pretrained
+    RunFolder(config.folder).check_settings(config)
+    is_new = not RunRecord(config.folder).status  # a run that continues takes its weights from a checkpoint
+    if pretrained and pretrained != "hub" and is_new:
+        check_pretrained_file(config.model, Path(pretrained).expanduser())
 
 
-def facts(config: RunConfig, layout: RankLayout) -> tuple[tuple[str, str], ...]:
-    """A name and a text each, for people. Raises DataError when the data set's size cannot be known."""
-    images = _training_images(config)
-    batch = config.data.global_batch_size
-    durations = Durations.of(config, steps_per_epoch(images, batch, config.data.drop_last))
+def describe_run(config: RunConfig, layout: RankLayout) -> tuple[tuple[str, str], ...]:
+    """Returns the forecast of a run as (name, text). Raises DataError if the number of images cannot be determined."""
+    num_images = _count_training_images(config)
+    batch_size = config.data.global_batch_size
+    durations = Durations.from_config(config, steps_per_epoch(num_images, batch_size, config.data.drop_last))
     epochs = durations.total_steps / durations.steps_per_epoch
+    slices = _describe_slices(batch_size, layout.world_size)
     return (
         ("ranks", str(layout)),
-        ("model", f"{config.model.name} on {config.data.name}, {images:,} training images"),
-        ("global batch", f"{batch:,} samples = {_slices(batch, layout.world_size)}{_virtual(config)}"),
-        ("steps", f"{durations.steps_per_epoch:,} an epoch, {durations.total_steps:,} in all ({epochs:g} epochs)"),
-        ("learning rate", ", ".join(_course(config, durations))),
-        ("run folder", f"{config.folder} ({_state(config.folder)})"),
+        ("model", f"{config.model.name} on {config.data.name}, {num_images:,} training images"),
+        ("global batch", f"{batch_size:,} samples = {slices}{_describe_virtual_ranks(config)}"),
+        ("steps", f"{durations.steps_per_epoch:,} per epoch, {durations.total_steps:,} in total ({epochs:g} epochs)"),
+        ("learning rate", ", ".join(_describe_learning_rates(config, durations))),
+        ("run folder", f"{config.folder} ({_describe_state(config.folder, durations.total_steps)})"),
     )
 
 
-def _training_images(config: RunConfig) -> int:
-    from trainer.data.registry import count_training_images  # late: 0.1 s
+def _count_training_images(config: RunConfig) -> int:
+    from trainer.data.image_counts import count_training_images  # lazy import: 0.1 s
 
     return count_training_images(config.data)
 
 
-def _slices(batch: int, ranks: int) -> str:
-    """How many samples of a whole global batch each rank has, in as few words as can be."""
-    small, more = divmod(batch, ranks)
-    if not more:
-        return f"{ranks} x {small}" if ranks > 1 else "1 slice"
-    return f"{more} x {small + 1} + {ranks - more} x {small}"
+def _describe_slices(global_batch_size: int, world_size: int) -> str:
+    """Describes the samples of each rank, such as "8 x 64" or "2 x 171 + 1 x 170"."""
+    smaller_size, larger_count = divmod(global_batch_size, world_size)
+    if not larger_count:
+        return f"{world_size} x {smaller_size}" if world_size > 1 else "1 slice"
+    return f"{larger_count} x {smaller_size + 1} + {world_size - larger_count} x {smaller_size}"
 
 
-def _virtual(config: RunConfig) -> str:
+def _describe_virtual_ranks(config: RunConfig) -> str:
     shards = config.train.virtual_ranks
-    return "" if shards is None else f", in {shards} virtual ranks: the same bits on any number of ranks"
+    return "" if shards is None else f", in {shards} virtual ranks: bit-identical on any number of ranks"
 
 
-def _course(config: RunConfig, durations: Durations) -> Iterator[str]:
-    """The learning rate at the first step, the end of the warmup, the middle and the last step."""
+def _describe_learning_rates(config: RunConfig, durations: Durations) -> Iterator[str]:
+    """Yields the schedule, and the learning rate at the first step, the end of the warmup, the middle and the end."""
     schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
-    last = durations.total_steps - 1
+    last_step = durations.total_steps - 1
     yield config.schedule.name
-    for step in sorted({0, min(durations.warmup_steps, last), durations.total_steps // 2, last}):
+    for step in sorted({0, min(durations.warmup_steps, last_step), durations.total_steps // 2, last_step}):
         yield f"{config.optim.lr * schedule.lr_factor(step):.4g} at step {step + 1:,}"
-    for name, rate in config.optim.lr_of_parts.items():
+    for name, rate in config.optim.lr_by_part.items():
         yield f"{name} {rate / config.optim.lr:.4g} times that"
 
 
-def _state(folder: Path) -> str:
-    """What is there already."""
-    status = RunFolder(folder).read_json("status.json")
-    if status is None:
+def _describe_state(path: Path, total_steps: int) -> str:
+    """Describes what the run will do with the run folder."""
+    status = RunRecord(path).status
+    if not status:
         return "new"
     if status["state"] == "finished":
-        return f"finished at step {status['step']:,}; it is shown, not trained again"
-    return f"goes on with the run that {'is on there' if status['state'] == 'running' else status['state']}"
+        if status["step"] < total_steps:
+            return f"finished at step {status['step']:,}; continues to step {total_steps:,}"
+        return f"finished at step {status['step']:,}; its results are shown, it is not trained again"
+    return f"continues the run, whose state is {status['state']}"

@@ -1,4 +1,4 @@
-"""This machine in, its cores and GPUs out; no torch, so that it takes no time."""
+"""Counts the cores and GPUs of this machine without importing torch, which takes 2 s."""
 
 import os
 import shutil
@@ -7,55 +7,66 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+# The folder that contains trainer/ and launch/: a checkout, or site-packages.
 INSTALL_ROOT = Path(__file__).resolve().parent.parent
-_LOOK_SECONDS = 20.0
+_NVIDIA_SMI_TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan is made for."""
+    """The hardware and the installation that a launch plan uses."""
 
     cores: int
-    """that this process may use"""
+    """cores that this process may use"""
     gpus: int
-    """that torch will see"""
+    """GPUs that torch will see"""
     python: str = sys.executable
-    repository: Path = INSTALL_ROOT
+    install_root: Path = INSTALL_ROOT
 
     @property
     def trainer(self) -> str:
-        """The script that each rank runs."""
-        return str(self.repository / "trainer" / "main.py")
+        """Returns the path of the script that each rank runs."""
+        return str(self.install_root / "trainer" / "main.py")
+
+    @property
+    def launcher(self) -> str:
+        """Returns the path of the script that runs samecurve commands."""
+        return str(self.install_root / "launch" / "main.py")
 
 
 def this_machine() -> Machine:
-    """This machine."""
+    """Returns the cores and GPUs that this process may use."""
     from trainer.distributed.environment import available_cores
 
     return Machine(available_cores(), visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus()))
 
 
 def installed_gpus() -> int:
-    """GPUs that the driver of this machine has."""
-    known = Path("/proc/driver/nvidia/gpus")
-    if known.is_dir():
-        return sum(1 for _ in known.iterdir())
-    tool = shutil.which("nvidia-smi")  # where the driver is another system's, as under WSL
-    if tool is None:
+    """Returns the number of GPUs that the NVIDIA driver of this machine knows; 0 without a driver."""
+    driver_folder = Path("/proc/driver/nvidia/gpus")
+    if driver_folder.is_dir():
+        return sum(1 for _ in driver_folder.iterdir())
+    nvidia_smi = shutil.which("nvidia-smi")  # under WSL the driver belongs to Windows and has no such folder
+    if nvidia_smi is None:
         return 0
     try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=_LOOK_SECONDS, check=False)
+        result = subprocess.run(
+            [nvidia_smi, "-L"], capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return sum(line.startswith("GPU ") for line in result.stdout.splitlines())
 
 
-def visible_gpus(asked: str | None, installed: int) -> int:
-    """How many are left by CUDA_VISIBLE_DEVICES, which counts up to its first invalid entry."""
-    if asked is None:
+def visible_gpus(visible_devices: str | None, installed: int) -> int:
+    """Returns the number of GPUs that CUDA_VISIBLE_DEVICES leaves visible; CUDA ignores all after an invalid entry.
+
+    visible_devices: the value of CUDA_VISIBLE_DEVICES; None if it is not set.
+    """
+    if visible_devices is None:
         return installed
     count = 0
-    for entry in asked.split(","):
+    for entry in visible_devices.split(","):
         entry = entry.strip()
         if not entry or entry.startswith("-") or (entry.isdigit() and int(entry) >= installed):
             break

@@ -1,7 +1,7 @@
-"""The samecurve command: `samecurve COMMAND ...`. Each command's work is in a room of its own, imported when called.
+"""Runs `samecurve COMMAND ...`. The module of a command is imported only when that command is called.
 
-Exit codes: 0 done; 2 the user must change something, one line on stderr says what; 75 the run was stopped with a
-checkpoint; 1 it failed.
+Exit codes: 0 success; 1 the run failed; 2 the user must change something, as one line on stderr explains; 75 the run
+stopped with a checkpoint; 130 interrupted; 141 the reader of the output closed it.
 """
 
 import argparse
@@ -9,77 +9,91 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-_HERE = Path(__file__).resolve().parent
-if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script: Python put launch/ itself there
-    sys.path[0] = str(_HERE.parent)
+_LAUNCH_FOLDER = Path(__file__).resolve().parent
+if sys.path and Path(sys.path[0] or ".").resolve() == _LAUNCH_FOLDER:  # run as a script: Python put launch/ itself here
+    sys.path[0] = str(_LAUNCH_FOLDER.parent)
 
-# name: (room, help, whether settings follow)
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its module with add_arguments(parser) and main(arguments, overrides), and its line in --help."""
+
+    module: str
+    help: str = ""
+    """empty: the command is hidden, because only our own scripts call it"""
+    takes_settings: bool = False
+    """whether --config and section.key=value are accepted"""
+
+
 COMMANDS = {
-    "train": ("launch.commands.train", "train on this machine: all its GPUs, or CPU ranks", True),
-    "doctor": ("launch.doctor.command", "tell what would go wrong here, in a job, or among ranks", True),
-    "submit": ("launch.slurm.submit", "check the settings, then queue a SLURM job", True),
-    "status": ("launch.commands.status", "all runs in a table, or one run in detail", False),
-    "logs": ("launch.commands.logs", "what a rank of a run has to say", False),
-    "stop": ("launch.commands.stop", "ask a run to save and end, or take it out of SLURM's queue", False),
-    "report": ("launch.commands.report", "report.html of a run, or of several side by side", False),
-    "dashboard": ("launch.commands.dashboard", "a W&B workspace and a report of all metrics that the runs have", False),
-    "evaluate": (
-        "launch.commands.evaluate",
-        "a run's network on its test set, or on another of the same classes",
-        True,
+    "train": Command("launch.commands.train", "train on this machine, on all GPUs or on CPU ranks", True),
+    "doctor": Command("launch.doctor.command", "find problems of this machine, of a job or between ranks", True),
+    "submit": Command("launch.slurm.submit", "check the settings and queue a SLURM job", True),
+    "status": Command("launch.commands.status", "show a table of all runs, or one run in detail"),
+    "logs": Command("launch.commands.logs", "show the log of a rank of a run"),
+    "stop": Command("launch.commands.stop", "stop a run with a checkpoint, or remove it from the SLURM queue"),
+    "report": Command("launch.commands.report", "write report.html for one run, or for several runs side by side"),
+    "dashboard": Command("launch.commands.dashboard", "create a W&B workspace and report of all metrics of runs"),
+    "evaluate": Command(
+        "launch.commands.evaluate", "score a trained network on its test set, or on another set of these classes", True
     ),
-    "predict": ("launch.commands.predict", "the most probable classes of images, by a run's network", False),
-    "export": ("launch.commands.export", "a run's network as ONNX, TorchScript, pt2, or weights alone", False),
-    "sweep": ("launch.commands.sweep", "a grid of settings with several seeds, and their mean and deviation", True),
-    "verify": ("launch.verify.command", "prove on this machine that ranks and kills change no bit of a run", True),
-    "batch": ("launch.slurm.batch", "", True),
-    "node": ("launch.slurm.node", "", True),
+    "predict": Command("launch.commands.predict", "print the most probable classes of images"),
+    "export": Command("launch.commands.export", "export a trained network as ONNX, TorchScript, pt2 or weights only"),
+    "sweep": Command(
+        "launch.commands.sweep", "run a grid of settings with several seeds; print means and deviations", True
+    ),
+    "verify": Command(
+        "launch.verify.command", "prove on this machine that ranks and kills do not change any bit of a run", True
+    ),
+    "batch": Command("launch.slurm.batch", takes_settings=True),
+    "node": Command("launch.slurm.node", takes_settings=True),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
+    """Runs the command in `argv`, by default the process arguments, and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(words)
+        code = _run_command(words)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read it has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("launch", "trainer"):
             raise
         print(
-            f"samecurve: {sys.executable} has no package {error.name}; activate the virtual environment that samecurve "
-            "is installed in (in a job: before sbatch, or by SAMECURVE_PYTHON in slurm/site.sh)",
+            f"samecurve: {sys.executable} has no package {error.name}; activate the virtual environment in which "
+            "samecurve is installed (in a job: activate it before sbatch, or set SAMECURVE_PYTHON in slurm/site.sh)",
             file=sys.stderr,
         )
         return 2
 
 
-def _run(words: list[str]) -> int:
-    parser = _parser(words[0] if words else "")
+def _run_command(words: list[str]) -> int:
+    parser = build_parser(words[0] if words else "")
     if not words:
         parser.print_help()
         return 2
     from trainer.errors import ConfigError, UserError
 
-    arguments, rest = parser.parse_known_args(words)
-    room, _, takes_settings = COMMANDS[arguments.command]
+    arguments, overrides = parser.parse_known_args(words)
+    command = COMMANDS[arguments.command]
     try:
-        if rest and not takes_settings:
-            raise ConfigError(f"'{rest[0]}' is not known here; samecurve {arguments.command} --help lists the options")
-        for word in rest:
+        for word in overrides:
+            advice = f"samecurve {arguments.command} --help lists the options"
+            if not command.takes_settings:
+                raise ConfigError(f"'{word}' is not an option of this command; {advice}")
             if word.startswith("-") or "=" not in word:
-                hint = f"samecurve {arguments.command} --help lists the options"
-                raise ConfigError(f"'{word}' is neither an option nor a setting (section.key=value); {hint}")
-        return int(importlib.import_module(room).main(arguments, rest))
+                raise ConfigError(f"'{word}' is neither an option nor a setting (section.key=value); {advice}")
+        return int(importlib.import_module(command.module).main(arguments, overrides))
     except UserError as error:
         print(f"samecurve: {error}", file=sys.stderr)
         return 2
@@ -87,36 +101,38 @@ def _run(words: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"samecurve: {message}; samecurve --help lists all", file=sys.stderr)
+        print(f"samecurve: {message}; samecurve --help lists the commands", file=sys.stderr)
         sys.exit(2)
 
 
-def _parser(called: str) -> argparse.ArgumentParser:
-    """Only the command that is called has its options filled in: `--help` must not wait for the others' imports."""
+def build_parser(called: str) -> argparse.ArgumentParser:
+    """Returns the parser of all commands, with options for the command `called` only.
+
+    The other commands get no options, because `samecurve --help` must not wait for the imports of their modules.
+    """
     parser = _Parser(
         prog="samecurve",
-        description="Trains image classifiers with the same curve on all hardware.",
+        description="Trains image classifiers with the same training curve on any number of ranks.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (room, text, takes_settings) in COMMANDS.items():
-        usage = f"samecurve {name} [options]" + (" [section.key=value]..." if takes_settings else "")
-        if text:
-            command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        else:  # called by our own scripts
-            command = commands.add_parser(name, allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        if command.help:
+            subparser = subparsers.add_parser(name, help=command.help, description=command.help, allow_abbrev=False)
+        else:
+            subparser = subparsers.add_parser(name, allow_abbrev=False)
         if name != called:
             continue
-        if takes_settings:
-            command.usage = usage
-            command.add_argument(
+        if command.takes_settings:
+            subparser.usage = f"samecurve {name} [options] [section.key=value]..."
+            subparser.add_argument(
                 "--config",
                 action="append",
                 default=[],
                 metavar="NAME_OR_PATH",
-                help="a YAML file or a NAME of configs/",
+                help="a YAML file, or the name of one in configs/; may be repeated, later files override earlier ones",
             )
-        importlib.import_module(room).add_arguments(command)
+        importlib.import_module(command.module).add_arguments(subparser)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What is about to be started, as a value: shown by --dry-run, compared by tests, then executed as it was shown."""
+"""Defines LaunchPlan, the command and environment of a launch, which --dry-run prints and the launcher executes."""
 
 import os
 import shlex
@@ -6,41 +6,46 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """An environment variable that a launch sets, and the reason for it."""
+class EnvironmentVariable:
+    """An environment variable that a launch sets, with the reason that the plan shows."""
 
     name: str
     value: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
+    """A command, its environment variables and what the user should know before it starts."""
+
     title: str
     argv: tuple[str, ...]
-    variables: tuple[Variable, ...] = ()
+    variables: tuple[EnvironmentVariable, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
-    """What will come of it: a name and a text each."""
+    """the forecast of the run, as (name, text)"""
     notes: tuple[str, ...] = ()
-    """What the user should know before it starts."""
+    """warnings, one line each"""
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment with the plan's variables."""
+        """Returns the environment of this process with the variables of the plan added."""
         return os.environ | {variable.name: variable.value for variable in self.variables}
 
     @property
     def command(self) -> str:
-        """One line for a shell that does the same."""
+        """Returns an equivalent shell command in one line."""
         assignments = [f"{variable.name}={shlex.quote(variable.value)}" for variable in self.variables]
         return " ".join([*assignments, shlex.join(self.argv)])
 
     def __str__(self) -> str:
+        """Returns the plan as --dry-run prints it. The environment of this process is left out: it may hold secrets."""
         lines = [self.title, "", "command", f"  {self.command}"]
         if self.variables:
             width = max(len(f"{variable.name}={variable.value}") for variable in self.variables)
-            lines += ["", "environment, besides what it is now"]
-            lines += [f"  {f'{entry.name}={entry.value}':{width}}  {entry.why}" for entry in self.variables]
+            lines += ["", "added environment variables"]
+            lines += [
+                f"  {f'{variable.name}={variable.value}':{width}}  {variable.reason}" for variable in self.variables
+            ]
         if self.facts:
             width = max(len(name) for name, _ in self.facts)
             lines += ["", "the run", *(f"  {name:{width}}  {text}" for name, text in self.facts)]

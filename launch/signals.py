@@ -1,7 +1,7 @@
-"""A command is run; the first signal that asks it to stop is passed on, once, and nothing is left behind.
+"""Runs a command, forwards the first stop signal to it exactly once, and leaves no process behind.
 
-A terminal sends Ctrl-C to all its processes, SLURM sends SIGTERM twice, and torchrun ends without waiting for its ranks
-when a second signal comes while it waits for them. So the command gets a process group of its own and one signal.
+A terminal sends Ctrl-C to all of its processes, SLURM sends SIGTERM twice, and torchrun stops waiting for its ranks
+when a second signal arrives. So the command gets its own process group and only one signal.
 """
 
 import contextlib
@@ -16,77 +16,83 @@ from types import FrameType
 
 import psutil
 
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_ORPHAN_SECONDS = 60.0
-# A terminal, and whoever watches it, may send the same Ctrl-C more than once; a person who means it again waits.
-_SAME_SECONDS = 1.0
+_ORPHAN_TIMEOUT_SECONDS = 60.0
+# A terminal and its parent may both send the same Ctrl-C. A later one comes from a user who wants to kill the command.
+_DUPLICATE_SECONDS = 1.0
 
 
-def _as_a_rank_knows_it(number: signal.Signals) -> signal.Signals:
-    """A terminal that is closed is a stop like any other."""
+def _hangup_to_terminate(number: signal.Signals) -> signal.Signals:
+    """Replaces SIGHUP: a closed terminal stops the ranks like any other stop signal."""
     return signal.SIGTERM if number == signal.SIGHUP else number
 
 
 class SignalForwarder:
-    """Made in the main thread; `received` is the first signal that came, or None."""
+    """Handles the stop signals of this process. Create it in the main thread.
 
-    def __init__(self, translate: Callable[[signal.Signals], signal.Signals] = _as_a_rank_knows_it) -> None:
-        """translate: which signal the command gets for one that came."""
+    `received` is the first stop signal, or None. A second Ctrl-C more than a second later kills the command.
+    """
+
+    def __init__(self, translate: Callable[[signal.Signals], signal.Signals] = _hangup_to_terminate) -> None:
+        """translate: returns the signal to send to the command for a received signal."""
         self.received: signal.Signals | None = None
-        self._received_at, self._is_told = 0.0, False
+        self._received_at, self._is_forwarded = 0.0, False
         self._translate = translate
         self._process: subprocess.Popen[bytes] | None = None
-        if sys.platform == "linux":  # a killed torchrun's ranks become this process's children
+        if sys.platform == "linux":  # the ranks of a killed torchrun become children of this process
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        for number in _STOPS:
-            signal.signal(number, self._pass_on)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._handle)
 
     def run(self, argv: Sequence[str], environment: Mapping[str, str]) -> int:
-        """Runs a command to its end; its exit code, 128 + n when signal n ended it. Not started once a signal came."""
+        """Runs a command to its end and returns its exit code, or 128 + n if signal n ended it.
+
+        Does not start the command if a stop signal has already arrived.
+        """
         if self.received is not None:
             return 128 + self.received
-        launcher = os.getpid()
-        command = subprocess.Popen(
-            argv, env=dict(environment), process_group=0, preexec_fn=lambda: _stop_when_gone(launcher)
+        launcher_pid = os.getpid()
+        process = subprocess.Popen(
+            argv, env=dict(environment), process_group=0, preexec_fn=lambda: _stop_with_launcher(launcher_pid)
         )
-        self._process = command
-        if self.received is not None:  # it came before there was one to tell
-            self._tell(self.received)
-        code = command.wait()
+        self._process = process
+        if self.received is not None:  # the signal arrived before self._process was set
+            self._forward(self.received)
+        code = process.wait()
         self._process = None
-        end_orphans()
+        _stop_orphans()
         return code if code >= 0 else 128 - code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), now
-            self._tell(self.received)
-        elif number == signal.SIGINT and now - self._received_at > _SAME_SECONDS and self._process is not None:
-            end(self._process)
+            self._forward(self.received)
+        elif number == signal.SIGINT and now - self._received_at > _DUPLICATE_SECONDS and self._process is not None:
+            _kill_tree(self._process)
 
-    def _tell(self, number: signal.Signals) -> None:
-        """Once: of this and a signal's handler both may come to it."""
-        if self._process is not None and not self._is_told:
-            self._is_told = True
+    def _forward(self, number: signal.Signals) -> None:
+        """Sends the signal to the command once: run() and the signal handler may both call this."""
+        if self._process is not None and not self._is_forwarded:
+            self._is_forwarded = True
             self._process.send_signal(self._translate(number))
 
 
-def end_orphans() -> None:
-    """What a command has left when it was killed itself: told to stop, and then made to."""
-    left = psutil.Process().children(recursive=True)
-    for process in left:
+def _stop_orphans() -> None:
+    """Terminates, then kills, the processes that a killed command left behind."""
+    orphans = psutil.Process().children(recursive=True)
+    for process in orphans:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, left = psutil.wait_procs(left, timeout=_ORPHAN_SECONDS)
-    for process in left:
+    _, alive = psutil.wait_procs(orphans, timeout=_ORPHAN_TIMEOUT_SECONDS)
+    for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """Kills a command and all that it started."""
+def _kill_tree(process: "subprocess.Popen[bytes]") -> None:
+    """Kills a command and its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -94,9 +100,9 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
 
 
-def _stop_when_gone(launcher: int) -> None:
-    """In the child: when the launcher is killed with SIGKILL the command is asked to stop, with a checkpoint."""
+def _stop_with_launcher(launcher_pid: int) -> None:
+    """Runs in the child: a launcher killed by SIGKILL stops the command by SIGTERM, so that it saves a checkpoint."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher:  # it died before that
+        if os.getppid() != launcher_pid:  # the launcher died before the call above
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Ranks on one machine: the torchrun command, its environment variables, and the end of a run."""
+"""Plans and runs the ranks of one machine: the torchrun command, its environment variables and its exit code."""
 
 import os
 import sys
@@ -7,46 +7,54 @@ from pathlib import Path
 
 from launch.forecast import RankLayout
 from launch.hardware import Machine
-from launch.plan import LaunchPlan, Variable
+from launch.plan import EnvironmentVariable, LaunchPlan
 from trainer.config.schema import RunConfig
 from trainer.errors import WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 
-# As long as a step and a save may take; torchrun's own 30 s would lose them.
+# Long enough to finish a step and save a checkpoint; torchrun's default of 30 s would lose them.
 SHUTDOWN_TIMEOUT_SECONDS = 600
-
-
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+_CONTINUE_ADVICE = "Run the same command again to continue from the last checkpoint"
 
 
 def config_arguments(files: list[str]) -> list[str]:
-    """The files as trainer/main.py wants them."""
+    """Returns the `--config` arguments for trainer/main.py."""
     return [word for name in files for word in ("--config", name)]
 
 
 def choose_layout(config: RunConfig, machine: Machine, ranks: int | None) -> RankLayout:
-    """As many ranks as were asked for, or one a GPU. Raises WorldError when the machine has not what is wanted."""
+    """Returns a layout with `ranks` ranks; None means one rank per GPU, or one on the CPU.
+
+    Raises WorldError if the machine does not have the GPUs that the settings or `ranks` require.
+    """
     device = config.train.device
     if device == "cuda" and not machine.gpus:
-        raise WorldError("train.device=cuda: this machine has no usable GPU; set train.device=auto or mend its driver")
-    on_gpu = machine.gpus > 0 and device != "cpu"
-    ranks = (machine.gpus if on_gpu else 1) if ranks is None else ranks
+        raise WorldError("train.device=cuda: this machine has no usable GPU; set train.device=auto or fix its driver")
+    use_gpu = machine.gpus > 0 and device != "cpu"
+    if ranks is None:
+        ranks = machine.gpus if use_gpu else 1
     if ranks < 1:
-        raise WorldError(f"--ranks {ranks}: wanted 1 or more")
-    if on_gpu and ranks > machine.gpus:
+        raise WorldError(f"--ranks {ranks}: expected 1 or more")
+    if use_gpu and ranks > machine.gpus:
         raise WorldError(
-            f"--ranks {ranks} but {machine.gpus} GPUs: wanted one GPU a rank. "
-            f"Ask for {machine.gpus} at most, or run on the CPU with train.device=cpu"
+            f"--ranks {ranks}: expected one GPU per rank, but the machine has {machine.gpus} GPUs; "
+            f"use --ranks {machine.gpus} or fewer, or set train.device=cpu"
         )
-    return RankLayout(1, ranks, "gpu" if on_gpu else "cpu")
+    return RankLayout(1, ranks, "gpu" if use_gpu else "cpu")
 
 
 def plan_ranks(
     title: str, config: RunConfig, machine: Machine, layout: RankLayout, script: list[str], max_restarts: int = 0
 ) -> LaunchPlan:
-    """A script and its arguments on so many ranks of this machine, through torchrun when there are several."""
+    """Returns a plan that runs a script on the ranks of `layout` on this machine.
+
+    One rank without restarts is a plain process; otherwise torchrun starts the ranks.
+
+    script: path and arguments of the script.
+    """
     ranks = layout.ranks_per_node
-    variables: list[Variable] = []
+    variables: list[EnvironmentVariable] = []
     argv = [machine.python, *script]
     if ranks > 1 or max_restarts:
         argv = [machine.python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -55,57 +63,64 @@ def plan_ranks(
     notes = []
     if layout.device == "cpu" and ranks > machine.cores:
         notes.append(f"{ranks} ranks share {machine.cores} cores; they will be slower than {machine.cores} ranks")
-    return LaunchPlan(title, tuple(argv), tuple(variables), (), tuple(notes))
+    return LaunchPlan(title, tuple(argv), tuple(variables), notes=tuple(notes))
 
 
-def threads_variable(config: RunConfig, cores: int, ranks: int) -> Variable:
-    """How many threads each rank may have."""
-    asked = config.train.threads_per_rank
-    if isinstance(asked, int):
-        return Variable("OMP_NUM_THREADS", str(asked), "train.threads_per_rank; torchrun would set 1")
-    why = f"{cores} core{'s' if cores > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''}; torchrun would set 1"
-    return Variable("OMP_NUM_THREADS", str(max(1, cores // ranks)), why)
+def threads_variable(config: RunConfig, cores: int, ranks: int) -> EnvironmentVariable:
+    """Returns the variable for the threads of each rank. cores, ranks: of one node."""
+    threads = config.train.threads_per_rank
+    if isinstance(threads, int):
+        return EnvironmentVariable("OMP_NUM_THREADS", str(threads), "train.threads_per_rank; torchrun would set 1")
+    reason = f"{cores} core{'s' if cores > 1 else ''} for {ranks} rank{'s' if ranks > 1 else ''}; torchrun would set 1"
+    return EnvironmentVariable("OMP_NUM_THREADS", str(max(1, cores // ranks)), reason)
 
 
-def torchrun_variables() -> list[Variable]:
-    """What torchrun has wrong for a run that saves when it is stopped."""
+def torchrun_variables() -> list[EnvironmentVariable]:
+    """Returns the variables that let torchrun's ranks save a checkpoint when they are stopped."""
     return [
-        Variable("PET_SIGNALS_TO_HANDLE", FORWARDED_SIGNALS, "passed on to the ranks; SIGUSR1 would kill torchrun"),
-        Variable(
+        EnvironmentVariable(
+            "PET_SIGNALS_TO_HANDLE", FORWARDED_SIGNALS, "signals for the ranks; SIGUSR1 would kill torchrun"
+        ),
+        EnvironmentVariable(
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
             str(SHUTDOWN_TIMEOUT_SECONDS),
-            "seconds for a step's end and a save before ranks are killed, not 30",
+            "seconds to finish a step and save before ranks are killed; default 30",
         ),
     ]
 
 
-GOES_ON = "The same command goes on from its last checkpoint"
+def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADVICE) -> int:
+    """Runs a plan and returns its exit code. A plan without torchrun replaces this process and does not return.
 
-
-def run_plan(plan: LaunchPlan, folder: Path, after_failure: str = GOES_ON) -> int:
-    """Runs the plan to its end. One process alone takes this one's place; ranks leave how it ended in a file."""
+    folder: the run folder, for the message of a failure.
+    failure_advice: the last sentence of that message.
+    """
     if "torch.distributed.run" not in plan.argv:
         sys.stdout.flush()
         os.execve(plan.argv[0], plan.argv, plan.environment)
-    from launch.signals import SignalForwarder  # late: psutil
+    from launch.signals import SignalForwarder  # lazy import: psutil
 
-    with tempfile.TemporaryDirectory(prefix="samecurve-") as place:
-        path = Path(place) / "outcome.json"
-        relay = SignalForwarder()
-        code = relay.run(plan.argv, plan.environment | {OUTCOME_VARIABLE: str(path)})
-        return report_end(code, read_outcome(path), folder, after_failure)
+    with tempfile.TemporaryDirectory(prefix="samecurve-") as temporary_folder:
+        outcome_path = Path(temporary_folder) / "outcome.json"
+        forwarder = SignalForwarder()
+        torchrun_code = forwarder.run(plan.argv, plan.environment | {OUTCOME_VARIABLE: str(outcome_path)})
+        return _report_exit(torchrun_code, read_outcome(outcome_path), folder, failure_advice)
 
 
-def report_end(code: int, found: tuple[int, str] | None, folder: Path, after_failure: str = GOES_ON) -> int:
-    """The exit code of the ranks; a last line after whatever torchrun has said of a failure."""
-    if found is not None:
-        if found[0] == 2:
-            print(f"samecurve: {found[1]}", file=sys.stderr)
-        return found[0]
-    if code:
+def _report_exit(torchrun_code: int, outcome: tuple[int, str] | None, folder: Path, failure_advice: str) -> int:
+    """Returns the exit code of the ranks. On failure, prints a last line below the output of torchrun.
+
+    outcome: exit code and reason that the ranks wrote to the outcome file; None if they ended without writing it.
+    """
+    if outcome is not None:
+        code, reason = outcome
+        if code == 2:
+            print(f"samecurve: {reason}", file=sys.stderr)
+        return code
+    if torchrun_code:
         print(
-            f"samecurve: the run in {folder} ended before its time (code {code}); the first traceback above says why. "
-            f"{after_failure}",
+            f"samecurve: the run in {folder} failed (code {torchrun_code}); the first traceback above shows the cause. "
+            f"{failure_advice}",
             file=sys.stderr,
         )
-    return code
+    return torchrun_code

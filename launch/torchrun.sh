@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# torchrun by hand, with what a run needs to save when it is stopped. One machine, all its GPUs (or RANKS processes):
+# Starts trainer/main.py with torchrun, with the variables that let ranks save a checkpoint when they are stopped.
+# One machine, one rank per GPU (or RANKS ranks):
 #
 #   launch/torchrun.sh --config cifar10
 #   RANKS=2 launch/torchrun.sh --config digits
 #
-# Several machines: the same line on each, at about the same time. The first named machine is where they meet.
+# Several machines: run the same line on each of them at about the same time. HEAD is the machine of the rendezvous.
 #
 #   NODES=4 HEAD=first-machine launch/torchrun.sh --config cifar10
 #
-# NODES=1:4 goes on with fewer machines when some are lost, and takes more in when they come (train.virtual_ranks keeps
-# the curve the same, bit for bit). RESTARTS: how often ranks are started again; default 3.
+# NODES=1:4 continues with fewer machines if some are lost, and accepts machines that join later (train.virtual_ranks
+# keeps the curve bit-identical). RESTARTS is the number of times that failed ranks are restarted, by default 3.
 set -euo pipefail
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
@@ -19,19 +20,19 @@ if [ "$ranks" = gpu ] && ! compgen -G '/proc/driver/nvidia/gpus/*' >/dev/null; t
     ranks=1
 fi
 if [ -n "${HEAD:-}" ]; then
-    meeting=(--nnodes="${NODES:-1}" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}"
+    rendezvous=(--nnodes="${NODES:-1}" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}"
         --rdzv-id="${RUN_ID:-samecurve}" --rdzv-conf="last_call_timeout=${LAST_CALL_SECONDS:-5}")
-    # torchrun tells a machine that comes later nothing of the store that the first ones share (torch 2.15): it waits a
-    # minute, then both end. So the ranks of each round get a store of their own.
+    # torchrun does not tell a machine that joins later about the store that the first machines share (torch 2.15): it
+    # waits for a minute, then both end. Without sharing, the ranks of each rendezvous round get their own store.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
-    meeting=(--standalone)
+    rendezvous=(--standalone)
 fi
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
-if [ -z "${SAMECURVE_OUTCOME:-}" ]; then # where ranks leave that a mistake is not to be repeated
+if [ -z "${SAMECURVE_OUTCOME:-}" ]; then # ranks record an error here that a restart would only repeat
     SAMECURVE_OUTCOME=$(mktemp -d "${TMPDIR:-/tmp}/samecurve-XXXXXX")/outcome.json
     export SAMECURVE_OUTCOME
 fi
-exec "$python" -m torch.distributed.run "${meeting[@]}" --nproc-per-node="$ranks" \
+exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" "$here/../trainer/main.py" "$@"

@@ -1,26 +1,22 @@
 #!/usr/bin/env bash
-# Tells what would go wrong on the nodes of this job, in under a minute.
+# Reports what would make a run fail on the nodes of this job, in under a minute.
 #
 #   sbatch --nodes=4 --gpus-per-node=8 slurm/doctor.sh --config cifar10
 #
-# `samecurve doctor --nodes 4 --gpus-per-node 8` submits it, waits for it and shows what it found.
+# Submit it from the project's folder: the log goes to slurm/logs/ below the current folder, and SLURM ends the job
+# without a message when that folder is missing. From elsewhere use `samecurve doctor --nodes 4 --gpus-per-node 8`, which
+# submits this script, waits for the job and shows its report.
 #SBATCH --job-name=samecurve-doctor
 #SBATCH --output=slurm/logs/%j.log
 #SBATCH --time=3
 set -euo pipefail
 
-# $0 is a copy of this file in a spool folder; SLURM knows where it came from.
-if [ -z "${SAMECURVE_HOME:-}" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | awk '!found && sub(/^ *Command=/, "") { print; found = 1 }')
-    SAMECURVE_HOME=${script%%/slurm/doctor.sh*}
+# SLURM runs a copy of this file from a spool folder, so $0 does not help. scontrol lists every task of an array.
+if [ -z "${SAMECURVE_SCRIPTS:-}" ]; then
+    job=$(scontrol show job "${SLURM_JOB_ID:?is not set. Run this script from the project folder by: sbatch slurm/doctor.sh}")
+    script=$(awk 'sub(/^ *Command=/, "") { print; exit }' <<<"$job")
+    SAMECURVE_SCRIPTS=${script%%/doctor.sh*}
 fi
-export SAMECURVE_HOME
-site=${SAMECURVE_SITE:-$SAMECURVE_HOME/slurm/site.sh}
-if [ -f "$site" ]; then
-    set +eu # such files are not written for them
-    # shellcheck disable=SC1090
-    source "$site"
-    set -eu
-fi
-python=${SAMECURVE_PYTHON:-$(command -v python || command -v python3)}
-exec "$python" "$SAMECURVE_HOME/launch/main.py" doctor "$@"
+# shellcheck source=slurm/prologue.sh
+source "$SAMECURVE_SCRIPTS/prologue.sh"
+exec "${samecurve[@]}" doctor "$@"

@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# Your cluster's own lines. Copy to slurm/site.sh (git leaves it alone), or name a file with SAMECURVE_SITE.
-# Read where a job is queued by samecurve, before sbatch is called, and again inside each job before anything else.
+# Settings of your cluster. Copy this file to slurm/site.sh (git ignores it), or set SAMECURVE_SITE to the path of yours.
+# samecurve sources it on the login node before it calls sbatch, and the job sources it again before anything else.
 
-# What sbatch needs, without typing it each time (man sbatch, "INPUT ENVIRONMENT VARIABLES"):
+# Options of sbatch, so that you need not type them each time (man sbatch, "INPUT ENVIRONMENT VARIABLES"):
 #export SBATCH_ACCOUNT=my-project
 #export SBATCH_PARTITION=gpu
 
 # Software:
 #module load cuda
 #source "$HOME/venvs/samecurve/bin/activate"
-#export SAMECURVE_PYTHON=/path/to/venv/bin/python     # else the python that is found first
+#export SAMECURVE_PYTHON=/path/to/venv/bin/python     # default: the first python in PATH
 
-# More words for srun, such as a container (Pyxis):
+# More arguments for srun, such as a container (Pyxis):
 #export SAMECURVE_SRUN_ARGS="--container-image=/images/torch.sqsh --container-mounts=$PWD"
 
-# The network, where the default is wrong:
+# Network interfaces, if the default is wrong:
 #export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 #export NCCL_IB_HCA=mlx5
 
-# W&B from nodes without internet: samecurve then keeps runs offline and says how to upload them.
+# W&B on nodes without internet: runs stay offline, and samecurve prints how to upload them.
 #export WANDB_MODE=offline

@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# The runs of a sweep as one array. `samecurve sweep --slurm` writes the plan and calls it; a task is one run.
+# Trains the runs of a sweep as one array, one run per array task.
+#
+# `samecurve sweep --slurm` writes the plan of the sweep and submits this script, from any folder. Do not submit it by
+# hand: it needs --points=FILE.
 #SBATCH --job-name=sweep
 #SBATCH --output=slurm/logs/%A_%a.log
 #SBATCH --open-mode=append
@@ -7,9 +10,12 @@
 #SBATCH --requeue
 set -euo pipefail
 
-if [ -z "${SAMECURVE_HOME:-}" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | awk '!found && sub(/^ *Command=/, "") { print; found = 1 }')
-    SAMECURVE_HOME=${script%%/slurm/sweep.sh*}
+# SLURM runs a copy of this file from a spool folder, so $0 does not help. scontrol lists every task of an array.
+if [ -z "${SAMECURVE_SCRIPTS:-}" ]; then
+    job=$(scontrol show job "${SLURM_JOB_ID:?is not set. Submit this script by: samecurve sweep --slurm}")
+    script=$(awk 'sub(/^ *Command=/, "") { print; exit }' <<<"$job")
+    SAMECURVE_SCRIPTS=${script%%/sweep.sh*}
 fi
-export SAMECURVE_HOME
-exec bash "$SAMECURVE_HOME/slurm/train.sh" "$@"
+# shellcheck source=slurm/prologue.sh
+source "$SAMECURVE_SCRIPTS/prologue.sh"
+exec "${samecurve[@]}" batch "$@"

@@ -1,4 +1,4 @@
-"""What all tests share: a clean place to run in, real processes with a time limit, small real data."""
+"""Fixtures for all tests: an isolated environment, real processes with a time limit, small real data."""
 
 import contextlib
 import os
@@ -10,20 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.images import paint
-from support.processes import Done, Ranks, Samecurve
+from support.images import write_image
+from support.processes import REPOSITORY, CommandResult, Ranks, Samecurve
+
+# Variables of trackers, launchers and schedulers that would change what a test sees.
+HIDDEN_PREFIXES = (
+    "WANDB_", "ACCELERATE_", "SLURM_", "SBATCH_", "SAMECURVE_", "TORCHELASTIC_", "PET_", "OMPI_", "PMI_", "MPI_",
+)  # fmt: skip
+HIDDEN_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NETRC"}
+# These fixtures start processes; a test that uses one is marked `processes`.
+PROCESS_FIXTURES = {
+    "launch", "ranks", "server", "cluster", "finished", "run", "tensorboard", "launchers", "start_machine",
+    "start_training",
+}  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the machine's GPUs, unless tests marked `gpu` are selected, and tests this checkout in every process."""
+    if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if PROCESS_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.processes)
 
 
 @pytest.fixture(autouse=True)
-def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees this user's keys, settings or run folders, nor the process state an earlier test left."""
+def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hides the user's keys, settings and run folders from the test, and resets state that an earlier test left."""
     for name in os.environ:
-        if name.startswith(("WANDB_", "ACCELERATE_", "SLURM_", "SBATCH_", "SAMECURVE_")) or name in (
-            "RANK",
-            "WORLD_SIZE",
-            "LOCAL_RANK",
-            "MASTER_PORT",
-        ):
+        if name.startswith(HIDDEN_PREFIXES) or name in HIDDEN_VARIABLES:
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
@@ -33,19 +52,21 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.chdir(tmp_path)
     yield
     if writers := sys.modules.get("tensorboard.summary.writer.event_file_writer"):
-        writers._global_uid = writers.AtomicCounter(0)  # files of one second are in the order of their names, up to 9
+        # Event files of the same second sort by this number as text, so 10 would come before 9. Only this private name
+        # resets it.
+        writers._global_uid = writers.AtomicCounter(0)
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 
-        AcceleratorState._reset_state(reset_partial_state=True)
+        AcceleratorState._reset_state(reset_partial_state=True)  # as Accelerate's own tests do; no public way exists
 
 
 @pytest.fixture
-def launch() -> Iterator[Callable[..., Done]]:
-    """Runs a command to its end; whatever of it still lives at the end of the test is ended by its process group."""
-    started: list[subprocess.Popen[str]] = []
+def launch() -> Iterator[Callable[..., CommandResult]]:
+    """Runs a command to its end. At the end of the test, kills what is left of its process group."""
+    processes: list[subprocess.Popen[str]] = []
 
-    def run(command: list[str], timeout_seconds: float = 240, **env: str) -> Done:
+    def run(command: list[str], timeout_seconds: float = 240, **env: str) -> CommandResult:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -54,12 +75,12 @@ def launch() -> Iterator[Callable[..., Done]]:
             start_new_session=True,
             env=os.environ | env,
         )
-        started.append(process)
+        processes.append(process)
         out, err = process.communicate(timeout=timeout_seconds)
-        return Done(process.returncode, out, err)
+        return CommandResult(process.returncode, out, err)
 
     yield run
-    for process in started:
+    for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -67,9 +88,10 @@ def launch() -> Iterator[Callable[..., Done]]:
 
 @pytest.fixture
 def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    made = Ranks(tmp_path)
-    yield made
-    for process in made.processes:
+    """Starts ranks as forked processes. At the end of the test, kills those that still run."""
+    ranks = Ranks(tmp_path)
+    yield ranks
+    for process in ranks.processes:
         if process.is_alive():
             process.kill()
         process.join()
@@ -77,30 +99,30 @@ def ranks(tmp_path: Path) -> Iterator[Ranks]:
 
 @pytest.fixture
 def samecurve(capfd: pytest.CaptureFixture[str]) -> Samecurve:
-    """The command, in this process."""
+    """Runs samecurve commands in this process."""
     return Samecurve(capfd)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A W&B server for the real client, and a key for it."""
+    """Starts a local W&B server, and sets its URL and an API key for the real client."""
     from support import local_wandb
 
     if local_wandb.MISSING:
         pytest.skip(local_wandb.MISSING)
-    made = local_wandb.Server(tmp_path / "server")
-    monkeypatch.setenv("WANDB_BASE_URL", made.url)
-    monkeypatch.setenv("WANDB_API_KEY", local_wandb.KEY)
-    yield made
-    made.end()
+    server = local_wandb.Server(tmp_path / "server")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    monkeypatch.setenv("WANDB_API_KEY", local_wandb.API_KEY)
+    yield server
+    server.stop()
 
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """train/ and test/ of two classes, six and three images each."""
+    """Returns a data folder with two classes: six training and three test images per class."""
     root = tmp_path / "images"
     for split, count in (("train", 6), ("test", 3)):
         for label, name in enumerate(("cat", "dog")):
             for index in range(count):
-                paint(root / split / name / f"{index}.png", seed=100 * label + index)
+                write_image(root / split / name / f"{index}.png", seed=100 * label + index)
     return root

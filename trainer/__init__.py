@@ -1,1 +1,1 @@
-"""samecurve's trainer: one room a file; docs/design.md has the plan of the house."""
+"""Trains image classifiers; docs/design.md describes the folders."""

@@ -1,4 +1,4 @@
-"""The settings and a checkpoint in, all that a run is made of out: data, network, optimizer, step. Prepared once."""
+"""Builds the components of a run from the settings and a checkpoint: data, network, optimizer and step."""
 
 import copy
 import dataclasses
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from trainer.config.durations import Durations
 from trainer.config.load import with_image_size
 from trainer.config.schema import ModelSettings, RunConfig
-from trainer.data.augment import Augment, Normalization, resolve_normalization
+from trainer.data.augment import Augment
+from trainer.data.normalization import Normalization, resolve_normalization
 from trainer.data.sampler import BatchSampler
 from trainer.data.splits import DataSplits, TensorSplit, load_splits, move_to_device
 from trainer.distributed.buffers import Buffers
@@ -26,7 +27,7 @@ from trainer.inference.evaluation import Evaluation, Predictions, evaluate_split
 from trainer.inference.saved_model import ModelMetadata
 from trainer.models.inspect import check_feature_maps
 from trainer.models.lookup import build_model, fit_to_data, freeze
-from trainer.models.torchvision import preprocessing, pretrained_file
+from trainer.models.torchvision import pretrained_file, pretrained_preprocessing
 from trainer.optim.losses import SampleLoss
 from trainer.optim.optimizers import build_optimizer, restore_state
 from trainer.optim.schedule import Schedule
@@ -35,182 +36,240 @@ from trainer.run.watchdog import NullWatchdog
 from trainer.step import Step
 from trainer.timer import build_timer
 
-# Accelerate need not move them; it would import a second's worth of tensors that are spread over devices, to ask.
-_WHERE_THEY_ARE = [False, False]
+# Network and optimizer are on their devices already. Accelerate's check for this imports distributed tensors (1 s).
+_NO_DEVICE_PLACEMENT = [False, False]
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
+    """Everything that a run's training loop works with."""
+
     splits: DataSplits
-    about: ModelMetadata
-    """what is written beside the network's weights"""
+    model_metadata: ModelMetadata
+    """written to model.safetensors with the weights"""
     augment: Augment
     batches: BatchSampler
     durations: Durations
     schedule: Schedule
     module: nn.Module
-    """the network itself, as evaluation and checkpoints use it"""
+    """the network without DDP or autocast wrappers; evaluation and checkpoints use it"""
     optimizer: AcceleratedOptimizer
     step: Step
     shard_layout: ShardLayout
 
     def num_shards(self, step: int) -> int:
-        """Shards of a step's batch that are not empty."""
-        return min(self.batches.size(step), self.shard_layout.most)
+        """Returns the number of shards with samples in a step's batch."""
+        return min(self.batches.batch_size(step), self.shard_layout.max_shards)
 
     def evaluate(
-        self, part: TensorSplit, config: RunConfig, world: World, at_chunk: Callable[[], None]
+        self, split: TensorSplit, config: RunConfig, world: World, on_chunk: Callable[[], None]
     ) -> tuple[Evaluation, Predictions]:
-        """Each sample once, through the module itself: a DDP forward would wait for ranks that have fewer chunks."""
+        """Evaluates each sample of a split once, on all ranks together.
+
+        Uses the bare module: a DDP forward pass would wait for ranks that have fewer chunks.
+        on_chunk: called before each forward pass.
+        """
 
         def predict(images: Tensor) -> Tensor:
-            at_chunk()
+            on_chunk()
             logits: Tensor = self.module(self.augment.normalize(images))
             return logits
 
-        trained = [module for module in self.module.modules() if module.training]  # not what is frozen
+        training_modules = [module for module in self.module.modules() if module.training]  # not the frozen ones
         self.module.eval()
-        found = evaluate_split(predict, part, self.splits.classes, config, world)
-        for module in trained:
+        result = evaluate_split(predict, split, self.splits.classes, config, world)
+        for module in training_modules:
             module.training = True
-        return found
+        return result
 
 
 def build_components(
-    config: RunConfig, world: World, saved: TrainingState | None, watch: NullWatchdog, log: Callable[[str], None]
+    config: RunConfig, world: World, saved: TrainingState | None, watchdog: NullWatchdog, log: Callable[[str], None]
 ) -> Components:
-    """Raises UserError, on every rank, for what settings, data set and ranks do not allow together."""
-    config, of_weights = world.raise_together(lambda: _as_the_weights_want(config))
-    # A checkpoint has all weights: the file that they came from may be gone by then.
+    """Builds all components, with the weights and the optimizer state of `saved` if given.
+
+    Raises UserError, on every rank, if settings, data set and ranks do not fit together.
+    """
+    config, pretrained_normalization = world.raise_together(lambda: _apply_pretrained_preprocessing(config))
+    # A checkpoint has all weights, and the file of pretrained weights may be gone when a run resumes.
     model = config.model if saved is None else dataclasses.replace(config.model, pretrained=None)
-    if model.pretrained:  # reading the images may take long
+    if model.pretrained:  # check the file before reading the images, which may take long
         world.raise_together(lambda: pretrained_file(model))
+    splits, normalization = _load_data(config, world, pretrained_normalization, log)
+    image_shape = splits.train.images.shape[1:]
+    batches = BatchSampler(
+        len(splits.train), config.data.global_batch_size, config.run.seed, config.data.shuffle, config.data.drop_last
+    )
+    durations = Durations.from_config(config, batches.steps_per_epoch)
+    num_epochs = -(-durations.total_steps // batches.steps_per_epoch)
+    augment = Augment(config.data, normalization, config.run.seed, world.device, image_shape, num_epochs)
+    module = _build_network(model, config, world, splits, batches)
+    optimizer = _build_optimizer(module, config, world, splits, normalization, saved)
+    step, prepared_optimizer = _build_step(config, world, module, optimizer, augment, watchdog)
+    if saved is not None and world.accelerator.scaler is not None and saved.scaler:
+        world.accelerator.scaler.load_state_dict(saved.scaler)
+    uses_ddp = world.size > 1 and config.train.virtual_ranks is None
+    return Components(
+        splits,
+        ModelMetadata(config.model, splits.classes, normalization, config.data.side_pixels, image_shape[0]),
+        augment,
+        batches,
+        durations,
+        Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps),
+        module,
+        prepared_optimizer,
+        step,
+        ShardLayout(config.train.virtual_ranks or world.size, allows_empty_shards=uses_ddp),
+    )
+
+
+def _apply_pretrained_preprocessing(config: RunConfig) -> tuple[RunConfig, Normalization | None]:
+    """Replaces data.image_size=auto by a number; returns the normalization of data.normalize=weights, if it is set."""
+    has_auto_size, has_weights_normalization = config.data.image_size == "auto", config.data.normalize == "weights"
+    if not (has_auto_size or has_weights_normalization):
+        return config, None
+    preprocessing = pretrained_preprocessing(config.model)
+    config = with_image_size(config, preprocessing.image_size) if has_auto_size else config
+    return config, preprocessing.normalization if has_weights_normalization else None
+
+
+def _load_data(
+    config: RunConfig, world: World, pretrained_normalization: Normalization | None, log: Callable[[str], None]
+) -> tuple[DataSplits, Normalization]:
+    """Returns the splits on their device, and the normalization of their images."""
     splits = load_splits(config.data, config.run.seed, world)
     for line in splits.notes:
         log(line)
-    normalization = resolve_normalization(config.data.normalize, splits.train.images, of_weights)
-    image_shape = splits.train.images.shape[1:]
-    splits = move_to_device(splits, config.data, world)
-    shuffle, drop_last = config.data.shuffle, config.data.drop_last
-    batches = BatchSampler(len(splits.train), config.data.global_batch_size, config.run.seed, shuffle, drop_last)
-    durations = Durations.of(config, batches.steps_per_epoch)
-    epochs = -(-durations.total_steps // batches.steps_per_epoch)
-    augmentation = Augment(config.data, normalization, config.run.seed, world.device, image_shape, epochs)
-    schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
-    module = _network(model, config, world, splits, batches)
+    normalization = resolve_normalization(config.data.normalize, splits.train.images, pretrained_normalization)
+    return move_to_device(splits, config.data, world), normalization
+
+
+def _build_network(
+    model: ModelSettings, config: RunConfig, world: World, splits: DataSplits, batches: BatchSampler
+) -> nn.Module:
+    """Returns the network on its device, after checking that it accepts the run's images and shards."""
+    channels, image_size = splits.train.images.shape[1:3]
+    module = world.raise_together(lambda: build_model(model, len(splits.classes), channels, image_size))
+    world.raise_together(lambda: freeze(module, model.freeze))
+    smallest_size = min([image_size, *config.data.progressive_sizes])
+    world.raise_together(lambda: _check_progressive_sizes(config, module, channels))
+    smallest_shape = (channels, smallest_size, smallest_size)
+    world.raise_together(lambda: _check_smallest_shard(config, world, module, smallest_shape, batches))
+    # channels_last stores all channels of a pixel side by side: convolutions are 1.3 to 1.5 times as fast on a CPU, and
+    # faster on a GPU's tensor cores too.
+    module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_feature_maps(module, config.log.feature_maps)
+    return module
+
+
+def _build_optimizer(
+    module: nn.Module,
+    config: RunConfig,
+    world: World,
+    splits: DataSplits,
+    normalization: Normalization,
+    saved: TrainingState | None,
+) -> torch.optim.Optimizer:
+    """Returns the optimizer. Loads network and optimizer from `saved`, or fits the new network to the data."""
     optimizer = build_optimizer(module, config.optim, world.precision)
     if saved is None:
         fit_to_data(module, splits.train.images, normalization.std)
     else:
         module.load_state_dict(saved.model)
         restore_state(optimizer, saved.optimizer)
-    step, prepared, is_ddp = _prepare(config, world, module, optimizer, augmentation, watch)
-    if saved is not None and world.accelerator.scaler is not None and saved.scaler:
-        world.accelerator.scaler.load_state_dict(saved.scaler)
-    shard_layout = ShardLayout(config.train.virtual_ranks or world.size, may_be_empty=is_ddp)
-    about = ModelMetadata(config.model, splits.classes, normalization, config.data.side_pixels, image_shape[0])
-    return Components(splits, about, augmentation, batches, durations, schedule, module, prepared, step, shard_layout)
+    return optimizer
 
 
-def _as_the_weights_want(config: RunConfig) -> tuple[RunConfig, Normalization | None]:
-    """The settings with a number for data.image_size=auto; what data.normalize=weights means, where it is set."""
-    of_size, of_values = config.data.image_size == "auto", config.data.normalize == "weights"
-    if not (of_size or of_values):
-        return config, None
-    wanted = preprocessing(config.model)
-    config = with_image_size(config, wanted.image_size) if of_size else config
-    return config, wanted.normalization if of_values else None
-
-
-def _prepare(
+def _build_step(
     config: RunConfig,
     world: World,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    augmentation: Augment,
-    watch: NullWatchdog,
-) -> tuple[Step, AcceleratedOptimizer, bool]:
-    """Accelerate's part: precision, and DDP unless the gradients are added up by us; whether there is DDP."""
-    accelerator, reduction = world.accelerator, None
+    augment: Augment,
+    watchdog: NullWatchdog,
+) -> tuple[Step, AcceleratedOptimizer]:
+    """Returns the step and the optimizer as Accelerate prepares it.
+
+    Accelerate adds mixed precision, and DDP unless virtual ranks sum the gradients in their own order.
+    """
     if config.train.compile:
         module.compile()
     communication = build_timer(world.device)
-    adds_up = config.train.virtual_ranks is not None
-    if adds_up:
-        model = accelerator.prepare_model(  # evaluation mode: its name for precision, but no DDP
-            module, device_placement=False, evaluation_mode=True
-        )
-        prepared = accelerator.prepare_optimizer(optimizer, device_placement=False)
-        world.broadcast_module(module)
-    else:
-        with warnings.catch_warnings():  # accelerate calls DDP by a name that torch 2.15 has another for
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            model, prepared = accelerator.prepare(module, optimizer, device_placement=_WHERE_THEY_ARE)
-    buffers = Buffers(module)  # now: preparing may give the network other buffers
-    if adds_up:
+    has_virtual_ranks = config.train.virtual_ranks is not None
+    prepare = _prepare_without_ddp if has_virtual_ranks else _prepare_with_ddp
+    model, prepared_optimizer = prepare(world, module, optimizer)
+    buffers = Buffers(module)  # after the preparation, which may replace the network's buffers
+    reduction = None
+    if has_virtual_ranks:
         exchange = GradientExchange(world.rank, world.size, world.device, communication)
         reduction = OrderedReduction(module.parameters(), buffers, exchange)
     step = Step(
-        accelerator,
+        world.accelerator,
         model,
-        prepared,
+        prepared_optimizer,
         SampleLoss(config.loss, training=True),
-        augmentation,
+        augment,
         buffers,
         config.run.seed,
-        watch,
+        watchdog,
         communication,
         config.train.clip_grad_norm,
         reduction,
     )
-    return step, prepared, world.size > 1 and not adds_up
+    return step, prepared_optimizer
 
 
-def _network(
-    model: ModelSettings, config: RunConfig, world: World, splits: DataSplits, batches: BatchSampler
-) -> nn.Module:
-    channels, image_size = splits.train.images.shape[1:3]
-    module = world.raise_together(lambda: build_model(model, len(splits.classes), channels, image_size))
-    world.raise_together(lambda: freeze(module, model.freeze))
-    smallest = min([image_size, *config.data.progressive_sizes])
-    shape = (channels, smallest, smallest)
-    world.raise_together(lambda: _check_sizes(config, module, channels))
-    world.raise_together(lambda: _check_smallest_shard(config, world, module, shape, batches))
-    # Convolutions read all channels of a pixel at once: on a CPU 1.3 to 1.5 times as fast, on a GPU's matrix units too.
-    module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module
+def _prepare_without_ddp(
+    world: World, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    # Accelerate's evaluation mode adds mixed precision but no DDP; the network stays in training mode.
+    model = world.accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
+    prepared_optimizer = world.accelerator.prepare_optimizer(optimizer, device_placement=False)
+    world.broadcast_module(module)
+    return model, prepared_optimizer
 
 
-def _check_sizes(config: RunConfig, module: nn.Module, channels: int) -> None:
-    """Raises DataError when the network refuses one of data.progressive_sizes."""
-    tried = copy.deepcopy(module).eval()
+def _prepare_with_ddp(
+    world: World, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    with warnings.catch_warnings():  # accelerate passes DDP an argument that torch 2.15 deprecates
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        model, prepared_optimizer = world.accelerator.prepare(module, optimizer, device_placement=_NO_DEVICE_PLACEMENT)
+    return model, prepared_optimizer
+
+
+def _check_progressive_sizes(config: RunConfig, module: nn.Module, channels: int) -> None:
+    """Raises DataError if the network does not accept one of data.progressive_sizes."""
+    eval_module = copy.deepcopy(module).eval()
     for size in sorted(set(config.data.progressive_sizes)):
         try:
             with torch.no_grad():
-                tried(torch.zeros(1, channels, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:  # how networks refuse, each its own way
+                eval_module(torch.zeros(1, channels, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:  # networks reject sizes with any of these
             reason = " ".join(str(error).split())[:160]
             raise DataError(
-                f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot take "
-                f"{size} pixels ({reason}); choose others"
+                f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot process images of "
+                f"{size} pixels ({reason}). Choose other sizes"
             ) from None
 
 
 def _check_smallest_shard(
-    config: RunConfig, world: World, module: nn.Module, shape: tuple[int, int, int], batches: BatchSampler
+    config: RunConfig, world: World, module: nn.Module, image_shape: tuple[int, int, int], batches: BatchSampler
 ) -> None:
-    """Raises DataError when a shard is one sample and a BatchNorm layer would see one value a channel of it."""
-    shards = config.train.virtual_ranks or world.size
-    sizes = {batches.size(0), batches.size(batches.steps_per_epoch - 1)}
-    if not any(size // shards <= 1 for size in sizes):
+    """Raises DataError if some shard has one sample and a BatchNorm layer would see one value per channel.
+
+    image_shape: [C, H, W] of the smallest images.
+    """
+    num_shards = config.train.virtual_ranks or world.size
+    batch_sizes = {batches.batch_size(0), batches.batch_size(batches.steps_per_epoch - 1)}
+    if not any(batch_size // num_shards <= 1 for batch_size in batch_sizes):
         return
     try:
-        copy.deepcopy(module)(torch.zeros(1, *shape))
+        copy.deepcopy(module)(torch.zeros(1, *image_shape))
     except ValueError as error:
-        ways = "change data.global_batch_size, or set data.drop_last=true"
-        among = f"{shards} ranks" if config.train.virtual_ranks is None else f"{shards} virtual ranks"
+        ranks = "ranks" if config.train.virtual_ranks is None else "virtual ranks"
         raise DataError(
-            f"batches of {' and '.join(map(str, sorted(sizes)))} samples leave one of {among} a single one, "
-            f"which {config.model.name} cannot normalize ({error}); {ways}"
+            f"batches of {' and '.join(map(str, sorted(batch_sizes)))} samples leave a single sample for one of "
+            f"{num_shards} {ranks}, which {config.model.name} cannot normalize ({error}). Change "
+            "data.global_batch_size, or set data.drop_last=true"
         ) from None

@@ -1,49 +1,51 @@
-"""What a person must change: one line, printed by rank 0, exit code 2."""
+"""Defines the errors that end a run with one line instead of a traceback. UserError: exit code 2. PeerError: 1."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something only the user can put right. Its text is one line: what we got, what we wanted, what to do."""
+    """An error that only the user can fix. Its text is one line: what was expected, what was found, how to fix it."""
 
 
 class ConfigError(UserError):
-    """A setting is unknown, of the wrong type, or does not fit another."""
+    """A setting is unknown, has the wrong type, or contradicts another setting."""
 
 
 class DataError(UserError):
-    """The data set is missing, broken or too small."""
+    """The data set is missing, corrupt or too small."""
 
 
 class WorldError(UserError):
-    """The processes or devices at hand are not the ones that were asked for."""
+    """The number of processes or the devices do not match the settings."""
 
 
 class FolderError(UserError):
-    """The run folder cannot be used."""
+    """The run folder cannot be read, written or used for this run."""
 
 
 class ExportError(UserError):
-    """A run's network cannot be written in the format that was asked for."""
+    """The network cannot be exported in the requested format."""
 
 
 class DashboardError(UserError):
-    """W&B's server cannot be used, or has nothing to show."""
+    """The W&B server cannot be used, or there are no runs to show."""
 
 
 class TrainingError(UserError):
-    """The recipe does not train: its losses or gradients are not finite, or not there."""
+    """Training with these settings fails: losses or gradients are not finite, or gradients are missing."""
 
 
 class PeerError(Exception):
-    """Another rank is gone or cannot be reached. Nobody's mistake and no defect of ours: one line, exit code 1, and a
-    launcher may go on."""
+    """Another rank has ended or cannot be reached.
+
+    Neither the user nor this process is at fault, so a launcher may restart the ranks.
+    """
 
 
 def suggest_choice(value: object, choices: Iterable[str]) -> str:
-    """The second half of an error about a choice: the nearest one if there is any, then all of them."""
+    """Returns the advice for an invalid choice: the most similar choice, if there is one, and the list of choices."""
     names = sorted(choices)
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    similar = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"did you mean '{similar[0]}'? " if similar else ""
     return f"{hint}choose from {', '.join(names)}"

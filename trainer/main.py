@@ -1,4 +1,4 @@
-"""The entry: `accelerate launch trainer/main.py [--config NAME_OR_PATH]... [section.key=value]...`
+"""The training script: `accelerate launch trainer/main.py [--config NAME_OR_PATH]... [section.key=value]...`
 
 Exit codes: 0 finished; 75 stopped on request, with a checkpoint; 2 the user must change something, one line on stderr
 says what; 130 interrupted before training; 1 a defect, with a traceback, or another rank is gone.
@@ -11,38 +11,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trainer.run.exit import exit_process, report_peer_error, report_user_error
-
 _HERE = Path(__file__).resolve().parent
-if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script: Python put trainer/ itself there
+if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script, Python puts trainer/ itself there
     sys.path[0] = str(_HERE.parent)
 
-from trainer.config.load import (
-    find_config_file,
-    help_text,
-    load_config,
-    to_yaml,
-)
+from trainer.config.load import find_config_file, help_text, load_config, to_yaml
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import read_environment
-from trainer.errors import (
-    ConfigError,
-    PeerError,
-    UserError,
-)
+from trainer.errors import ConfigError, PeerError, UserError
 from trainer.run.exit import (
-    outcome_requested,
+    exit_process,
+    is_outcome_requested,
+    report_peer_error,
+    report_user_error,
     would_repeat_failure,
     write_outcome,
 )
 from trainer.run.stop import StopSignals
 
-_FIRST_LEAVES_SECONDS = 1.0
+_RANK0_EXIT_SECONDS = 1.0  # rank 0 exits first: a launcher ends all ranks as soon as one has exited
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks the settings before it imports anything heavy, then trains; returns the exit code."""
+    """Checks the settings before anything heavy is imported, then trains. Returns the exit code."""
     env = read_environment()
     if would_repeat_failure(env.rank):
         return 2
@@ -53,24 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             if env.rank == 0:
                 print(to_yaml(config), end="")
             return 0
-    except UserError as error:  # maybe on this machine alone: its first rank says so
-        return report_user_error(error, speaks=env.local_rank == 0)
-    signals = StopSignals(speaks=env.rank == 0)
+    except UserError as error:  # perhaps on this machine only, so its first rank reports it
+        return report_user_error(error, is_reporter=env.local_rank == 0)
+    signals = StopSignals(is_reporter=env.rank == 0)
     try:
         return _train(config, signals)
     except KeyboardInterrupt:
         if env.rank == 0:
-            print(f"interrupted before training; nothing is lost in {config.folder}", file=sys.stderr)
+            print(f"interrupted before training started; {config.folder} is unchanged", file=sys.stderr)
         return 130
     finally:
         signals.close()
 
 
 def _train(config: RunConfig, signals: StopSignals) -> int:
-    from torch.distributed.elastic.multiprocessing.errors import record  # late: torch takes 2 s
+    from torch.distributed.elastic.multiprocessing.errors import record  # lazy import: torch takes 2 s
 
     from trainer.distributed.world import World
-    from trainer.loop import train
+    from trainer.session import train
 
     env = read_environment()
 
@@ -79,37 +71,37 @@ def _train(config: RunConfig, signals: StopSignals) -> int:
         try:
             world = World(config.train)
         except UserError as error:
-            return report_user_error(error, speaks=env.local_rank == 0)
+            return report_user_error(error, is_reporter=env.local_rank == 0)
         except PeerError as error:
             return report_peer_error(error, env.rank)
         try:
             with world:
                 stopped = train(config, world, signals)
         except UserError as error:
-            return report_user_error(error, speaks=world.is_rank0)
+            return report_user_error(error, is_reporter=world.is_rank0)
         except PeerError as error:
             return report_peer_error(error, world.rank)
         if world.is_rank0:
             write_outcome(_STOPPED if stopped else 0, stopped)
         if stopped and not world.is_rank0:
-            time.sleep(_FIRST_LEAVES_SECONDS)
-        # A launcher with restarts left would start the run again for any other code.
-        return _STOPPED if stopped and not env.restarts_left and not outcome_requested() else 0
+            time.sleep(_RANK0_EXIT_SECONDS)
+        # Any other code makes a launcher with restarts left start the run again.
+        return _STOPPED if stopped and not env.restarts_left and not is_outcome_requested() else 0
 
     return run() or 0
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; write --config NAME_OR_PATH and section.key=value (--help lists all)")
+        raise ConfigError(f"{message}; write --config NAME_OR_PATH and section.key=value (--help lists every setting)")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="trainer/main.py",
-        description="Trains an image classifier on whatever there is, with the same curve on all of it.",
+        description="Trains an image classifier with the same training curve on any number of ranks.",
         usage="%(prog)s [--config NAME_OR_PATH]... [section.key=value]...",
-        epilog="settings and their defaults:\n" + help_text().replace("%", "%%"),
+        epilog="settings and their defaults:\n" + help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -117,9 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         action="append",
         metavar="NAME_OR_PATH",
-        help="a YAML file, or the NAME of one in configs/; later ones win",
+        help="a YAML file, or the name of one in configs/; may be repeated, later files override earlier ones",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and leave")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings without training")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite in, a line on its samples out; so many are skipped and no more."""
+"""Reports steps whose loss or gradient is not finite, and ends the run when they exceed train.max_bad_steps."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,86 +15,96 @@ from trainer.tracking.jsonl import NullJsonLines
 _LAG_STEPS = 8
 
 
-class _Said(NamedTuple):
+class _PendingStep(NamedTuple):
     step: int
     skipped: Tensor
-    """float32 [], in the CPU's memory when `arrived`"""
-    arrived: torch.cuda.Event | None
+    """float32 []; on a GPU's host, valid once `copied` has happened"""
+    copied: torch.cuda.Event | None
     outcome: StepOutcome
 
 
 class SkippedSteps:
-    """Which steps the device has skipped. A GPU is heard some steps later, always as many: the CPU does not wait for
-    the step in hand, and all ranks hear of a step at the same time."""
+    """Finds out which steps the device skipped.
+
+    With a GPU the flag of a step is read `lag_steps` steps later, so that the CPU does not wait for the current step.
+    The lag is constant, so all ranks read the flag of a step at the same time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._is_gpu = device.type == "cuda"
-        self._said: deque[_Said] = deque()
+        self._pending: deque[_PendingStep] = deque()
 
     @property
     def lag_steps(self) -> int:
         return _LAG_STEPS if self._is_gpu else 0
 
     def add(self, step: int, outcome: StepOutcome) -> None:
-        """What a step says of itself, on the device."""
-        skipped, arrived = outcome.skipped, None
+        """Adds a step's outcome; starts to copy its `skipped` flag to the CPU."""
+        skipped, copied = outcome.skipped, None
         if self._is_gpu:
-            on_host = torch.empty((), pin_memory=True)
-            skipped, arrived = on_host.copy_(skipped, non_blocking=True), torch.cuda.Event()
-            arrived.record()
-        self._said.append(_Said(step, skipped, arrived, outcome))
+            host_flag = torch.empty((), pin_memory=True)
+            skipped, copied = host_flag.copy_(skipped, non_blocking=True), torch.cuda.Event()
+            copied.record()
+        self._pending.append(_PendingStep(step, skipped, copied, outcome))
 
-    def heard(self, lag_steps: int = 0) -> Iterator[tuple[int, StepOutcome]]:
-        """The steps that were skipped, the last lag_steps left out, each once."""
-        while len(self._said) > lag_steps:
-            said = self._said.popleft()
-            if said.arrived is not None:
-                said.arrived.synchronize()
-            if said.skipped.item():
-                yield said.step, said.outcome
+    def pop_skipped(self, lag_steps: int = 0) -> Iterator[tuple[int, StepOutcome]]:
+        """Yields each skipped step once, except for the last `lag_steps` steps. Waits for the steps before those."""
+        while len(self._pending) > lag_steps:
+            pending = self._pending.popleft()
+            if pending.copied is not None:
+                pending.copied.synchronize()
+            if pending.skipped.item():
+                yield pending.step, pending.outcome
 
 
 class NonFiniteGuard:
-    """Counts in the run's progress, so that a run that goes on is allowed no more than one that never stopped."""
+    """Records skipped steps and compares their number to train.max_bad_steps.
+
+    The number is part of the run's progress, so a resumed run has the same limit as an uninterrupted one.
+    """
 
     def __init__(
         self,
         progress: Progress,
         batches: BatchSampler,
-        allowed: int,
+        max_bad_steps: int,
         log: Callable[[str], None],
-        add_ranks: Callable[[Tensor], Tensor],
+        all_reduce_sum: Callable[[Tensor], Tensor],
     ) -> None:
-        self._progress, self._batches, self._allowed = progress, batches, allowed
-        self._log, self._add_ranks = log, add_ranks
+        self._progress, self._batches, self._max_bad_steps = progress, batches, max_bad_steps
+        self._log, self._all_reduce_sum = log, all_reduce_sum
 
-    def too_many_before(self) -> str:
-        """What to tell the user of a run that goes on after more than are allowed, or nothing."""
-        if self._progress.bad_steps <= self._allowed:
+    def limit_error(self) -> str:
+        """Returns the error message for a resumed run that has skipped too many steps already, or ""."""
+        if self._progress.bad_steps <= self._max_bad_steps:
             return ""
         return (
             f"{self._progress.bad_steps} steps of this run were skipped because loss or gradient was not finite, more "
-            f"than train.max_bad_steps={self._allowed}; raise it to go on without them, or start afresh"
+            f"than train.max_bad_steps={self._max_bad_steps}. Raise it to continue without those steps, or start a new "
+            "run with another run.name"
         )
 
-    def note(self, skipped: Iterable[tuple[int, StepOutcome]], lines: NullJsonLines) -> str:
-        """Notes steps and counts them. Returns what to tell the user of the first that is one too many, or nothing."""
-        problems = [self._note(step, outcome, lines) for step, outcome in skipped]
-        return next(filter(None, problems), "")
+    def record(self, skipped_steps: Iterable[tuple[int, StepOutcome]], bad_steps_file: NullJsonLines) -> str:
+        """Writes skipped steps to bad_steps.jsonl and counts them. A collective: call it on every rank.
 
-    def _note(self, step: int, outcome: StepOutcome, lines: NullJsonLines) -> str:
-        """One too many that is the step in hand is not counted: the run will meet it again."""
-        loss_sum, epoch = float(self._add_ranks(outcome.loss_sum())), self._batches.epoch(step)
-        ids = self._batches.ids(step).tolist()
-        lines.write({"step": step, "epoch": epoch, "loss_sum": loss_sum, "ids": ids})
-        what = f"step {step:,}: loss or gradient was not finite (its samples are in bad_steps.jsonl)"
-        before = self._progress.bad_steps
-        self._progress.bad_steps += before < self._allowed or step < self._progress.step
-        if before >= self._allowed:
-            return (
-                f"{what}, after {before} steps skipped for that; the run so far is kept. "
-                "Lower optim.lr, set train.clip_grad_norm, look at those samples, or raise train.max_bad_steps to go "
-                "on without them"
-            )
-        self._log(f"{what}; skipped, {self._progress.bad_steps} of at most {self._allowed}")
-        return ""
+        Returns the error message for the first step that exceeds train.max_bad_steps, or "".
+        """
+        errors = [self._record_step(step, outcome, bad_steps_file) for step, outcome in skipped_steps]
+        return next(filter(None, errors), "")
+
+    def _record_step(self, step: int, outcome: StepOutcome, bad_steps_file: NullJsonLines) -> str:
+        loss_sum = float(self._all_reduce_sum(outcome.loss_sum()))
+        epoch, ids = self._batches.epoch_of(step), self._batches.sample_ids(step).tolist()
+        bad_steps_file.write({"step": step, "epoch": epoch, "loss_sum": loss_sum, "ids": ids})
+        problem = f"step {step:,}: loss or gradient was not finite (its samples are in bad_steps.jsonl)"
+        previous = self._progress.bad_steps
+        is_within_limit = previous < self._max_bad_steps
+        # A step over the limit that is not completed yet does not count: the resumed run will take it again.
+        self._progress.bad_steps += is_within_limit or step < self._progress.step
+        if is_within_limit:
+            self._log(f"{problem}; skipped, {self._progress.bad_steps} of at most {self._max_bad_steps}")
+            return ""
+        return (
+            f"{problem}, after {previous} skipped steps; a checkpoint was saved. Lower optim.lr, set "
+            "train.clip_grad_norm, check those samples, or raise train.max_bad_steps to continue without them"
+        )

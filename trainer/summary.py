@@ -1,4 +1,4 @@
-"""What a finished run says of itself: summary.json, and its final weights."""
+"""Builds summary.json and writes the final weights of a finished run."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +19,11 @@ def build_summary(
     samples_per_second: float,
     results: dict[str, Evaluation],
 ) -> dict[str, Any]:
-    """summary.json; results: the last evaluation of each split."""
+    """Returns the content of summary.json.
+
+    samples_per_second: mean training speed over all ranks.
+    results: last evaluation of each split.
+    """
     return {
         "state": "finished",
         "steps": progress.step,
@@ -31,15 +35,18 @@ def build_summary(
             "accuracy": progress.last_line["accuracy"],
             "samples_per_second": samples_per_second,
         },
-        **{split: asdict(found) for split, found in results.items()},
+        **{split: asdict(evaluation) for split, evaluation in results.items()},
         "best": asdict(progress.best) if progress.best else None,
     }
 
 
-def write_final_weights(path: Path, parts: Components) -> None:
-    """The final weights, with enough beside them to build the network and to feed it."""
+def write_final_weights(path: Path, components: Components) -> None:
+    """Writes the weights as safetensors, with metadata to rebuild the network and its input.
+
+    Raises OSError or SafetensorError.
+    """
     weights = {
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in parts.module.state_dict().items()
+        for name, tensor in components.module.state_dict().items()
     }
-    save_file(weights, path, parts.about.metadata())
+    save_file(weights, path, components.model_metadata.to_file_metadata())

@@ -1,4 +1,4 @@
-"""The old way to call `samecurve verify`: python -m trainer.verify ranks|resume."""
+"""Forwards `python -m trainer.verify ranks|resume`, the former command, to `samecurve verify`."""
 
 import os
 import sys

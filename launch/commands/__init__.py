@@ -1,1 +1,1 @@
-"""The commands of `samecurve`, one file each."""
+"""The commands of `samecurve`, one file per command."""

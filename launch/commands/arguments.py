@@ -1,22 +1,36 @@
-"""Command-line arguments that several commands share: a run, the folder of all runs, a run's weights."""
+"""Adds the command-line arguments that several commands share: the run, the folder of all runs, the weights."""
 
 import argparse
 from pathlib import Path
 
 
-def add_run(parser: argparse.ArgumentParser, text: str = "its name under --root, or its path", **how: bool) -> None:
-    """How the commands on runs are told which."""
-    parser.add_argument("run", metavar="RUN", nargs="?" if how.get("optional") else None, help=text)
-    add_root(parser)
+def add_run_argument(
+    parser: argparse.ArgumentParser,
+    help: str = "name of the run under --root, or path of its folder",
+    optional: bool = False,
+) -> None:
+    """Adds RUN and --root."""
+    parser.add_argument("run", metavar="RUN", nargs="?" if optional else None, help=help)
+    add_root_option(parser)
 
 
-def add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, default=Path("runs"), metavar="FOLDER", help="of all runs; default: runs")
+def add_root_option(parser: argparse.ArgumentParser) -> None:
+    """Adds --root, the folder of all runs."""
+    parser.add_argument(
+        "--root", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of all runs; default: runs"
+    )
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """How the commands on a run's network are told which."""
-    text = "final, best, latest or a step; default: the final ones, or the latest of a run that has none yet"
-    parser.add_argument("--weights", default="auto", metavar="WHICH", help=text)
-    text = "a file of weights may be a pickled module, which can run any code when it is loaded"
-    parser.add_argument("--allow-pickle", action="store_true", help=text)
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights and --allow-pickle."""
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        metavar="WHICH",
+        help="final, best, latest or a step; default: final, or latest if the run has no final weights yet",
+    )
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="also load a pickled module as the file of weights; this can run any code in the file",
+    )

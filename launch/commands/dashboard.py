@@ -1,62 +1,67 @@
-"""`samecurve dashboard [RUN...]`: runs in, a W&B workspace and a report of their metrics on W&B's server out."""
+"""`samecurve dashboard [RUN...]`: creates a W&B workspace and a W&B report of runs."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
-from launch.commands.arguments import add_root
-from launch.runs import records
-from launch.runs.run import NoRunError, find_run
+from launch.commands.arguments import add_root_option
+from launch.runs.find import NoRunError, find_run, find_runs
 from trainer.errors import DashboardError
+from trainer.run.record import RunRecord
 
-_NAME = "dashboards.json"
+_URLS_FILE = "dashboards.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = "names of runs or of folders of runs under --root, or paths: a dashboard of them alone; default: all runs"
+    """Adds the options of `samecurve dashboard`."""
+    text = "names of runs or of folders of runs under --root, or paths: show only these runs; default: all runs"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=text)
-    add_root(parser)
-    parser.add_argument("--project", metavar="NAME", help="where the runs are in W&B; default: their log.project")
-    parser.add_argument("--entity", metavar="NAME", help="the W&B user or team; default: the key's own")
-    parser.add_argument("--only", choices=["workspace", "report"], help="default: both")
+    add_root_option(parser)
+    parser.add_argument("--project", metavar="NAME", help="W&B project of the runs; default: their log.project")
+    parser.add_argument("--entity", metavar="NAME", help="W&B user or team; default: the default of the API key")
+    parser.add_argument("--only", choices=["workspace", "report"], help="create only one of them; default: both")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """One dashboard for each project that the runs are in."""
+    """Creates or replaces a dashboard for each W&B project of the runs, and prints the URLs. Raises DashboardError."""
     root = arguments.root
-    paths = [path for name in arguments.runs for path in _locate(name, root)] or records.find(root)
-    from launch.dashboard.workspace import KINDS, Dashboard
-    from trainer.run.wandb_record import (
-        read_wandb_record,
-        sync_command,  # late: wandb
-    )
+    paths = [path for name in arguments.runs for path in _find(name, root)] or find_runs(root)
+    from launch.dashboard.workspace import KINDS, Dashboard, sync_command  # lazy import: numpy and Pillow
 
-    found = {path: read_wandb_record(path) for path in paths}
-    unlogged = [str(path) for path, run in found.items() if run is None]
-    if len(unlogged) == len(found) or (unlogged and arguments.runs):
-        what = f"{unlogged[0]} was not" if arguments.runs else f"no run under {root} was"
-        raise DashboardError(f"{what} logged to W&B: train with log.wandb=auto, or name runs that were")
-    logged_runs = sorted((run for run in found.values() if run is not None), key=lambda run: run.name)
-    if waiting := [path for run in logged_runs for path in run.to_sync]:
-        print(f"note: not on the server yet: {sync_command(tuple(waiting))}", file=sys.stderr)
-    kept_in = root if root.is_dir() else Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    made = Dashboard(arguments.entity, kept_in / _NAME)
-    title = ": ".join(["samecurve", *([", ".join(sorted(arguments.runs))] if arguments.runs else [])])
+    runs = _logged_runs(paths, root, are_named=bool(arguments.runs))
+    if sessions := [folder for run in runs for folder in run.offline_wandb_sessions]:
+        print(f"note: not on the server yet: {sync_command(tuple(sessions))}", file=sys.stderr)
+    folder = root if root.is_dir() else Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    dashboard = Dashboard(arguments.entity, folder / _URLS_FILE)
+    title = "samecurve" + (": " + ", ".join(sorted(arguments.runs)) if arguments.runs else "")
     kinds = (arguments.only,) if arguments.only else KINDS
-    for project in sorted({arguments.project or run.project for run in logged_runs}):
-        of_it = [run for run in logged_runs if (arguments.project or run.project) == project]
-        for kind, address in made.write(project, title, of_it, only=bool(arguments.runs), kinds=kinds):
-            print(f"{kind}: {address}", flush=True)
+    for project in sorted({arguments.project or run.wandb_project for run in runs}):
+        project_runs = [run for run in runs if (arguments.project or run.wandb_project) == project]
+        for kind, url in dashboard.write(project, title, project_runs, only=bool(arguments.runs), kinds=kinds):
+            print(f"{kind}: {url}", flush=True)
     return 0
 
 
-def _locate(name: str, root: Path) -> list[Path]:
-    """One run, or those of a sweep."""
+def _find(name: str, root: Path) -> list[Path]:
+    """Returns the folder of a run, or the folders of all runs in a group such as a sweep. Raises NoRunError."""
     try:
         return [find_run(name, root)]
     except NoRunError:
-        group = records.find(root / name)
-        if not group:
+        paths = find_runs(root / name)
+        if not paths:
             raise
-        return group
+        return paths
+
+
+def _logged_runs(paths: list[Path], root: Path, are_named: bool) -> list[RunRecord]:
+    """Returns the runs that were logged to W&B, sorted by name.
+
+    Raises DashboardError if there is none, or if the user named the runs and one of them was not logged.
+    """
+    runs = [RunRecord(path) for path in paths]
+    unlogged = [run.path for run in runs if not run.wandb_id]
+    if len(unlogged) == len(runs) or (unlogged and are_named):
+        problem = f"{unlogged[0]} was not" if are_named else f"no run under {root} was"
+        raise DashboardError(f"{problem} logged to W&B: train with log.wandb=auto, or name runs that were logged")
+    return sorted((run for run in runs if run.wandb_id), key=lambda run: run.name)

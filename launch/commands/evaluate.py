@@ -1,72 +1,92 @@
-"""`samecurve evaluate RUN [data.*]...`: a run and a data set of the same classes in, its scores on that out."""
+"""`samecurve evaluate RUN [data.*]...`: scores a trained network on a data set with the same classes."""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from launch import forecast
-from launch.commands.arguments import add_run, add_weights
+from launch.commands.arguments import add_run_argument, add_weights_options
 from launch.hardware import this_machine
-from launch.runs.run import find_run_or_weights, has_begun
+from launch.runs.find import find_run_or_weights, has_started
 from launch.torchrun import choose_layout, config_arguments, plan_ranks, run_plan
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
-from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
-_MAY_BE_SET = {
+_EVALUATION_SETTINGS = {
     "data.name", "data.root", "data.download", "data.cache_dir", "data.validation_fraction", "run.seed",
     "eval.batch_size", "eval.tta", "loss.name", "train.device", "train.precision", "train.threads_per_rank",
 }  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser, "its name under --root, or its path; or a file of weights")
+    """Adds the command's options."""
+    add_run_argument(parser, "its name under --root, its path, or a file of weights")
     parser.add_argument("--split", choices=["test", "validation", "train"], default="test", help="default: test")
-    add_weights(parser)
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes; default: one a GPU, or one on the CPU")
-    parser.add_argument("--json", action="store_true", help="the scores as an object, as summary.json has them")
+    add_weights_options(parser)
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="number of processes; default: one for each GPU, or one on the CPU"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the scores as a JSON object with the keys of summary.json"
+    )
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Starts trainer/inference/evaluate.py on the chosen ranks. Returns its exit code.
+
+    Raises ConfigError for a setting that does not affect an evaluation, or if the data set is unknown.
+    """
     path = find_run_or_weights(arguments.run, arguments.root)
-    for override in overrides:
-        name = override.partition("=")[0]
-        if name not in _MAY_BE_SET:
-            raise ConfigError(f"{name} does not change an evaluation; what does: {', '.join(sorted(_MAY_BE_SET))}")
-    own = _run_of(path)
-    if own is None and not arguments.config and not any(word.startswith("data.name=") for word in overrides):
-        raise ConfigError(f"{path} is in no run's folder, whose data could be taken; set data.name, or give --config")
-    files = [*([str(own / "config.yaml")] if own else []), *arguments.config]
-    config = forecast.load_settings(files, overrides)
-    if own is not None and not any(word.startswith(("data.root=", "data.name=")) for word in overrides):
-        overrides = [*_where_it_was(own, config), *overrides]
+    run_folder = _run_folder_of(path)
+    _check_overrides(path, run_folder, arguments.config, overrides)
+    config_files = [*([str(run_folder / "config.yaml")] if run_folder else []), *arguments.config]
+    config = forecast.load_settings(config_files, overrides)
+    if run_folder is not None and not _sets(overrides, "data.root", "data.name"):
+        overrides = [*_data_overrides(run_folder, config), *overrides]
     machine = this_machine()
     layout = choose_layout(config, machine, arguments.ranks)
-    script = [
-        str(machine.repository / "trainer" / "inference" / "evaluate.py"),
-        str(path),
-        "--weights",
-        arguments.weights,
-    ]
-    script += ["--split", arguments.split, *(["--json"] if arguments.json else [])]
-    script += [*(["--allow-pickle"] if arguments.allow_pickle else []), *config_arguments(files), *overrides]
+    script = [str(machine.install_root / "trainer" / "inference" / "evaluate.py"), str(path)]
+    script += ["--weights", arguments.weights, "--split", arguments.split]
+    script += [*(["--json"] if arguments.json else []), *(["--allow-pickle"] if arguments.allow_pickle else [])]
+    script += [*config_arguments(config_files), *overrides]
     plan = plan_ranks(f"samecurve evaluate {path.name}", config, machine, layout, script)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
-    return run_plan(plan, path, "Nothing in it was changed")
+    return run_plan(plan, path, "The evaluation changed nothing in it")
 
 
-def _run_of(path: Path) -> Path | None:
-    """The run's folder that weights lie in."""
-    places = [path, *path.resolve().parents[:2]]
-    return next((place for place in places if has_begun(place)), None)
+def _check_overrides(path: Path, run_folder: Path | None, config: list[str], overrides: list[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[0]
+        if name not in _EVALUATION_SETTINGS:
+            raise ConfigError(
+                f"{name} does not change an evaluation; leave it out, or set one of "
+                f"{', '.join(sorted(_EVALUATION_SETTINGS))}"
+            )
+    if run_folder is None and not config and not _sets(overrides, "data.name"):
+        raise ConfigError(
+            f"{path} is not in a run folder, so its data set is unknown; set data.name, or name a file with --config"
+        )
 
 
-def _where_it_was(run: Path, config: RunConfig) -> list[str]:
-    """The run's data, from wherever this is called: its data.root is relative to where it was started."""
+def _sets(overrides: list[str], *names: str) -> bool:
+    return any(override.partition("=")[0] in names for override in overrides)
+
+
+def _run_folder_of(path: Path) -> Path | None:
+    """Returns the run folder that contains a checkpoint or a file of weights; None if there is none."""
+    candidates = [path, *path.resolve().parents[:2]]
+    return next((candidate for candidate in candidates if has_started(candidate)), None)
+
+
+def _data_overrides(run_folder: Path, config: RunConfig) -> list[str]:
+    """Returns settings that find the run's data from any working directory.
+
+    A relative data.root counts from the directory in which the run was started, which environment.json records.
+    """
     if Path(config.data.root).is_dir():
         return []
-    environment: Any = RunFolder(run).read_json("environment.json") or {}
-    place = Path(environment.get("directory", "")) / config.data.root
-    return [f"data.root={place}"] if place.is_dir() else ["data.download=false"]
+    environment = RunRecord(run_folder).environment
+    data_root = Path(environment.get("directory", "")) / config.data.root
+    return [f"data.root={data_root}"] if data_root.is_dir() else ["data.download=false"]

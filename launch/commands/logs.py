@@ -1,5 +1,7 @@
-"""`samecurve logs RUN`: what a rank has to say, or what SLURM has of its job before it came to training; once, or on
-and on until the run is over."""
+"""`samecurve logs RUN`: prints the log of a rank, or the output of the SLURM job if no rank has logged yet.
+
+With --follow it continues until the run is over.
+"""
 
 import argparse
 import contextlib
@@ -8,97 +10,100 @@ import sys
 import time
 from pathlib import Path
 
-from launch.commands.arguments import add_run
-from launch.commands.status import tell_trouble
-from launch.runs import records
-from launch.runs.run import Run, RunPoller, find_run, read_runs
+from launch.commands.arguments import add_run_argument
+from launch.commands.status import print_queue_problem
+from launch.runs import tail
+from launch.runs.find import find_run
+from launch.runs.run import Run, RunPoller, read_runs
 from trainer.errors import UserError
 
 _POLL_SECONDS = 0.2
+_BLOCK_BYTES = 1 << 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--rank", type=int, default=0, metavar="R", help="whose; default: 0")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on until the run is over, or Ctrl-C")
-    parser.add_argument("--lines", type=int, metavar="N", help="begin with the last N lines; default: all")
+    add_run_argument(parser)
+    parser.add_argument("--rank", type=int, default=0, metavar="R", help="show the log of this rank; default: 0")
+    parser.add_argument("--follow", "-f", action="store_true", help="continue until the run is over, or until Ctrl-C")
+    parser.add_argument("--lines", type=int, metavar="N", help="start with the last N lines; default: all lines")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     path = find_run(arguments.run, arguments.root)
     if arguments.lines is not None and arguments.lines < 0:
-        raise UserError(f"--lines {arguments.lines}: wanted 0 or more")
+        raise UserError(f"--lines must be 0 or more, not {arguments.lines}; omit it to print all lines")
     try:
         if arguments.follow:
             _follow(path, arguments.root, arguments.rank, arguments.lines)
         else:
             (run,), queue = read_runs([path], arguments.root)
-            tell_trouble(queue.trouble)
-            _Tail(_file(run, arguments.rank), arguments.lines).show()
+            print_queue_problem(queue.problem)
+            _GrowingFile(_log_path(run, arguments.rank), arguments.lines).print_new()
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # whoever read it, such as head, has seen enough; Python's end would say so once more
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; Python would report it again at exit
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _file(run: Run, rank: int) -> Path:
-    """The log of a rank, else that of the job if the run has not come to training. Raises UserError."""
+def _log_path(run: Run, rank: int) -> Path:
+    """Returns the log of a rank, or the job's output if no rank has a log. Raises UserError if there is neither."""
     folder = run.path / "logs"
-    file = folder / f"rank-{rank}.log"
-    if file.is_file():
-        return file
-    ranks = sorted(int(path.stem.removeprefix("rank-")) for path in folder.glob("rank-*.log"))
+    path = folder / f"rank-{rank}.log"
+    if path.is_file():
+        return path
+    ranks = sorted(int(log.stem.removeprefix("rank-")) for log in folder.glob("rank-*.log"))
     if ranks:
         listed = ", ".join(map(str, ranks))
-        raise UserError(f"rank {rank} of {run.name} has no log; there are those of rank {listed} in {folder}")
+        raise UserError(f"rank {rank} of {run.name} has no log; {folder} has the logs of rank {listed}")
     if run.log and Path(run.log).is_file():
-        print(f"samecurve: {run.name} has no logs of ranks yet; this is job {run.job}'s {run.log}", file=sys.stderr)
+        note = f"samecurve: {run.name} has no logs of ranks yet; this is the output of job {run.job}, {run.log}"
+        print(note, file=sys.stderr)
         return Path(run.log)
-    where = f", and {run.log}, where job {run.job} writes, is not there" if run.log else ""
+    missing = f", and the output of job {run.job}, {run.log}, does not exist" if run.log else ""
     reason = f" ({run.reason})" if run.reason else ""
-    raise UserError(f"{run.name} is {run.state}{reason} and has no logs yet{where}; --follow waits for them")
+    raise UserError(f"{run.name} is {run.state}{reason} and has no logs yet{missing}; --follow waits for them")
 
 
-def _follow(path: Path, root: Path, rank: int, lines: int | None) -> None:
-    """Shows what is added, until the run is over and all is shown."""
-    tail = _Tail(path / "logs" / f"rank-{rank}.log", lines)
-    look = RunPoller(path, root)
-    run = look()
-    if not tail.path.is_file() and not run.is_over:
-        print(f"samecurve: {run}; waiting for {tail.path}", file=sys.stderr)
+def _follow(path: Path, root: Path, rank: int, num_lines: int | None) -> None:
+    """Prints the log of a rank while it grows, until the run is over."""
+    log = _GrowingFile(path / "logs" / f"rank-{rank}.log", num_lines)
+    poll_run = RunPoller(path, root)
+    run = poll_run()
+    if not log.path.is_file() and not run.is_over:
+        print(f"samecurve: {run}; waiting for {log.path}", file=sys.stderr)
     while not run.is_over:
-        tail.show()
+        log.print_new()
         time.sleep(_POLL_SECONDS)
-        run = look()
-    if not tail.path.is_file():
-        tail = _Tail(_file(run, rank), lines)
-    tail.show()
+        run = poll_run()
+    if not log.path.is_file():
+        log = _GrowingFile(_log_path(run, rank), num_lines)
+    log.print_new()
     print(f"samecurve: {run}", file=sys.stderr)
 
 
-class _Tail:
-    """A file that grows, is written anew or is not there yet."""
+class _GrowingFile:
+    """Prints a file as it grows. The file may also be missing at first, or be replaced."""
 
-    def __init__(self, path: Path, lines: int | None) -> None:
-        """lines: as many of those that are there already; None: all."""
-        self.path, self._lines = path, lines
+    def __init__(self, path: Path, num_lines: int | None) -> None:
+        """num_lines: how many of the existing lines to print; None: all."""
+        self.path, self._num_lines = path, num_lines
         self._position = 0
         self._inode: int | None = None
 
-    def show(self) -> None:
-        """What has been added since the last time."""
+    def print_new(self) -> None:
+        """Prints the content added since the last call."""
         try:
             with self.path.open("rb") as file:
-                about = os.fstat(file.fileno())
-                if self._inode is None and self._lines is not None:
-                    self._position = records.start_of_last(file, self._lines)
-                elif self._inode != about.st_ino or about.st_size < self._position:
+                stat = os.fstat(file.fileno())
+                if self._inode is None and self._num_lines is not None:
+                    self._position = tail.offset_of_last_lines(file, self._num_lines)
+                elif self._inode != stat.st_ino or stat.st_size < self._position:
                     self._position = 0
-                self._inode = about.st_ino
+                self._inode = stat.st_ino
                 file.seek(self._position)
-                while block := file.read(1 << 16):
+                while block := file.read(_BLOCK_BYTES):
                     sys.stdout.buffer.write(block)
                     self._position += len(block)
         except FileNotFoundError:

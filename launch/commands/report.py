@@ -1,36 +1,43 @@
-"""`samecurve report RUN [RUN...]`: runs in, report.html out: of one run in its folder, of several side by side."""
+"""Runs `samecurve report RUN [RUN...]`: writes report.html for one run, or compares several runs on one page."""
 
 import argparse
 import os
 from pathlib import Path
 
-from launch.commands.arguments import add_root
-from launch.runs.run import find_run
+from launch.commands.arguments import add_root_option
+from launch.runs.find import find_run
 from trainer.errors import FolderError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="names under --root, or paths")
-    add_root(parser)
-    text = "default: report.html in the run's folder; of several runs, in the folder that holds them all"
-    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+    """Adds the options of `samecurve report`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run under --root, or path of a run folder")
+    add_root_option(parser)
+    default = "default: report.html in the run folder; for several runs, in the folder that contains them all"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"report to write; {default}")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    paths = [find_run(name, arguments.root) for name in arguments.runs]
-    from trainer.report import figures
-    from trainer.report.html import REPORT_FILE, write_report
-    from trainer.run.record import read_record  # late: 0.1 s
+    """Writes the report, for a single run its figures too, and prints the report's path.
 
-    together = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    out = arguments.out or (paths[0] if len(paths) == 1 else together) / REPORT_FILE
+    Raises FolderError if a run cannot be found or read, or a file cannot be written.
+    """
+    run_folders = [find_run(name, arguments.root) for name in arguments.runs]
+    from trainer.report.examples import read_examples  # lazy imports: 0.1 s
+    from trainer.report.figures import FIGURES_FOLDER, draw_run_figures, write_figures
+    from trainer.report.html import REPORT_FILE, write_report
+    from trainer.run.record import RunRecord
+
+    is_comparison = len(run_folders) > 1
+    common_folder = Path(os.path.commonpath([folder.resolve().parent for folder in run_folders]))
+    out = arguments.out or (common_folder if is_comparison else run_folders[0]) / REPORT_FILE
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_report(paths, out)
-        if len(paths) == 1:
-            pictures = figures.run_figures(read_record(paths[0]))
-            figures.write(pictures, paths[0] / figures.FIGURES_FOLDER)
+        write_report(run_folders, out)
+        if not is_comparison:
+            (folder,) = run_folders
+            write_figures(draw_run_figures(RunRecord(folder), read_examples(folder).mistakes), folder / FIGURES_FOLDER)
     except OSError as error:
-        raise FolderError(f"{out} cannot be written ({error.strerror}); give another place by --out") from None
+        raise FolderError(f"{out} cannot be written ({error.strerror}); choose another path with --out") from None
     print(out)
     return 0

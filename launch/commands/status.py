@@ -1,4 +1,4 @@
-"""`samecurve status [RUN]`: run folders in, a table of all runs out, or what is known of one and what to do next."""
+"""`samecurve status [RUN]`: prints a table of all runs, or the facts about one run and the commands to use next."""
 
 import argparse
 import dataclasses
@@ -9,44 +9,46 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.commands.arguments import add_run
-from launch.runs import records, table
-from launch.runs.run import NoRunError, Run, find_run, read_runs
-from trainer.errors import UserError
+from launch.commands.arguments import add_run_argument
+from launch.runs import table, tail
+from launch.runs.find import NoRunError, find_run, find_runs
+from launch.runs.run import Run, read_runs
+from trainer.errors import FolderError, UserError
+from trainer.run.record import RunRecord
 
-_LAST_LINES = 5
+_NUM_LOG_LINES = 5
 _TITLES = ("run", "state", "step", "epoch", "test", "images/s", "left", "job", "restarts", "ranks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser, "its name under --root, or its path; default: all runs", optional=True)
-    parser.add_argument("--json", action="store_true", help="for programs: a list of objects, or one object for RUN")
+    add_run_argument(parser, "name of the run under --root, or path of its folder; default: all runs", optional=True)
+    parser.add_argument("--json", action="store_true", help="print JSON: a list of runs, or one object for RUN")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     root, name = arguments.root, arguments.run
     if name is None:
         if not root.is_dir():
-            raise UserError(f"there is no folder {root} here; --root FOLDER looks elsewhere")
-        return _show_all(records.find(root), root, arguments.json)
+            raise UserError(f"folder {root} does not exist; --root FOLDER selects the folder of the runs")
+        return _show_all(find_runs(root), root, arguments.json)
     try:
         path = find_run(name, root)
     except NoRunError:
-        group = records.find(root / name)  # a sweep's folder
-        if not group:
+        paths = find_runs(root / name)  # the folder of a sweep
+        if not paths:
             raise
-        return _show_all(group, root, arguments.json)
+        return _show_all(paths, root, arguments.json)
     return _show_one(path, root, arguments.json)
 
 
 def _show_all(paths: list[Path], root: Path, as_json: bool) -> int:
-    found, queue = read_runs(paths, root)
-    tell_trouble(queue.trouble)
+    runs, queue = read_runs(paths, root)
+    print_queue_problem(queue.problem)
     if as_json:
-        print(json.dumps([_plain(run) for run in found], indent=1))
-    elif found:
-        for line in table.lines(_TITLES, [_row(run) for run in found], table.width(), keep=_TITLES[:3]):
-            print(line)
+        print(json.dumps([_as_dict(run) for run in runs], indent=1))
+    elif runs:
+        rows = [_row(run) for run in runs]
+        print("\n".join(table.format_table(_TITLES, rows, table.terminal_width(), keep=_TITLES[:3])))
     else:
         print(f"no runs under {root}")
     return 0
@@ -54,54 +56,58 @@ def _show_all(paths: list[Path], root: Path, as_json: bool) -> int:
 
 def _show_one(path: Path, root: Path, as_json: bool) -> int:
     (run,), queue = read_runs([path], root)
-    tell_trouble(queue.trouble)
+    print_queue_problem(queue.problem)
     if as_json:
-        print(json.dumps(_plain(run), indent=1))
+        print(json.dumps(_as_dict(run), indent=1))
         return 0
     print(run)
-    facts = _facts(run)
-    at = max(len(name) for name, _ in facts)
-    for name, text in facts:
-        print(f"  {name:{at}}  {text}")
-    for title, lines in (("last lines", _last_lines(run)), ("next", _next(run))):
+    environment = _environment(run)
+    facts = _facts(run, environment)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(f"  {name:{width}}  {value}")
+    for title, lines in (("last lines", _last_log_lines(run)), ("next", _next_commands(run, environment))):
         if lines:
-            print(f"{title}")
+            print(title)
             print("\n".join(f"  {line}" for line in lines))
     return 0
 
 
-def tell_trouble(trouble: str) -> None:
-    if trouble:
-        print(f"samecurve: {trouble}; states are as the run folders have them", file=sys.stderr)
+def print_queue_problem(problem: str) -> None:
+    """Prints why SLURM did not answer, if it did not."""
+    if problem:
+        print(f"samecurve: {problem}; the states come from the run folders alone", file=sys.stderr)
 
 
-def _plain(run: Run) -> dict[str, Any]:
+def _as_dict(run: Run) -> dict[str, Any]:
     return dataclasses.asdict(run) | {"path": str(run.path), "is_over": run.is_over}
 
 
 def _row(run: Run) -> tuple[str, ...]:
+    """Returns the cells of a run, in the order of _TITLES."""
     return (
         run.name,
         run.state,
-        _steps(run),
-        _number(run.epoch, "{:.2f}"),
-        _number(run.accuracy, "{:.2%}"),
-        _number(run.samples_per_second, "{:,.0f}"),
-        duration(run.seconds_left),
+        _format_steps(run),
+        _format_number(run.epoch, "{:.2f}"),
+        _format_number(run.accuracy, "{:.2%}"),
+        _format_number(run.samples_per_second, "{:,.0f}"),
+        format_seconds(run.seconds_left),
         run.job or "",
         str(run.restarts or ""),
-        _number(run.world_size, "{}"),
+        _format_number(run.world_size, "{}"),
     )
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: Run, environment: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns names and values, without the unknown ones."""
     ranks = "" if run.world_size is None else f"{run.world_size} on {run.host}"
     facts = [
-        ("step", _steps(run) + (f", epoch {run.epoch:.2f}" if run.epoch is not None else "")),
-        ("test accuracy", _number(run.accuracy, "{:.2%}")),
-        ("images/s", _number(run.samples_per_second, "{:,.0f}")),
-        ("time left", duration(run.seconds_left)),
-        ("ranks", f"{ranks} and others" if ranks and _num_hosts(run) > 1 else ranks),
+        ("step", _format_steps(run) + (f", epoch {run.epoch:.2f}" if run.epoch is not None else "")),
+        ("test accuracy", _format_number(run.accuracy, "{:.2%}")),
+        ("images/s", _format_number(run.samples_per_second, "{:,.0f}")),
+        ("time left", format_seconds(run.seconds_left)),
+        ("ranks", f"{ranks} and others" if ranks and _num_hosts(environment) > 1 else ranks),
         ("restarts", str(run.restarts) if run.step is not None else ""),
         ("job", run.job or ""),
         ("job's output", run.log),
@@ -109,65 +115,69 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("folder", str(run.path)),
         ("hang report", str(run.path / "hang-report.txt") if run.has_hang_report else ""),
     ]
-    return [(name, text) for name, text in facts if text]
+    return [(name, value) for name, value in facts if value]
 
 
-def _last_lines(run: Run) -> list[str]:
+def _last_log_lines(run: Run) -> list[str]:
+    """Returns the last lines of rank 0's log, or of the SLURM job's output if there is no log yet."""
     path = run.path / "logs" / "rank-0.log"
     if not path.is_file():
         path = Path(run.log or run.path / "none")
-    return records.last_lines(path, _LAST_LINES) if path.is_file() else []
+    return tail.last_lines(path, _NUM_LOG_LINES) if path.is_file() else []
 
 
-def _next(run: Run) -> list[str]:
-    """What a person may do with it now, as commands."""
+def _next_commands(run: Run, environment: dict[str, Any]) -> list[str]:
+    """Returns hints on what the user can do with the run now."""
     name = shlex.quote(run.name)
     if not run.is_over:
         return [f"samecurve logs {name} --follow", f"samecurve stop {name}"]
     if run.state == "finished":
         return [f"the weights are in {run.path / 'model.safetensors'}"]
-    left_behind = run.path / "stop"
-    hints = [f"remove {left_behind}: it would stop the next start at once"] if left_behind.exists() else []
-    return hints + [f"go on: {line}" for line in _again(run)]
+    stop_file = run.path / "stop"
+    hints = [f"remove {stop_file}, which would stop the next session at once"] if stop_file.exists() else []
+    command = _resume_command(run, environment)
+    return [*hints, f"continue: {command}"] if command else hints
 
 
-def _again(run: Run) -> list[str]:
-    """The command that goes on. Of several ranks environment.json has each one's own; samecurve starts them all."""
-    command = _environment(run).get("command", "")
+def _resume_command(run: Run, environment: dict[str, Any]) -> str:
+    """Returns the command that continues the run; empty if unknown. environment.json has the command of one rank."""
+    command = str(environment.get("command", ""))
     words = shlex.split(command)
     if not words or (run.world_size or 1) == 1:
-        return [command] if command else []
-    if _num_hosts(run) > 1 or run.job:
-        return [f"samecurve submit, or what it was started with; each rank was: {command}"]
-    return [f"samecurve train --ranks {run.world_size} {shlex.join(words[2:])}".rstrip()]
+        return command
+    if _num_hosts(environment) > 1 or run.job:
+        return f"samecurve submit, or the launcher that started it; the command of each rank was: {command}"
+    return f"samecurve train --ranks {run.world_size} {shlex.join(words[2:])}".rstrip()
 
 
-def _num_hosts(run: Run) -> int:
-    return len(_environment(run).get("hosts", []))
+def _num_hosts(environment: dict[str, Any]) -> int:
+    return len(environment.get("hosts", []))
 
 
 def _environment(run: Run) -> dict[str, Any]:
+    """Returns environment.json; empty if it cannot be read, because it only serves hints."""
     try:
-        found: dict[str, Any] = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):  # then there is no hint
+        return RunRecord(run.path).environment
+    except FolderError:
         return {}
 
 
-def _steps(run: Run) -> str:
+def _format_steps(run: Run) -> str:
     if run.step is None:
         return ""
     return f"{run.step:,}/{run.total_steps:,}" if run.total_steps is not None else f"{run.step:,}"
 
 
-def _number(value: float | None, shape: str) -> str:
-    return "" if value is None else shape.format(value)
+def _format_number(value: float | None, pattern: str) -> str:
+    return "" if value is None else pattern.format(value)
 
 
-def duration(seconds: float | None) -> str:
-    """3:07:55, 7:55, or 55 s."""
+def format_seconds(seconds: float | None) -> str:
+    """Returns "3:07:55", "7:55" or "55 s"; empty for None."""
     if seconds is None:
         return ""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, whole_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+    if hours:
+        return f"{hours}:{minutes:02}:{whole_seconds:02}"
+    return f"{minutes}:{whole_seconds:02}" if minutes else f"{whole_seconds} s"

@@ -1,4 +1,4 @@
-"""`samecurve train`: this machine, all its GPUs, or CPU ranks; settings and a machine in, a plan out, then a run."""
+"""`samecurve train`: trains on this machine, on all GPUs or on CPU ranks."""
 
 import argparse
 import dataclasses
@@ -14,22 +14,33 @@ from trainer.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=int, metavar="N", help="processes; default: one a GPU, or one on the CPU")
+    """Adds the command's options."""
     parser.add_argument(
-        "--max-restarts", type=int, default=0, metavar="N", help="start the ranks again when one dies; default: 0"
+        "--ranks", type=int, metavar="N", help="number of processes; default: one for each GPU, or one on the CPU"
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be started, and leave")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many times to restart the ranks if one of them fails; default: 0",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan without starting it")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Plans, and runs unless it is a dry run; the exit code of trainer/main.py."""
+    """Plans the run and starts it, unless --dry-run is set. Returns the exit code of the ranks.
+
+    Raises UserError for problems that show before a rank starts.
+    """
     if arguments.max_restarts < 0:
-        raise ConfigError(f"--max-restarts {arguments.max_restarts}: wanted 0 or more")
+        raise ConfigError(f"--max-restarts {arguments.max_restarts}: expected 0 or more")
     config = forecast.load_settings(arguments.config, overrides)
     machine = this_machine()
     layout = choose_layout(config, machine, arguments.ranks)
-    forecast.check(config, layout.world_size)
-    plan = make(config, machine, layout, [*config_arguments(arguments.config), *overrides], arguments.max_restarts)
+    forecast.check_run(config, layout.world_size)
+    trainer_arguments = [*config_arguments(arguments.config), *overrides]
+    plan = plan_training(config, machine, layout, trainer_arguments, arguments.max_restarts)
     if arguments.dry_run:
         print(plan)
         return 0
@@ -38,9 +49,10 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return run_plan(plan, config.folder)
 
 
-def make(config: RunConfig, machine: Machine, layout: RankLayout, trained: list[str], max_restarts: int) -> LaunchPlan:
-    """trained: the arguments of trainer/main.py."""
-    bare = plan_ranks(
-        f"samecurve train {config.run.name}", config, machine, layout, [machine.trainer, *trained], max_restarts
-    )
-    return dataclasses.replace(bare, facts=forecast.facts(config, layout))
+def plan_training(
+    config: RunConfig, machine: Machine, layout: RankLayout, trainer_arguments: list[str], max_restarts: int
+) -> LaunchPlan:
+    """Returns the plan of a training run with its forecast. trainer_arguments: those of trainer/main.py."""
+    title = f"samecurve train {config.run.name}"
+    plan = plan_ranks(title, config, machine, layout, [machine.trainer, *trainer_arguments], max_restarts)
+    return dataclasses.replace(plan, facts=forecast.describe_run(config, layout))

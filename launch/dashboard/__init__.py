@@ -1,1 +1,1 @@
-"""A W&B workspace and report of the metrics that runs have."""
+"""Creates a W&B workspace and a W&B report of logged runs."""

@@ -1,25 +1,26 @@
-"""The names of metrics in, titled panels in sections out: none of them twice, and none left out."""
+"""Arranges metrics and media in titled panels and sections. Each key has exactly one panel."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-# Each section, and the metrics in it, by what follows the split in their name.
+from trainer.tracking.wandb_media import PanelKind
+
+RESULTS = "Accuracy and loss"
+_MEDIA, _OTHER, _PROGRESS = "Classes and mistakes", "Other", "Progress"
+# Metrics of each section, by their names without the split.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "What it learns": ("accuracy", "tta_accuracy", "loss"),
-    "How fast": ("samples_per_second", "data_wait_share", "communication_share", "gpu_memory_bytes"),
+    RESULTS: ("accuracy", "tta_accuracy", "loss"),
+    "Speed": ("samples_per_second", "data_wait_share", "communication_share", "gpu_memory_bytes"),
     "Learning rate and gradient": ("lr", "grad_norm"),
-    "Classes and mistakes": (),
-    "More": (),
-    "How far": ("epoch", "samples", "seconds"),
+    _MEDIA: (),
+    _OTHER: (),
+    _PROGRESS: ("epoch", "samples", "seconds"),
 }
-FIRST = "What it learns"
-_MEDIA, _REST, _LAST = "Classes and mistakes", "More", "How far"
-# A media file's `_type` in the summary of a W&B run, and the panel that shows it.
-KINDS = {"table-file": "table", "image-file": "image", "images": "image", "images/separated": "image"}
-_SPLITS = ("test", "validation", "train")
-_WORDS = {
+_SPLITS = ("test", "validation", "train")  # in the order of the panels of one metric
+_METRIC_TITLES = {
     "tta_accuracy": "accuracy with test-time augmentation",
-    "samples_per_second": "images a second",
+    "samples_per_second": "images per second",
     "data_wait_share": "share of time waiting for data",
     "communication_share": "share of time in communication",
     "gpu_memory_bytes": "GPU memory in bytes",
@@ -30,44 +31,51 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Panel:
+    """A panel for one key of a W&B run."""
+
     key: str
-    """as W&B has it: split/name"""
+    """key in W&B: split/name"""
     title: str
-    kind: str = "line"
-    """line, image or table"""
+    kind: Literal["line"] | PanelKind = "line"
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
+    """A titled group of panels."""
+
     title: str
     panels: tuple[Panel, ...]
 
     @property
     def is_open(self) -> bool:
-        """Whether it is of use at first sight."""
-        return self.title != _LAST
+        """False if the workspace shows only the title of the section until the user opens it."""
+        return self.title != _PROGRESS
 
 
-def arrange(metrics: Iterable[str], media: dict[str, str]) -> list[Section]:
-    """One panel for each metric, and for each of the media, whose kinds are given by name. No section is empty."""
+def arrange_panels(metrics: Iterable[str], media: dict[str, PanelKind]) -> list[Section]:
+    """Returns the sections that are not empty, with one panel for each metric and each media key.
+
+    metrics: keys of numbers. media: keys of images and tables, with the panel kind of each.
+    """
     panels = [Panel(key, _title(key)) for key in metrics]
     panels += [Panel(key, _title(key), kind) for key, kind in media.items()]
-    by_section: dict[str, list[Panel]] = {title: [] for title in SECTIONS}
-    for panel in sorted(panels, key=_order):
-        by_section[_section(panel)].append(panel)
-    return [Section(title, tuple(found)) for title, found in by_section.items() if found]
+    panels_by_section: dict[str, list[Panel]] = {title: [] for title in SECTIONS}
+    for panel in sorted(panels, key=_sort_key):
+        panels_by_section[_section_title(panel)].append(panel)
+    return [Section(title, tuple(section)) for title, section in panels_by_section.items() if section]
 
 
-def _section(panel: Panel) -> str:
+def _section_title(panel: Panel) -> str:
+    if panel.kind != "line":
+        return _MEDIA
     name = panel.key.partition("/")[2]
-    named = (title for title, names in SECTIONS.items() if name in names)
-    return _MEDIA if panel.kind != "line" else next(named, _REST)
+    return next((title for title, names in SECTIONS.items() if name in names), _OTHER)
 
 
-def _order(panel: Panel) -> tuple[int, int, str]:
-    """As SECTIONS lists them; of one metric the split that counts most comes first."""
+def _sort_key(panel: Panel) -> tuple[int, int, str]:
+    """Sorts by metric in the order of SECTIONS, then by split."""
     split, _, name = panel.key.partition("/")
-    names = [name for listed in SECTIONS.values() for name in listed]
+    names = [name for section_names in SECTIONS.values() for name in section_names]
     return (
         names.index(name) if name in names else len(names),
         _SPLITS.index(split) if split in _SPLITS else len(_SPLITS),
@@ -77,5 +85,5 @@ def _order(panel: Panel) -> tuple[int, int, str]:
 
 def _title(key: str) -> str:
     split, _, name = key.partition("/")
-    words = _WORDS.get(name, name.replace("_", " "))
-    return f"{words}, {split}" if name else key
+    title = _METRIC_TITLES.get(name, name.replace("_", " "))
+    return f"{title}, {split}" if name else key

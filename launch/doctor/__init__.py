@@ -1,1 +1,1 @@
-"""samecurve doctor: facts of each node and each pair of ranks in, what would go wrong out. Imports no torch."""
+"""Implements `samecurve doctor`: measures nodes and pairs of ranks, and reports what would make a run fail."""

@@ -1,43 +1,51 @@
-"""`samecurve doctor`: what will go wrong on this machine, in this job, or among torchrun's ranks; in under a minute.
+"""Implements `samecurve doctor`: reports what would make a run fail here, in a job, or among the ranks of torchrun.
 
-Measures (launch/doctor/node.py on each node, trainer/probe.py as each rank), then judges (launch/doctor/diagnosis.py).
+Measures (node/server.py on each node, node/probe.py as each rank), then judges (judge/diagnosis.py), in under a minute.
 """
 
 import argparse
+import dataclasses
 import os
-import secrets
-import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.hardware import INSTALL_ROOT, Machine, this_machine
 from trainer.errors import ConfigError, WorldError
 
-_MAIN = str(INSTALL_ROOT / "launch" / "main.py")
-_FACTS_PART, _REACH_SECONDS, _END_SECONDS = 0.5, 15.0, 4.0
-_LEAST_SECONDS = 5.0
+if TYPE_CHECKING:  # the servers on the nodes start from this file too, and need none of these
+    from launch.doctor.examination import Examination
+    from launch.doctor.nodes import Nodes
+    from launch.doctor.torchrun import Rendezvous
+    from trainer.config.schema import RunConfig
+
+_MAIN_SCRIPT = str(INSTALL_ROOT / "launch" / "main.py")
+_FACTS_SHARE = 0.5  # of the time limit
+_REACH_SECONDS, _END_SECONDS = 15.0, 4.0
+_MIN_SECONDS = 5.0
 _WANDB_SERVER = "https://api.wandb.ai"
-_WORD_BYTES = 6
+_NODE_FROM_SRUN = -1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `samecurve doctor`."""
     add = parser.add_argument
-    add("--ranks", type=int, metavar="N", help="processes on each node; default: one a GPU, or one on the CPU")
-    add("--nodes", type=int, metavar="N", help="outside of a job: look at so many nodes of the SLURM cluster")
+    add("--ranks", type=int, metavar="N", help="ranks per node; default: one per GPU, or one on the CPU")
+    add("--nodes", type=int, metavar="N", help="outside a job: examine this many nodes of the SLURM cluster")
     add("--gpus-per-node", type=int, metavar="G", help="GPUs that each node should have")
-    add("--partition", metavar="P", help="of the SLURM cluster")
-    add("--short", action="store_true", help="facts and reachability only: no matrix products, no all-reduce")
-    add("--json", action="store_true", help="one JSON object instead of a text")
-    add("--timeout-seconds", type=float, default=60.0, metavar="S", help="at most for all of it; default: 60")
-    add("--as-node", type=int, metavar="PLACE", help=argparse.SUPPRESS)
+    add("--partition", metavar="P", help="partition of the SLURM cluster")
+    add("--short", action="store_true", help="check facts and connections only: no matrix products, no all-reduce")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--timeout-seconds", type=float, default=60.0, metavar="S", help="time limit of the examination; default: 60")
+    add("--as-node", type=int, metavar="NODE", help=argparse.SUPPRESS)
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """Where the doctor was called, and who is to be looked at."""
+class Target:
+    """The nodes to examine, and the commands that start the doctor's servers on them."""
 
     names: tuple[str, ...]
     head: str
@@ -45,22 +53,23 @@ class Scene:
     ranks_per_node: int
     gpus_per_node: int
     commands: tuple[tuple[str, ...], ...]
-    """what serves the nodes from here"""
-    meeting: Any = None
-    """under torchrun: its place, where the other nodes' processes call"""
+    """commands that serve nodes and talk through a pipe"""
+    rendezvous: "Rendezvous | None" = None
+    """under torchrun: where processes of the other nodes connect"""
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """0: nothing would fail; 1: something would, named with its node; raises UserError for a wrong use."""
+    """Examines and reports. Returns 0 when nothing would fail, else 1. Raises UserError for invalid options."""
     if arguments.as_node is not None:
         from launch.doctor.node import server
 
-        return server.serve(sys.stdin, sys.stdout, _place(arguments.as_node))
-    if arguments.timeout_seconds < _LEAST_SECONDS:
-        raise ConfigError(f"--timeout-seconds {arguments.timeout_seconds:g}: wanted {_LEAST_SECONDS:g} or more")
+        node = int(os.environ["SLURM_PROCID"]) if arguments.as_node == _NODE_FROM_SRUN else arguments.as_node
+        return server.serve(sys.stdin, sys.stdout, node)
+    if arguments.timeout_seconds < _MIN_SECONDS:
+        raise ConfigError(f"--timeout-seconds {arguments.timeout_seconds:g}: expected {_MIN_SECONDS:g} or more")
     for option, value in (("--ranks", arguments.ranks), ("--nodes", arguments.nodes)):
         if value is not None and value < 1:
-            raise WorldError(f"{option} {value}: wanted 1 or more")
+            raise WorldError(f"{option} {value}: expected 1 or more")
     if "RANK" in os.environ:
         from launch.doctor import torchrun
 
@@ -70,186 +79,152 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         from launch.doctor import job
 
         return job.submit(arguments, overrides)
-    from launch import forecast  # late: 0.1 s
+    from launch import forecast  # lazy import: 0.1 s
 
-    return _look_and_tell(arguments, forecast.load_settings(arguments.config, overrides))
-
-
-def _place(given: int) -> int:
-    """-1: srun says it to each of its tasks."""
-    return given if given >= 0 else int(os.environ["SLURM_PROCID"])
+    return _examine_and_report(arguments, forecast.load_settings(arguments.config, overrides))
 
 
-def _look_and_tell(arguments: argparse.Namespace, config: Any) -> int:
+def _examine_and_report(arguments: argparse.Namespace, config: "RunConfig") -> int:
     from launch.doctor.judge import diagnosis, findings
 
     begin = time.monotonic()
-    scene = _scene(arguments, config, this_machine())
-    asked = _asked(arguments, config, scene)
-    exam = _examine(scene, asked, arguments, begin + arguments.timeout_seconds)
-    found, names = diagnosis.judge(exam), [exam.name(node) for node in exam.places]
+    target = _find_target(arguments, config.train.device, this_machine())
+    request = _run_needs(arguments, config, target)
+    exam = _examine(target, request, arguments, begin + arguments.timeout_seconds)
+    results, names = diagnosis.judge(exam), [exam.name(node) for node in exam.nodes]
     seconds = time.monotonic() - begin
     if arguments.json:
-        about = {"nodes": names, "ranks_per_node": scene.ranks_per_node, "seconds": round(seconds, 1)}
-        print(findings.to_json(found, about), flush=True)
+        header = {"nodes": names, "ranks_per_node": target.ranks_per_node, "seconds": round(seconds, 1)}
+        print(findings.to_json(results, header), flush=True)
     else:
         nodes = f"{len(names)} nodes ({', '.join(names)})" if len(names) > 1 else names[0]
-        ranks = f"{scene.ranks_per_node} rank{'s' if scene.ranks_per_node > 1 else ''} each"
-        print(findings.to_text(found, f"samecurve doctor: {nodes}, {ranks}, {seconds:.1f} s"), flush=True)
-    return int(findings.failed(found))
+        ranks = f"{target.ranks_per_node} rank{'s' if target.ranks_per_node > 1 else ''} each"
+        print(findings.to_text(results, f"samecurve doctor: {nodes}, {ranks}, {seconds:.1f} s"), flush=True)
+    return int(findings.has_failure(results))
 
 
-def _scene(arguments: argparse.Namespace, config: Any, machine: Machine) -> Scene:
-    """Raises UserError when a job's nodes differ, or are not those that were asked for."""
-    device = config.train.device
-    gpus = arguments.gpus_per_node
+def _find_target(arguments: argparse.Namespace, device: str, machine: Machine) -> Target:
+    """Returns the nodes of torchrun, of the current job, or this machine. Raises UserError when they do not fit."""
     if "RANK" in os.environ:
-        from launch.doctor import torchrun
-
-        meeting = torchrun.meeting()
-        ranks = meeting.ranks_per_node
-        names = tuple(f"node {place}" for place in range(meeting.nodes))
-        on_gpu = device == "cuda" or (device == "auto" and machine.gpus > 0)
-        gpus = (ranks if on_gpu else 0) if gpus is None else gpus
-        return Scene(names, meeting.address, ranks, gpus, (_server(machine, 0),), meeting)
+        return _torchrun_target(arguments, device, machine)
     if "SLURM_JOB_ID" in os.environ:
-        from launch.doctor import job
-        from launch.slurm import batch, client
-
-        given = client.allocation()
-        if arguments.nodes and arguments.nodes != len(given.nodes):
-            raise WorldError(f"--nodes {arguments.nodes}, but this job has {len(given.nodes)}; leave the option away")
-        gpus = given.gpus_per_node if gpus is None else gpus
-        srun = job.srun(given, _server(machine, -1))
-        ranks = arguments.ranks or given.ranks_per_node
-        return Scene(given.nodes, batch.node_address(given.nodes[0]), ranks, gpus, (srun,))
+        return _job_target(arguments, machine)
     on_gpu = machine.gpus > 0 and device != "cpu"
+    gpus = arguments.gpus_per_node
     ranks = arguments.ranks or gpus or (machine.gpus if on_gpu else 1)
     gpus = (ranks if on_gpu or device == "cuda" else 0) if gpus is None else gpus
-    return Scene((os.uname().nodename,), "127.0.0.1", ranks, gpus, (_server(machine, 0),))
+    return Target((os.uname().nodename,), "127.0.0.1", ranks, gpus, (_server_command(machine, 0),))
 
 
-def _server(machine: Machine, place: int) -> tuple[str, ...]:
-    return (machine.python, _MAIN, "doctor", "--as-node", str(place))
+def _torchrun_target(arguments: argparse.Namespace, device: str, machine: Machine) -> Target:
+    from launch.doctor import torchrun
+
+    rendezvous = torchrun.read_rendezvous()
+    names = tuple(f"node {node}" for node in range(rendezvous.num_nodes))
+    on_gpu = device == "cuda" or (device == "auto" and machine.gpus > 0)
+    gpus = arguments.gpus_per_node
+    gpus = (rendezvous.ranks_per_node if on_gpu else 0) if gpus is None else gpus
+    command = _server_command(machine, 0)
+    return Target(names, rendezvous.address, rendezvous.ranks_per_node, gpus, (command,), rendezvous)
 
 
-def _asked(arguments: argparse.Namespace, config: Any, scene: Scene) -> dict[str, Any]:
-    """What the run needs, with absolute paths: a node may start in another folder."""
+def _job_target(arguments: argparse.Namespace, machine: Machine) -> Target:
+    from launch.doctor import job
+    from launch.slurm import batch, client
+
+    allocation = client.read_allocation()
+    num_nodes = len(allocation.nodes)
+    if arguments.nodes and arguments.nodes != num_nodes:
+        raise WorldError(f"--nodes {arguments.nodes}, but this job has {num_nodes} nodes; leave the option out")
+    gpus = allocation.gpus_per_node if arguments.gpus_per_node is None else arguments.gpus_per_node
+    ranks = arguments.ranks or allocation.ranks_per_node
+    command = job.step_command(allocation, _server_command(machine, _NODE_FROM_SRUN))
+    return Target(allocation.nodes, batch.node_address(allocation.nodes[0]), ranks, gpus, (command,))
+
+
+def _server_command(machine: Machine, node: int) -> tuple[str, ...]:
+    return (machine.python, _MAIN_SCRIPT, "doctor", "--as-node", str(node))
+
+
+def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Target) -> dict[str, Any]:
+    """Returns what the run needs. Paths are absolute, as a node's server may start in another folder."""
     from trainer.config.validate import check_ranks
 
     try:
-        check_ranks(config, len(scene.names) * scene.ranks_per_node)
-        problem = ""
+        check_ranks(config, len(target.names) * target.ranks_per_node)
+        settings_problem = ""
     except WorldError as error:
-        problem = str(error)
+        settings_problem = str(error)
     root = Path(config.run.root).expanduser().absolute()
-    speaks = config.log.wandb in ("auto", "online") and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
-    data = {"name": config.data.name, "root": str(Path(config.data.root).expanduser().absolute())}
+    data_root = Path(config.data.root).expanduser().absolute()
+    is_online = config.log.wandb in ("auto", "online") and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
     return {
-        "head": scene.head,
+        "head": target.head,
         "seconds": arguments.timeout_seconds,
-        "ranks_per_node": scene.ranks_per_node,
-        "gpus_per_node": scene.gpus_per_node,
+        "ranks_per_node": target.ranks_per_node,
+        "gpus_per_node": target.gpus_per_node,
         "device": config.train.device,
         "run_root": str(root),
         "run_folder": str(root / config.run.name),
-        "data": data | {"download": config.data.download},
+        "data": {"name": config.data.name, "root": str(data_root), "download": config.data.download},
         "workers": config.data.workers,
         "wandb": config.log.wandb,
-        "wandb_server": os.environ.get("WANDB_BASE_URL", _WANDB_SERVER) if speaks else "",
-        "settings": problem,
+        "wandb_server": os.environ.get("WANDB_BASE_URL", _WANDB_SERVER) if is_online else "",
+        "settings": settings_problem,
     }
 
 
-def _examine(scene: Scene, asked: dict[str, Any], arguments: argparse.Namespace, until: float) -> Any:
-    """Asks all nodes, in a limited time. Nothing of it is left on any node, nor in the run folder."""
-    from launch.doctor import job
+def _examine(target: Target, request: dict[str, Any], arguments: argparse.Namespace, deadline: float) -> "Examination":
+    """Queries all nodes until the deadline. Leaves nothing behind on any node nor in the run folder."""
     from launch.doctor.examination import Examination
     from launch.doctor.nodes import Nodes
+    from launch.doctor.shared_folder import SharedFolder
+    from launch.slurm import client
 
-    nodes = Nodes(range(len(scene.names)))
-    token = Token(Path(asked["run_root"]))
+    facts_seconds = _FACTS_SHARE * arguments.timeout_seconds
+    nodes = Nodes(range(len(target.names)))
+    shared = SharedFolder(Path(request["run_root"]))
     try:
-        for command in scene.commands:
-            nodes.start(command, job.environment())
-        if scene.meeting is not None:
-            scene.meeting.gather(nodes, time.monotonic() + _FACTS_PART * arguments.timeout_seconds / 2)
-        facts = nodes.ask("facts", asked, until - (1 - _FACTS_PART) * arguments.timeout_seconds)
-        places = {node: (found["address"], found["port"]) for node, found in facts.items()}
-        question = {"places": places, "shared": {"folder": str(token.folder), "word": token.word}}
-        reach = nodes.ask("reach", question, min(until, time.monotonic() + _REACH_SECONDS))
-        exam = Examination(scene.names, asked, facts, reach, token.answers(reach), token.problem)
-        return exam if arguments.short else _measure(nodes, exam, until - _END_SECONDS)
+        for command in target.commands:
+            nodes.start(command, client.without_task_variables(os.environ))
+        if target.rendezvous is not None:
+            target.rendezvous.accept_nodes(nodes, time.monotonic() + facts_seconds / 2)
+        facts = nodes.request("facts", request, deadline - facts_seconds)
+        listeners = {node: (reply["address"], reply["port"]) for node, reply in facts.items()}
+        reach_request = {"listeners": listeners, "shared": {"folder": str(shared.folder), "token": shared.token}}
+        reach = nodes.request("reach", reach_request, min(deadline, time.monotonic() + _REACH_SECONDS))
+        answered = shared.answered_nodes(reach)
+        exam = Examination(target.names, request, facts, reach, answered, shared.problem)
+        return exam if arguments.short else _measure_ranks(nodes, exam, deadline - _END_SECONDS)
     finally:
-        token.remove()
+        shared.remove()
         nodes.close()
 
 
-def _measure(nodes: Any, exam: Any, until: float) -> Any:
-    """The speeds of the ranks of all nodes that reach each other."""
-    from dataclasses import replace
-
-    probed = exam.reached()
-    seconds = until - time.monotonic()
-    if not probed or seconds < _LEAST_SECONDS:
-        return replace(exam, probed=())
-    ranks = exam.asked["ranks_per_node"]
+def _measure_ranks(nodes: "Nodes", exam: "Examination", deadline: float) -> "Examination":
+    """Adds the measurements of the ranks on all nodes that reach each other."""
+    probed = exam.connected_nodes()
+    seconds = deadline - time.monotonic()
+    if not probed or seconds < _MIN_SECONDS:
+        return dataclasses.replace(exam, probed=())
+    ranks = exam.request["ranks_per_node"]
     has_gpus = all(exam.facts[node]["gpus"] >= ranks for node in probed)
-    device = "cuda" if has_gpus and exam.asked["device"] != "cpu" else "cpu"
-    first = exam.facts[probed[0]]
-    node_of = ",".join(str(node) for node in probed for _ in range(ranks))
-    question = {
-        "first_rank": {str(node): place * ranks for place, node in enumerate(probed)},
+    device = "cuda" if has_gpus and exam.request["device"] != "cpu" else "cpu"
+    first_node = exam.facts[probed[0]]
+    node_of_rank = ",".join(str(node) for node in probed for _ in range(ranks))
+    probe_request = {
+        "first_rank": {str(node): index * ranks for index, node in enumerate(probed)},
         "ranks_per_node": ranks,
         "world_size": ranks * len(probed),
-        "meet": (first["address"], first["probe_port"]),
+        "rendezvous": (first_node["address"], first_node["probe_port"]),
         "seconds": seconds,
-        "argv": ["--device", device, "--node-of", node_of, "--seconds", f"{seconds:.1f}"],
+        "argv": ["--device", device, "--node-of-rank", node_of_rank, "--seconds", f"{seconds:.1f}"],
     }
-    answers = nodes.ask("probe", question, until + _END_SECONDS / 2)
-    said = {int(rank): found for answer in answers.values() for rank, found in answer.items() if rank.isdigit()}
-    return replace(exam, asked=exam.asked | {"probe_device": device}, probed=probed, ranks=said)
+    replies = nodes.request("probe", probe_request, deadline + _END_SECONDS / 2)
+    return dataclasses.replace(
+        exam, request={**exam.request, "probe_device": device}, probed=probed, ranks=_results_by_rank(replies)
+    )
 
 
-class Token:
-    """A file in run.root that every node must see, and the answers they leave beside it."""
-
-    def __init__(self, root: Path) -> None:
-        self.word = secrets.token_hex(_WORD_BYTES)
-        self.folder = root / f".doctor-{self.word}"
-        self.problem = ""
-        self._made = [place for place in (self.folder, root, *root.parents) if not place.exists()]
-        try:
-            self.folder.mkdir(parents=True)
-            (self.folder / "asked").write_text(self.word)
-        except OSError as error:
-            self.problem = f"{root}: {error.strerror}"
-
-    def answers(self, reach: dict[int, Any]) -> frozenset[int]:
-        """The nodes whose answer is seen here; one that says it left one has the time a network file system takes."""
-        from launch.doctor.node.server import SHARED_SECONDS
-
-        until = time.monotonic() + SHARED_SECONDS
-        left = {node for node, found in reach.items() if not found["shared"]}
-        seen: set[int] = set()
-        while left - seen:
-            seen |= {node for node in left if self._holds(self.folder / f"answer-{node}")}
-            if time.monotonic() > until:
-                break
-            time.sleep(0.05)
-        return frozenset(seen)
-
-    def _holds(self, path: Path) -> bool:
-        try:
-            return path.read_text() == self.word
-        except OSError:
-            return False
-
-    def remove(self) -> None:
-        """With the folders that it was made in."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for place in self._made[1:]:
-            try:
-                place.rmdir()
-            except OSError:  # somebody has begun to use it
-                return
+def _results_by_rank(replies: Mapping[int, Mapping[str, Any]]) -> dict[int, Any]:
+    return {int(rank): result for reply in replies.values() for rank, result in reply.items() if rank.isdigit()}

@@ -1,4 +1,4 @@
-"""The doctor in a SLURM job: srun's command that serves each node; and from outside, a job of its own, waited for."""
+"""Runs the doctor in SLURM: as a step on the nodes of the current job, or in a job of its own that it waits for."""
 
 import argparse
 import os
@@ -7,100 +7,104 @@ import sys
 import time
 from pathlib import Path
 
-from launch.hardware import INSTALL_ROOT
 from launch.slurm import client
 from launch.slurm.client import Allocation, SlurmError
+from launch.slurm.scripts import scripts_folder, with_site_file
+from trainer.errors import FolderError
 
 _POLL_SECONDS = 1.0
 _SPARE_MINUTES = 2
 
 
-def srun(given: Allocation, command: tuple[str, ...]) -> tuple[str, ...]:
-    """One task a node, beside whatever else runs in the job; one that dies leaves the others alone."""
-    nodes = len(given.nodes)
+def step_command(allocation: Allocation, command: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the srun command that runs one task per node, while other steps of the job may run.
+
+    A task that dies does not end the other ones.
+    """
+    nodes = len(allocation.nodes)
     return (
         "srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
-        f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=0", "--wait=0",
+        f"--cpus-per-task={allocation.cpus_per_node}", "--kill-on-bad-exit=0", "--wait=0",
         *client.site_srun_arguments(), *command,
     )  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    """What the job's own tasks were to be is not what the step's are."""
-    return client.for_srun(os.environ)
-
-
 def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs slurm/doctor.sh as a job, shows its log, returns its exit code. Ctrl-C cancels it."""
+    """Submits doctor.sh, prints its log and returns its exit code. Ctrl-C cancels the job.
+
+    Raises SlurmError, and FolderError when the log's folder cannot be created.
+    """
     from launch import forecast
 
     root = Path(forecast.load_settings(arguments.config, overrides).run.root).expanduser().absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    job = client.call(*command(arguments, overrides, root), env=_environment()).strip().partition(";")[0]
-    log = root / f"doctor-{job}.log"
     try:
-        _wait(job)
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderError(
+            f"cannot create run.root {root} for the doctor's log ({error.strerror}); set run.root to another folder"
+        ) from None
+    command = sbatch_command(arguments, overrides, root)
+    job_id = client.call(*command, env=_job_environment()).strip().splitlines()[-1].partition(";")[0]
+    log = root / f"doctor-{job_id}.log"
+    try:
+        _wait(job_id)
     except KeyboardInterrupt:
-        client.call("scancel", job)
-        print(f"samecurve: job {job} is cancelled", file=sys.stderr)
+        client.call("scancel", job_id)
+        print(f"samecurve: job {job_id} is cancelled", file=sys.stderr)
         return 130
-    return _tell(job, log)
+    return _print_log(job_id, log)
 
 
-def command(arguments: argparse.Namespace, overrides: list[str], root: Path) -> list[str]:
-    """What submits it."""
-    asked = [f"--nodes={arguments.nodes or 1}", f"--ntasks-per-node={arguments.ranks or 1}"]
-    asked += [f"--gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
-    asked += [f"--partition={arguments.partition}"] if arguments.partition else []
+def sbatch_command(arguments: argparse.Namespace, overrides: list[str], root: Path) -> list[str]:
+    """Returns the sbatch command for doctor.sh. root: folder of the job's log."""
+    options = [f"--nodes={arguments.nodes or 1}", f"--ntasks-per-node={arguments.ranks or 1}"]
+    options += [f"--gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
+    options += [f"--partition={arguments.partition}"] if arguments.partition else []
     minutes = int(arguments.timeout_seconds / 60) + _SPARE_MINUTES
-    asked += [
-        "--parsable",
-        f"--time={minutes}",
-        f"--output={str(root).replace('%', '%%')}/doctor-%j.log",
-        "--no-requeue",
-    ]
-    passed = [word for name in arguments.config for word in ("--config", name)]
-    passed += [f"--timeout-seconds={arguments.timeout_seconds:g}"]
-    passed += ["--short"] if arguments.short else []
-    passed += ["--json"] if arguments.json else []
-    passed += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
-    script = str(INSTALL_ROOT / "slurm" / "doctor.sh")
-    return client.with_site_file(["sbatch", *asked, script, *passed, *overrides], INSTALL_ROOT)
+    log = f"{str(root).replace('%', '%%')}/doctor-%j.log"
+    options += ["--parsable", f"--time={minutes}", f"--output={log}", "--no-requeue"]
+    doctor_arguments = [word for name in arguments.config for word in ("--config", name)]
+    doctor_arguments += [f"--timeout-seconds={arguments.timeout_seconds:g}"]
+    doctor_arguments += ["--short"] if arguments.short else []
+    doctor_arguments += ["--json"] if arguments.json else []
+    doctor_arguments += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
+    script = str(scripts_folder() / "doctor.sh")
+    return with_site_file(["sbatch", *options, script, *doctor_arguments, *overrides])
 
 
-def _environment() -> dict[str, str]:
-    """The same Python there as here, unless a site says otherwise."""
-    return {"SAMECURVE_PYTHON": sys.executable} | dict(os.environ)
+def _job_environment() -> dict[str, str]:
+    """Returns an environment in which the job finds this Python and these scripts, unless the user set other ones."""
+    return {"SAMECURVE_PYTHON": sys.executable, "SAMECURVE_SCRIPTS": str(scripts_folder())} | dict(os.environ)
 
 
-def _wait(job: str) -> None:
-    """Until it has left the queue; says what it waits for."""
-    told = ""
+def _wait(job_id: str) -> None:
+    """Waits until the job leaves the queue, and prints each state that it waits in."""
+    printed = ""
     while True:
         try:
-            state = client.call("squeue", "--noheader", f"--jobs={job}", "--format=%T %R").strip()
+            state = client.call("squeue", "--noheader", f"--jobs={job_id}", "--format=%T %R").strip()
         except SlurmError as error:
-            if "Invalid job id" in str(error):  # it has left long since
+            if "Invalid job id" in str(error):  # SLURM has forgotten the job, so it has ended
                 return
             raise
         if not state:
             return
-        if state != told:
-            print(f"samecurve: job {job}: {state}", file=sys.stderr, flush=True)
-            told = state
+        if state != printed:
+            print(f"samecurve: job {job_id}: {state}", file=sys.stderr, flush=True)
+            printed = state
         time.sleep(_POLL_SECONDS)
 
 
-def _tell(job: str, log: Path) -> int:
-    """Its log, and its exit code. Raises SlurmError when it left none."""
-    shown = client.call("scontrol", "show", "job", "--oneliner", job)
-    fields = dict(word.partition("=")[::2] for word in shown.split())
+def _print_log(job_id: str, log: Path) -> int:
+    """Prints the job's log and returns the job's exit code. Raises SlurmError when there is no log."""
+    details = client.call("scontrol", "show", "job", "--oneliner", job_id)
+    fields = dict(word.partition("=")[::2] for word in details.split())
     if not log.is_file():
         raise SlurmError(
-            f"job {job} on {fields.get('NodeList')} ended as {fields.get('JobState')} ({fields.get('ExitCode')}) "
-            f"without a log: wanted {log}; can that node write there? set run.root to a folder that all nodes share"
+            f"job {job_id} on {fields.get('NodeList')} ended as {fields.get('JobState')} ({fields.get('ExitCode')}) "
+            f"without its log, {log}; make it writable on this node, or set run.root to a folder that all nodes share"
         )
     with log.open() as file:
         shutil.copyfileobj(file, sys.stdout)
-    code, _, number = fields.get("ExitCode", "1:0").partition(":")
-    return int(code) or (1 if number != "0" else 0)
+    code, _, signal_number = fields.get("ExitCode", "1:0").partition(":")
+    return int(code) or (1 if signal_number != "0" else 0)

@@ -1,7 +1,7 @@
-"""The nodes that are looked at: all are asked the same, and answer in a limited time or not at all.
+"""Sends requests to all nodes and collects their replies in a limited time.
 
-A node is a process at the other end of a pipe (this machine; srun, whose pipe leads to a task on each node) or of a
-connection (torchrun's processes of other machines).
+The coordinator reaches a node through the pipe of a process (on this machine, or srun with a task on each node) or
+through a connection (the processes that torchrun starts on other machines).
 """
 
 import contextlib
@@ -13,69 +13,76 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from launch.doctor.messages import Message, Unpacker, pack
+from launch.doctor.messages import COORDINATOR, Message, Unpacker, pack
 
 _END_SECONDS = 5.0
-_CALL_AGAIN_SECONDS = 0.2
-_PORTS_TRIED = 8
+_CONNECT_INTERVAL_SECONDS = 0.2
+_HANDSHAKE_SECONDS = 2.0
+_MAX_TOKEN_BYTES = 256
 
 
 class Nodes:
+    """The nodes of an examination, as seen by the coordinator."""
+
     def __init__(self, expected: Sequence[int]) -> None:
-        """expected: the places of the nodes that should answer."""
+        """expected: the numbers of the nodes that should reply."""
         self._expected = set(expected)
         self._writers: list[IO[str]] = []
         self._processes: list[subprocess.Popen[str]] = []
-        self._heard: queue.SimpleQueue[tuple[float, Message | None]] = queue.SimpleQueue()
-        self._open = 0
+        self._received: queue.SimpleQueue[tuple[float, Message | None]] = queue.SimpleQueue()
+        self._open_readers = 0
 
     def start(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-        """A process that serves one node, or srun that starts one on each."""
+        """Starts a process that serves one node, or srun, which starts one on each node."""
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         self._processes.append(process)
         assert process.stdin and process.stdout
         self._add(process.stdout, process.stdin)
 
     def connect(self, connection: socket.socket) -> None:
-        """A node that has called."""
+        """Adds a node that connected to the coordinator."""
         self._add(connection.makefile("r"), connection.makefile("w"))
 
     def _add(self, reader: IO[str], writer: IO[str]) -> None:
         self._writers.append(writer)
-        self._open += 1
-        threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
+        self._open_readers += 1
+        threading.Thread(target=self._read, args=(reader,), daemon=True).start()
 
-    def _listen(self, reader: IO[str]) -> None:
+    def _read(self, reader: IO[str]) -> None:
+        """Puts each message into the queue, and None at the end."""
         unpacker = Unpacker()
-        with contextlib.suppress(OSError, ValueError):  # it has left, or the doctor has
+        with contextlib.suppress(OSError, ValueError), reader:  # the node ended, or its connection broke
             for line in reader:
-                heard = unpacker.feed(line)
-                if heard is not None:
-                    self._heard.put((time.time(), heard))
-        self._heard.put((time.time(), None))
+                message = unpacker.feed(line)
+                if message is not None:
+                    self._received.put((time.time(), message))
+        self._received.put((time.time(), None))
 
-    def ask(self, kind: str, value: Any, until: float) -> dict[int, Any]:
-        """Asks all and waits for each, at most until that time (monotonic seconds): answers by node, with the time
-        (since 1970) at which each came as `heard_at`. Who is silent is missing, and is not waited for again."""
+    def request(self, kind: str, value: Any, deadline: float) -> dict[int, Any]:
+        """Sends a request to all nodes and returns their replies by node.
+
+        Each reply also holds `received_at`, in seconds since 1970. A node without a reply by the deadline (monotonic
+        seconds) is missing from the result, and later requests do not wait for it.
+        """
         for writer in self._writers:
-            with contextlib.suppress(OSError, ValueError):  # that node has left
-                writer.write(pack(Message(-1, kind, value)))
+            with contextlib.suppress(OSError, ValueError):  # the node ended
+                writer.write(pack(Message(COORDINATOR, kind, value)))
                 writer.flush()
-        answers: dict[int, Any] = {}
-        while self._expected - set(answers) and self._open and time.monotonic() < until:
+        replies: dict[int, Any] = {}
+        while self._expected - set(replies) and self._open_readers and time.monotonic() < deadline:
             try:
-                heard_at, heard = self._heard.get(timeout=max(0.01, until - time.monotonic()))
+                received_at, message = self._received.get(timeout=max(0.01, deadline - time.monotonic()))
             except queue.Empty:
                 break
-            if heard is None:
-                self._open -= 1
-            elif heard.kind == kind:
-                answers[heard.node] = heard.value | {"heard_at": heard_at}
-        self._expected &= set(answers)
-        return dict(sorted(answers.items()))
+            if message is None:
+                self._open_readers -= 1
+            elif message.kind == kind:
+                replies[message.node] = message.value | {"received_at": received_at}
+        self._expected &= set(replies)
+        return dict(sorted(replies.items()))
 
     def close(self) -> None:
-        """The end of their input ends the nodes; a process that does not end is killed."""
+        """Ends the nodes by closing their input, and kills a process that does not end."""
         for writer in self._writers:
             with contextlib.suppress(OSError, ValueError):
                 writer.close()
@@ -87,58 +94,62 @@ class Nodes:
                 process.wait()
 
 
-def callers(address: str, ports: Sequence[int], word: str, wanted: int, until: float) -> list[socket.socket]:
-    """The first node's side under torchrun: the connections of as many other nodes as come in time."""
-    found: list[socket.socket] = []
-    with _listener(address, ports) as listener:
-        while len(found) < wanted and time.monotonic() < until:
-            listener.settimeout(max(0.01, until - time.monotonic()))
+def accept_nodes(address: str, ports: Sequence[int], token: str, count: int, deadline: float) -> list[socket.socket]:
+    """Waits on the first machine for the connections of other machines; returns those that came by the deadline.
+
+    ports: candidates for the listener; token: what a machine of the same start sends first; count: number of machines
+    to wait for. Raises OSError when no port is free.
+    """
+    connections: list[socket.socket] = []
+    with _listen(address, ports) as listener:
+        while len(connections) < count and time.monotonic() < deadline:
+            listener.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
                 break
             connection.settimeout(None)
-            if _heard_word(connection, word):
-                found.append(connection)
+            if _accept_token(connection, token):
+                connections.append(connection)
             else:
                 connection.close()
-    return found
+    return connections
 
 
-def call(address: str, ports: Sequence[int], word: str, until: float) -> socket.socket | str:
-    """The other nodes' side: a connection to the first one, or why there is none."""
+def connect_to_coordinator(address: str, ports: Sequence[int], token: str, deadline: float) -> socket.socket | str:
+    """Returns a connection to the first machine, or the reason why there is none by the deadline."""
     problem = "no time left"
-    while time.monotonic() < until:
-        for port in ports[:_PORTS_TRIED]:
+    while time.monotonic() < deadline:
+        for port in ports:
             try:
-                connection = socket.create_connection((address, port), timeout=max(0.1, until - time.monotonic()))
-                connection.sendall(f"{word}\n".encode())
+                connection = socket.create_connection((address, port), timeout=max(0.1, deadline - time.monotonic()))
+                connection.sendall(f"{token}\n".encode())
                 if connection.recv(3) == b"ok\n":
                     connection.settimeout(None)
                     return connection
                 connection.close()
             except OSError as error:
                 problem = error.strerror or str(error)
-        time.sleep(_CALL_AGAIN_SECONDS)
+        time.sleep(_CONNECT_INTERVAL_SECONDS)
     return problem
 
 
-def _listener(address: str, ports: Sequence[int]) -> socket.socket:
-    """At the first of the ports that is free; the others try them all. Raises OSError."""
-    for port in ports[:_PORTS_TRIED]:
+def _listen(address: str, ports: Sequence[int]) -> socket.socket:
+    """Listens on the first free port; other machines try all of them. Raises OSError."""
+    for port in ports:
         with contextlib.suppress(OSError):
             return socket.create_server((address, port))
-    raise OSError(f"none of the ports {ports[0]} to {ports[_PORTS_TRIED - 1]} is free on {address}")
+    raise OSError(f"none of the ports {ports[0]} to {ports[-1]} is free on {address}")
 
 
-def _heard_word(connection: socket.socket, word: str) -> bool:
-    """Whether the caller is a node of this run; it is told so."""
+def _accept_token(connection: socket.socket, token: str) -> bool:
+    """Confirms a connection that sends the token; returns whether it did."""
     try:
-        connection.settimeout(2.0)
-        heard = connection.recv(256) == f"{word}\n".encode()
-        if heard:
+        connection.settimeout(_HANDSHAKE_SECONDS)
+        is_valid = connection.recv(_MAX_TOKEN_BYTES) == f"{token}\n".encode()
+        if is_valid:
             connection.sendall(b"ok\n")
         connection.settimeout(None)
     except OSError:
         return False
-    return heard
+    return is_valid

@@ -1,4 +1,4 @@
-"""torchrun's variables in; the first process of each machine speaks for it, and those of the others call rank 0."""
+"""Connects the machines of a torchrun start: the first process of each machine serves it, and rank 0 coordinates."""
 
 import hashlib
 import os
@@ -6,59 +6,72 @@ import sys
 import time
 from dataclasses import dataclass
 
-from launch.doctor import nodes as coordinator
 from launch.doctor.node import server
+from launch.doctor.nodes import Nodes, accept_nodes, connect_to_coordinator
 from trainer.distributed.environment import read_environment, store_address
 
-_PORTS_AFTER = 32  # a few above the port where the ranks meet: both sides can work them out
+_PORT_OFFSET, _NUM_PORTS = 32, 8  # above the port of the ranks' rendezvous: all machines can compute them
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    nodes: int
-    place: int
-    """of this machine, from 0"""
+class Rendezvous:
+    """Where the machines of one torchrun start find each other."""
+
+    num_nodes: int
+    node: int
+    """number of this machine, from 0"""
     ranks_per_node: int
     address: str
+    """address of the machine with rank 0"""
     ports: tuple[int, ...]
-    word: str
-    """by which the machines of one start know each other"""
+    """ports to try for the connection to rank 0"""
+    token: str
+    """identifies this start, so that a machine of another one is rejected"""
 
-    def gather(self, nodes: coordinator.Nodes, until: float) -> None:
-        """The other machines' processes, as many as call in time (monotonic seconds)."""
-        if self.nodes > 1:
-            for connection in coordinator.callers(self.address, self.ports, self.word, self.nodes - 1, until):
+    def accept_nodes(self, nodes: Nodes, deadline: float) -> None:
+        """Adds the other machines that connect by the deadline (monotonic seconds)."""
+        if self.num_nodes > 1:
+            for connection in accept_nodes(self.address, self.ports, self.token, self.num_nodes - 1, deadline):
                 nodes.connect(connection)
 
 
-def meeting() -> Meeting:
-    env = read_environment()
+def read_rendezvous() -> Rendezvous:
+    """Returns the rendezvous of this process, computed from torchrun's environment variables."""
+    environment = read_environment()
     address, port = store_address()
-    ranks = env.local_world_size
-    run = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {address} {port}"
-    word = hashlib.sha256(run.encode()).hexdigest()[:16]
-    ports = tuple((port + step - 1024) % 64000 + 1024 for step in range(_PORTS_AFTER, _PORTS_AFTER + 8))
-    return Meeting(max(1, env.announced_world_size // ranks), env.rank // ranks, ranks, address, ports, word)
+    ranks = environment.local_world_size
+    start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {address} {port}"
+    return Rendezvous(
+        num_nodes=max(1, environment.announced_world_size // ranks),
+        node=environment.rank // ranks,
+        ranks_per_node=ranks,
+        address=address,
+        ports=tuple((port + _PORT_OFFSET + index - 1024) % 64000 + 1024 for index in range(_NUM_PORTS)),
+        token=hashlib.sha256(start.encode()).hexdigest()[:16],
+    )
 
 
 def is_first() -> bool:
-    """Whether this process is rank 0, which asks and reports."""
+    """Returns whether this process is rank 0, which coordinates and reports."""
     return read_environment().rank == 0
 
 
 def serve(seconds: float) -> int:
-    """What all other processes do: the first of a machine serves it and starts its ranks, the rest leave at once."""
+    """Runs every process except rank 0: the first one of a machine serves it, the others exit at once.
+
+    seconds: half of it is the time limit for the connection to rank 0. Returns the exit code.
+    """
     if read_environment().local_rank:
         return 0
-    own = meeting()
-    connection = coordinator.call(own.address, own.ports, own.word, time.monotonic() + seconds / 2)
+    rendezvous = read_rendezvous()
+    deadline = time.monotonic() + seconds / 2
+    connection = connect_to_coordinator(rendezvous.address, rendezvous.ports, rendezvous.token, deadline)
     if isinstance(connection, str):
-        name = os.uname().nodename
         print(
-            f"samecurve: {name} (node {own.place}) does not reach rank 0 at {own.address}:{own.ports[0]} "
-            f"({connection}); look at firewalls and routes between them",
+            f"samecurve: {os.uname().nodename} (node {rendezvous.node}) cannot reach rank 0 at "
+            f"{rendezvous.address}:{rendezvous.ports[0]} ({connection}); check the firewalls and routes between them",
             file=sys.stderr,
         )
         return 1
     with connection:
-        return server.serve(connection.makefile("r"), connection.makefile("w"), own.place)
+        return server.serve(connection.makefile("r"), connection.makefile("w"), rendezvous.node)

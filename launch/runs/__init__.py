@@ -1,1 +1,1 @@
-"""The state and results of runs, read from their folders and from SLURM."""
+"""Finds runs and reads their state and results from run folders and from SLURM."""

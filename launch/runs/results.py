@@ -1,4 +1,4 @@
-"""Finished runs in, a table out: mean and standard deviation of each group's accuracy, and the runs that failed."""
+"""Summarizes the runs of a sweep: mean and standard deviation of the test accuracy by group, and the failed runs."""
 
 import statistics
 import sys
@@ -8,11 +8,15 @@ from typing import Any
 
 from trainer.config.schema import RunConfig
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
+    """The result of one run."""
+
     group: str
+    """the settings that the runs of a group share"""
     name: str
     accuracy: float | None
     """on the test set, in [0, 1]; None: the run has not finished"""
@@ -20,61 +24,58 @@ class Result:
     reason: str
 
     @classmethod
-    def of(cls, group: str, config: RunConfig) -> "Result":
-        """What lies in a run's folder."""
-        folder = RunFolder(config.folder)
-        status: Any = folder.read_json("status.json") or {"state": "not started", "reason": "its log says why"}
-        accuracy = None
-        if status["state"] == "finished":
-            summary: Any = folder.read_json("summary.json")
-            accuracy = float(summary["test"]["accuracy"])
+    def from_run(cls, group: str, config: RunConfig) -> "Result":
+        """Reads the result from the run folder. Raises FolderError if a file cannot be read."""
+        record = RunRecord(config.folder)
+        status = record.status or {"state": "not started", "reason": "its log contains the reason"}
+        accuracy = float(record.summary["test"]["accuracy"]) if status["state"] == "finished" else None
         return cls(group, config.folder.name, accuracy, status["state"], status["reason"])
 
 
-def grouped(results: list[Result]) -> dict[str, list[Result]]:
-    """In the order in which they came."""
+def group_results(results: list[Result]) -> dict[str, list[Result]]:
+    """Returns the results by group, in the order of the first result of each group."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
     return groups
 
 
-def summary_of(results: list[Result]) -> dict[str, Any]:
-    """A group's numbers: runs, how many finished, mean and sample standard deviation of their accuracy."""
-    done = [result.accuracy for result in results if result.accuracy is not None]
+def summarize(results: list[Result]) -> dict[str, Any]:
+    """Returns the numbers of runs and of finished runs, mean and sample standard deviation of their accuracy."""
+    accuracies = [result.accuracy for result in results if result.accuracy is not None]
     return {
         "runs": len(results),
-        "finished": len(done),
-        "mean_accuracy": statistics.mean(done) if done else None,
-        "standard_deviation": statistics.stdev(done) if len(done) > 1 else None,
+        "finished": len(accuracies),
+        "mean_accuracy": statistics.mean(accuracies) if accuracies else None,
+        "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
     }
 
 
 def write_results(root: Path, results: list[Result]) -> None:
-    """results.json beside the runs."""
+    """Writes results.json into the sweep's folder."""
     groups = [
-        summary_of(members) | {"settings": name, "accuracy": {run.name: run.accuracy for run in members}}
-        for name, members in grouped(results).items()
+        summarize(members) | {"settings": group, "accuracy": {result.name: result.accuracy for result in members}}
+        for group, members in group_results(results).items()
     ]
     RunFolder(root).write_json("results.json", {"groups": groups})
 
 
-def table(title: str, results: list[Result]) -> None:
-    """For a person; what failed is named below."""
-    from rich.console import Console  # late: 0.1 s
+def print_table(title: str, results: list[Result]) -> None:
+    """Prints a row for each group, then a line for each run that has not finished."""
+    from rich.console import Console  # lazy import: 0.1 s
     from rich.table import Table
 
-    shown = Table("settings", "finished", "test accuracy", "deviation", title=f"sweep {title}")
-    for name, members in grouped(results).items():
-        numbers = summary_of(members)
-        mean, deviation = numbers["mean_accuracy"], numbers["standard_deviation"]
-        shown.add_row(
-            name,
-            f"{numbers['finished']} of {numbers['runs']}",
+    table = Table("settings", "finished", "test accuracy", "deviation", title=f"sweep {title}")
+    for group, members in group_results(results).items():
+        summary = summarize(members)
+        mean, deviation = summary["mean_accuracy"], summary["standard_deviation"]
+        table.add_row(
+            group,
+            f"{summary['finished']} of {summary['runs']}",
             "-" if mean is None else f"{mean:.2%}",
             "-" if deviation is None else f"{deviation:.2%}",
         )
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 150).print(shown)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 150).print(table)
     for result in results:
         if result.accuracy is None:
             print(f"{result.name}: {result.state}" + (f": {result.reason}" if result.reason else ""))

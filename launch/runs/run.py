@@ -1,6 +1,5 @@
-"""Run folders in, the facts of each run out: what its files say, whether it is held, and what SLURM says of its job."""
+"""Determines the state of runs from three sources: the files of the run folder, its lock, and SLURM's queue."""
 
-import difflib
 import math
 import os
 import socket
@@ -8,188 +7,193 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.runs import records
-from launch.runs.records import Records
 from launch.slurm.queue import Queue, QueueEntry, read_queue
-from trainer.errors import UserError
+from trainer.errors import FolderError
 from trainer.run import lock
+from trainer.run.record import Job, RunRecord, modified_at
 
-OVER = ("finished", "stopped", "failed", "died", "not started", "unreadable")
-# A run of another machine writes something in this time, unless it has died: locks may not be seen from here.
-_SILENT_SECONDS = 600.0
-_LOOK_SECONDS = 0.5
-_ASK_SECONDS = 30.0
-
-
-class NoRunError(UserError):
-    """There is no such run."""
+ENDED_STATES = ("finished", "stopped", "failed", "died", "not started", "unreadable")
+# A live run writes a file at least this often. Locks of another machine may be invisible here.
+_SILENCE_SECONDS = 600.0
+_READ_FOLDER_SECONDS = 0.5
+_READ_QUEUE_SECONDS = 30.0
+_READ_QUEUE_SOON_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is not known, or not yet, is None."""
+    """The state of a run. Unknown values are None. `samecurve status --json` prints all fields."""
 
     name: str
     path: Path
     state: str
-    """running, queued (by SLURM), starting, or one of OVER"""
+    """running, queued (by SLURM), starting, or one of ENDED_STATES"""
     reason: str = ""
     step: int | None = None
     total_steps: int | None = None
     epoch: float | None = None
     accuracy: float | None = None
-    """of the last evaluation on the test set"""
+    """of the last evaluation on the test set, in [0, 1]"""
     samples_per_second: float | None = None
     seconds_left: float | None = None
     world_size: int | None = None
     job: str | None = None
-    """as scancel takes it"""
+    """id for scancel"""
     restarts: int = 0
     host: str | None = None
-    """where rank 0 was started last"""
+    """host of rank 0 in the last session"""
     log: str = ""
-    """path of what SLURM writes of the job's output"""
+    """path of the SLURM job's output"""
     has_hang_report: bool = False
     is_held: bool = False
-    """a process has the folder"""
+    """whether a process holds the run folder"""
     in_queue: bool = False
+    """whether the SLURM job waits or runs"""
     changed: float = 0.0
-    """when something was last written, in seconds since 1970"""
+    """time of the last change, in seconds since 1970"""
 
     @property
     def is_over(self) -> bool:
-        """Nobody works on it, and nothing will by itself."""
-        waits_for_job = self.in_queue and self.state != "finished"  # one that failed may be started again by its job
-        return self.state in OVER and not self.is_held and not waits_for_job
+        """Whether no process works on the run and none will start without a new command."""
+        waits_for_job = self.in_queue and self.state != "finished"  # the job may restart a failed run
+        return self.state in ENDED_STATES and not self.is_held and not waits_for_job
 
     def __str__(self) -> str:
         return f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}"
 
 
-def find_run(name: str, root: Path) -> Path:
-    """The folder of a run, given by its name below the root or by its path. Raises NoRunError, with near names."""
-    for path in (root / name, Path(name).expanduser()):
-        if records.is_run(path):
-            return path
-    names = [path.relative_to(root).as_posix() for path in records.find(root)]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [other for other in names if name in other][:3]
-    if near:
-        raise NoRunError(f"no run '{name}' under {root}; did you mean {' or '.join(near)}?")
-    raise NoRunError(f"no run '{name}' under {root}; samecurve status lists what is there, --root looks elsewhere")
-
-
-def has_begun(path: Path) -> bool:
-    """Whether it is the folder of a run that has begun."""
-    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
-
-
-def find_run_or_weights(name: str, root: Path) -> Path:
-    """The same, or a file of weights or a checkpoint's folder, given by its path."""
-    path = Path(name).expanduser()
-    return path if path.is_file() or (path / "manifest.json").is_file() else find_run(name, root)
-
-
 def read_runs(paths: list[Path], root: Path) -> tuple[list[Run], Queue]:
-    """The runs in these folders, the one that was written to last first; SLURM's queue is asked once, if need be."""
-    loaded = [records.load(path) for path in paths]
-    queue = read_queue([found.job for found in loaded if found.status.get("state") != "finished"])
-    return sorted((run_state(found, root, queue) for found in loaded), key=lambda run: run.changed, reverse=True), queue
+    """Returns the runs in these folders, last changed first, and SLURM's queue. Calls squeue at most once."""
+    records = [RunRecord(path) for path in paths]
+    queue = read_queue([_unfinished_job(record) for record in records])
+    runs = [build_run(record, root, queue) for record in records]
+    return sorted(runs, key=lambda run: run.changed, reverse=True), queue
 
 
 class RunPoller:
-    """Called again and again by who waits for a run's end: its folder is looked at twice a second, SLURM's queue, which
-    has others to answer too, twice a minute, or more often when its folder says that it is over."""
+    """Returns the current state of one run. Call it as often as you like.
+
+    Reads the run folder at most twice a second. Reads SLURM's queue, which serves all users, at most twice a minute, or
+    every 5 s if the folder says that the run has ended.
+    """
 
     def __init__(self, path: Path, root: Path) -> None:
         self._path, self._root = path, root
         self._queue = Queue()
         self._run: Run | None = None
-        self._looked = self._asked = -math.inf
+        self._folder_time = self._queue_time = -math.inf
 
     def __call__(self) -> Run:
         now = time.monotonic()
-        if self._run is not None and now - self._looked < _LOOK_SECONDS:
+        if self._run is not None and now - self._folder_time < _READ_FOLDER_SECONDS:
             return self._run
-        found = records.load(self._path)
-        is_quick = self._run is None or self._run.state in OVER
-        if now - self._asked >= (_ASK_SECONDS / 6 if is_quick else _ASK_SECONDS):
-            self._queue, self._asked = read_queue([found.job]), now
-        self._run, self._looked = run_state(found, self._root, self._queue), now
+        record = RunRecord(self._path)
+        seems_ended = self._run is None or self._run.state in ENDED_STATES
+        if now - self._queue_time >= (_READ_QUEUE_SOON_SECONDS if seems_ended else _READ_QUEUE_SECONDS):
+            self._queue, self._queue_time = read_queue([_job(record)]), now
+        self._run, self._folder_time = build_run(record, self._root, self._queue), now
         return self._run
 
 
-def run_state(found: Records, root: Path, queue: Queue) -> Run:
-    """One run."""
-    path, status, start, train = found.path, found.status, found.start, found.train
+def build_run(record: RunRecord, root: Path, queue: Queue) -> Run:
+    """Returns the state of a run. The state is "unreadable" if a file cannot be read, so that other runs are shown."""
+    path = record.path
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) and path != root else str(path)
-    if found.trouble:
-        return Run(name, path, "unreadable", found.trouble, changed=found.changed)
-    entry, held = queue.find(found.job), lock.is_held(path)
-    state, reason = _state(found, held, entry, queue)
-    step = max((row["step"] for row in (status, train, found.test) if row.get("step") is not None), default=None)
-    # A run of an earlier version has left no starts; a finished one has all its steps.
-    total_steps = start.get("total_steps") or (step if state == "finished" else None)
+    try:
+        return _build_run(record, name, queue)
+    except FolderError as error:
+        return Run(name, path, "unreadable", str(error), changed=record.modified_at)
+
+
+def _build_run(record: RunRecord, name: str, queue: Queue) -> Run:
+    """Raises FolderError if a file cannot be read."""
+    session, train, test = record.last_session, record.last_train_row, record.last_test_row
+    entry, is_held = queue.find(record.job), lock.is_held(record.path)
+    state, reason = _state_and_reason(record, is_held, entry, queue)
+    step = max((row["step"] for row in (record.status, train, test) if row.get("step") is not None), default=None)
+    # A run of an earlier version has no starts.jsonl. If it is finished, it has done all its steps.
+    total_steps = session.get("total_steps") or (step if state == "finished" else None)
     return Run(
         name=name,
-        path=path,
+        path=record.path,
         state=state,
         reason=reason,
         step=step,
         total_steps=total_steps,
-        epoch=max((row["epoch"] for row in (train, found.test) if row.get("epoch") is not None), default=None),
-        accuracy=found.test.get("accuracy"),
+        epoch=max((row["epoch"] for row in (train, test) if row.get("epoch") is not None), default=None),
+        accuracy=test.get("accuracy"),
         samples_per_second=train.get("samples_per_second"),
-        seconds_left=_seconds_left(found, step, total_steps) if state == "running" else None,
-        world_size=start.get("world_size"),
-        job=entry.id if entry is not None else str(found.job) if found.job is not None else None,
-        restarts=max(0, len(found.starts) - 1),
-        host=start.get("host"),
-        log=found.job.log if found.job is not None else "",
-        has_hang_report=(path / "hang-report.txt").is_file(),
-        is_held=held,
+        seconds_left=_seconds_left(record, step, total_steps) if state == "running" else None,
+        world_size=session.get("world_size"),
+        job=entry.id if entry is not None else str(record.job) if record.job is not None else None,
+        restarts=record.restarts,
+        host=session.get("host"),
+        log=record.job.log if record.job is not None else "",
+        has_hang_report=(record.path / "hang-report.txt").is_file(),
+        is_held=is_held,
         in_queue=entry is not None,
-        changed=found.changed,
+        changed=record.modified_at,
     )
 
 
-def _state(found: Records, held: bool, entry: QueueEntry | None, queue: Queue) -> tuple[str, str]:
-    """The state and the reason for it. status.json has the state that the run was in when it could last say so."""
-    said, why = str(found.status.get("state", "")), str(found.status.get("reason", ""))
-    if said == "finished":
-        return said, why
-    if held:
-        # A process that has taken the folder and says nothing yet is reading its data set.
-        is_new = lock.held_since(found.path) > records.modified(found.path / "status.json")
-        return ("starting", "a process holds the folder and does not train yet") if is_new else (said, why)
-    if entry is not None and entry.waits:
+def _job(record: RunRecord) -> Job | None:
+    try:
+        return record.job
+    except FolderError:
+        return None
+
+
+def _unfinished_job(record: RunRecord) -> Job | None:
+    """Returns the job of a run that is not finished."""
+    try:
+        return None if record.status.get("state") == "finished" else record.job
+    except FolderError:
+        return None
+
+
+def _state_and_reason(record: RunRecord, is_held: bool, entry: QueueEntry | None, queue: Queue) -> tuple[str, str]:
+    """Corrects the state in status.json, which is out of date if the run was killed or has been submitted again."""
+    state, reason = str(record.status.get("state", "")), str(record.status.get("reason", ""))
+    if state == "finished":
+        return state, reason
+    if is_held:
+        # A process that has the lock and has written no status yet is reading its data set.
+        is_starting = lock.held_since(record.path) > modified_at(record.path / "status.json")
+        return (
+            ("starting", "a process holds the folder and has not started training") if is_starting else (state, reason)
+        )
+    if entry is not None and entry.is_waiting:
         return "queued", f"job {entry.id} waits: {entry.reason or entry.state}"
-    if said not in ("", "running"):
-        return said, why
+    if state not in ("", "running"):
+        return state, reason
     if entry is not None:
-        return said or "starting", "" if said else f"job {entry.id} is {entry.state}"
-    if found.job is not None and not _is_told(found.path, queue):
-        return said or "queued", f"nothing is known of job {found.job} here"
-    return _without_a_process(found, said)
+        return state or "starting", "" if state else f"job {entry.id} is {entry.state}"
+    if record.job is not None and not _is_queue_complete(record.path, queue):
+        return state or "queued", f"the state of job {record.job} is unknown on this machine"
+    return _state_without_process(record, state)
 
 
-def _without_a_process(found: Records, said: str) -> tuple[str, str]:
-    """Of a run that has not come to its end, that nobody holds as far as this machine sees, and that has no job."""
-    if not said:
-        return "not started", f"job {found.job} has left the queue" if found.job else "it has never come to training"
-    host, silent = found.start.get("host", ""), time.time() - found.changed
-    if found.job is None and host not in ("", socket.gethostname()) and silent < _SILENT_SECONDS:
-        return "running", f"on {host}, which is another machine; it wrote something {silent:.0f} s ago"
-    where = f" on {host}" if host else ""
-    return "died", f"its process{where} is gone without a word; the same command goes on from the last checkpoint"
+def _state_without_process(record: RunRecord, state: str) -> tuple[str, str]:
+    """Returns the state of an unfinished run that has neither a job nor a process that this machine can see."""
+    if not state:
+        return "not started", f"job {record.job} has left the queue" if record.job else "it has never started training"
+    host, silent_seconds = record.last_session.get("host", ""), time.time() - record.modified_at
+    if record.job is None and host not in ("", socket.gethostname()) and silent_seconds < _SILENCE_SECONDS:
+        return "running", f"on {host}, which is another machine; last change {silent_seconds:.0f} s ago"
+    on_host = f" on {host}" if host else ""
+    return (
+        "died",
+        f"its process{on_host} is gone and left no reason; run the same command to continue from the last checkpoint",
+    )
 
 
-def _is_told(path: Path, queue: Queue) -> bool:
-    """Whether a job that is not in the queue is gone: squeue shows this user's jobs, and the run may be another's."""
+def _is_queue_complete(path: Path, queue: Queue) -> bool:
+    """Returns whether a job that is missing in the queue has ended. squeue lists only the jobs of this user."""
     return queue.is_known and path.stat().st_uid == os.getuid()
 
 
-def _seconds_left(found: Records, step: int | None, total_steps: int | None) -> float | None:
-    train = found.train
+def _seconds_left(record: RunRecord, step: int | None, total_steps: int | None) -> float | None:
+    train = record.last_train_row
     if not train.get("samples_per_second") or not train.get("step") or step is None or total_steps is None:
         return None
     samples_per_step = train["samples"] / train["step"]

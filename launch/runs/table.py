@@ -1,45 +1,51 @@
-"""Rows of words in, lines as wide as the place they go to out. A file is wide enough for all; a terminal may not be."""
+"""Formats a table of text that fits the width of the terminal."""
 
 import shutil
 import sys
 from collections.abc import Sequence
 
 _GAP = "  "
-_LEAST_NAME = 12  # characters that a name keeps, however narrow the terminal
+_MIN_NAME_WIDTH = 12  # a narrow terminal does not shorten names further
 
 
-def width() -> int | None:
-    """Columns of the terminal that standard output goes to; None: it goes to a file, which has no end."""
+def terminal_width() -> int | None:
+    """Returns the columns of the terminal; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def lines(titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, keep: Sequence[str]) -> list[str]:
-    """The first column is names, at the left; the others are at the right. A column with nothing in it is left out.
+def format_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, keep: Sequence[str]
+) -> list[str]:
+    """Returns the lines of a table, the title line first. Omits columns without content.
 
-    Where it is too narrow, names are cut in their middle, then columns are left out from the right, except those to
-    `keep`.
+    The first column contains names and is left-aligned; the others are right-aligned. If the table is wider than
+    `width`, shortens the names, then omits columns from the right, except those with a title in `keep`.
+    width: in characters; None: unlimited.
     """
     columns = [[title, *cells] for title, *cells in zip(titles, *rows, strict=True) if any(cells)]
     while True:
         widths = [max(map(len, column)) for column in columns]
-        too_much = 0 if width is None else sum(widths) + len(_GAP) * (len(widths) - 1) - width
-        least = min(widths[0], _LEAST_NAME)
-        spare = [column for column in columns[1:] if column[0] not in keep]
-        if widths[0] - too_much >= least or not spare:
+        excess = 0 if width is None else sum(widths) + len(_GAP) * (len(widths) - 1) - width
+        min_name_width = min(widths[0], _MIN_NAME_WIDTH)
+        removable = [column for column in columns[1:] if column[0] not in keep]
+        if widths[0] - excess >= min_name_width or not removable:
             break
-        columns.remove(spare[-1])
-    widths[0] = min(widths[0], max(least, widths[0] - max(0, too_much)))
-    columns[0] = [shortened(name, widths[0]) for name in columns[0]]
+        columns.remove(removable[-1])
+    widths[0] = min(widths[0], max(min_name_width, widths[0] - max(0, excess)))
+    columns[0] = [shorten(name, widths[0]) for name in columns[0]]
     return [
         _GAP.join(
-            [cells[0].ljust(widths[0]), *(cell.rjust(at) for cell, at in zip(cells[1:], widths[1:], strict=True))]
+            [
+                name.ljust(widths[0]),
+                *(cell.rjust(cell_width) for cell, cell_width in zip(cells, widths[1:], strict=True)),
+            ]
         )
-        for cells in zip(*columns, strict=True)
+        for name, *cells in zip(*columns, strict=True)
     ]
 
 
-def shortened(name: str, length: int) -> str:
-    """Cut in the middle: the names of a sweep's points begin alike, and end each in its own way."""
+def shorten(name: str, length: int) -> str:
+    """Returns a name of at most `length` characters. Cuts the middle: names of a sweep differ at their end."""
     if len(name) <= length:
         return name
     head = (length - 1) // 2

@@ -1,20 +1,23 @@
-"""What `sbatch slurm/train.sh` runs on the job's first node: one srun task a node, torchrun inside, until it is over.
+"""The part of slurm/train.sh that is in Python. It starts one srun task per node, restarts ranks and requeues the job.
 
-SLURM's warning before the time limit (SIGUSR1) is passed on; the ranks save, and the job is queued again.
+SLURM sends SIGUSR1 shortly before the time limit. This process forwards it to the ranks, which save a checkpoint. Then
+it requeues the job.
 """
 
 import argparse
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from launch import forecast
 from launch.forecast import RankLayout
 from launch.hardware import Machine, this_machine
-from launch.plan import LaunchPlan, Variable
+from launch.plan import EnvironmentVariable, LaunchPlan
 from launch.signals import SignalForwarder
 from launch.slurm import array, client, retry
 from launch.slurm.client import Allocation
@@ -25,177 +28,199 @@ from trainer.errors import FolderError, WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 from trainer.run.folder import RunFolder
 
-_PORTS = range(20000, 30000)  # below those that Linux gives to clients
-_REQUEUE_SECONDS = 60.0
-_FREE_SECONDS = 300.0
+_PORTS = range(20000, 30000)  # below the ports that Linux assigns to outgoing connections
+_PORT_CANDIDATES = 100
+_WAIT_FOR_KILL_SECONDS = 60.0
+_FOLDER_IN_USE_SECONDS = 300.0
 _POLL_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """A job, its allocation, and the run that it trains."""
+
+    config: RunConfig
+    machine: Machine
+    allocation: Allocation
+    layout: RankLayout
+    trainer_arguments: tuple[str, ...]
+    """arguments of trainer/main.py: config files and overrides"""
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.config.folder)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the batch script."""
     parser.add_argument(
         "--max-restarts", type=int, default=3, metavar="N",
-        help="starts without a newer checkpoint before the job gives up; default: 3",
+        help="end the job after N attempts in a row without a new checkpoint; default: 3",
     )  # fmt: skip
-    parser.add_argument("--doctor", action="store_true", help="look for what would go wrong first")
-    parser.add_argument("--points", metavar="FILE", help="the plan of a sweep: this array task's settings are in it")
+    parser.add_argument("--doctor", action="store_true", help="check the nodes with samecurve doctor before training")
+    parser.add_argument(
+        "--points", metavar="FILE", help="sweep.json of a sweep; the array task selects its settings from it"
+    )
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """The job, to its end or until it is queued again; the exit code of trainer/main.py."""
-    relay = SignalForwarder(lambda number: signal.SIGUSR1)  # srun kills its tasks at once for a SIGTERM of its own
-    given = client.allocation()
-    overrides = array.settings_of_task(arguments.points, given.array_task, arguments.config, overrides)
+    """Runs the job until it ends or goes back into the queue. Returns an exit code as trainer/main.py does."""
+    forwarder = SignalForwarder(
+        lambda number: signal.SIGUSR1
+    )  # any signal becomes SIGUSR1: on SIGTERM srun kills its tasks
+    allocation = client.read_allocation()
+    overrides = array.settings_of_task(arguments.points, allocation.array_task, arguments.config, overrides)
     config = forecast.load_settings(arguments.config, overrides)
-    machine = this_machine()
-    layout = RankLayout(len(given.nodes), given.ranks_per_node, "gpu" if given.gpus_per_node else "cpu")
-    forecast.check(config, layout.world_size)
-    folder = RunFolder(config.folder)
-    wait_until_free(folder)
-    record = JobRecord.of(folder, given.job_id.partition("_")[0], given.array_task, given.log)
-    record.write(folder)
-    if not given.gpus_per_node and _gpus_of_partition():
-        print("note: this job asked for no GPU and trains on the CPU; --gpus-per-node=1 asks for one", flush=True)
-    trained = [*config_arguments(arguments.config), *overrides]
-    if arguments.doctor and (code := _doctor(machine, trained)):
+    layout = RankLayout(len(allocation.nodes), allocation.ranks_per_node, "gpu" if allocation.gpus_per_node else "cpu")
+    forecast.check_run(config, layout.world_size)
+    trainer_arguments = (*config_arguments(arguments.config), *overrides)
+    job = TrainingJob(config, this_machine(), allocation, layout, trainer_arguments)
+    wait_until_free(job.folder)
+    base_job_id = allocation.job_id.partition("_")[0]  # without the number of an array task
+    record = JobRecord.load(job.folder, base_job_id, allocation.array_task, allocation.log)
+    record.write(job.folder)
+    if not allocation.gpus_per_node and _partition_has_gpus():
+        print("note: this job requests no GPU and trains on the CPU; request one with --gpus-per-node=1", flush=True)
+    if arguments.doctor and (code := _run_doctor(job)):
         return code
-    return _attempts(relay, config, machine, given, layout, trained, record, arguments.max_restarts)
+    return _run_attempts(job, forwarder, record, arguments.max_restarts)
 
 
-def _attempts(
-    relay: SignalForwarder,
-    config: RunConfig,
-    machine: Machine,
-    given: Allocation,
-    layout: RankLayout,
-    trained: list[str],
-    record: JobRecord,
-    limit: int,
-) -> int:
-    folder = RunFolder(config.folder)
-    path = folder.path / f".outcome-{given.job_id}.json"
-    addresses = [node_address(node) for node in given.nodes[:2]]
-    while True:
-        wait_until_free(folder)
-        plan = make(config, machine, given, layout, trained, addresses, free_port(given.number))
-        print(plan, flush=True)
-        path.unlink(missing_ok=True)
-        code = relay.run(plan.argv, client.for_srun(plan.environment | {OUTCOME_VARIABLE: str(path.resolve())}))
-        found = read_outcome(path)
-        path.unlink(missing_ok=True)
-        is_early = found is None or found[0] == retry.STOPPED
-        is_preempted = is_early and relay.received is None and _is_preempted(given)
-        step = retry.newest_checkpoint_step(folder)
-        then = retry.decide(found, code, relay.received, record, step, limit, is_preempted)
-        record = then.record
-        try:
-            record.write(folder)
-        except FolderError as error:  # a full disk must not keep the job from being queued again
-            print(f"samecurve: {error}", file=sys.stderr, flush=True)
-        print(f"samecurve: job {given.job_id}: {then.why}", file=sys.stderr, flush=True)
-        if then.action != "again":
-            return _requeue(given, then) if then.action == "requeue" else then.code
+def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecord, limit: int) -> int:
+    """Starts the ranks, again and again, until the job is done or requeued.
 
-
-def make(
-    config: RunConfig,
-    machine: Machine,
-    given: Allocation,
-    layout: RankLayout,
-    trained: list[str],
-    addresses: Sequence[str],
-    port: int,
-) -> LaunchPlan:
-    """The srun that starts one task a node.
-
-    addresses: of the first two nodes; trained: arguments of trainer/main.py. torchrun starts no rank again: this job
-    does, for a torchrun that died as well, and counts.
+    limit: attempts in a row without a newer checkpoint after which the job ends.
     """
-    nodes = layout.nodes
-    argv = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
-    argv += [f"--cpus-per-task={given.cpus_per_node}", "--kill-on-bad-exit=1"]
-    argv += [f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []
+    allocation = job.allocation
+    outcome_path = job.folder.path / f".outcome-{allocation.job_id}.json"
+    addresses = [node_address(node) for node in allocation.nodes[:2]]
+    while True:
+        wait_until_free(job.folder)
+        plan = plan_srun(job, addresses, free_port(allocation.job_number))
+        print(plan, flush=True)
+        outcome_path.unlink(missing_ok=True)
+        environment = plan.environment | {OUTCOME_VARIABLE: str(outcome_path.resolve())}
+        code = forwarder.run(plan.argv, client.without_task_variables(environment))
+        outcome = read_outcome(outcome_path)
+        outcome_path.unlink(missing_ok=True)
+        ended_early = outcome is None or outcome[0] == retry.STOPPED
+        is_preempted = ended_early and forwarder.received is None and _is_preempted(allocation)
+        step = retry.newest_checkpoint_step(job.folder)
+        decision = retry.decide(outcome, code, forwarder.received, record, step, limit, is_preempted)
+        record = decision.record
+        try:
+            record.write(job.folder)
+        except FolderError as error:  # a full disk must not keep the job from going back into the queue
+            print(f"samecurve: {error}", file=sys.stderr, flush=True)
+        print(f"samecurve: job {allocation.job_id}: {decision.reason}", file=sys.stderr, flush=True)
+        if decision.action != "restart":
+            return _requeue(allocation, decision) if decision.action == "requeue" else decision.code
+
+
+def plan_srun(job: TrainingJob, addresses: Sequence[str], port: int) -> LaunchPlan:
+    """Returns the srun command that starts one task per node.
+
+    addresses: addresses of the first two nodes. port: rendezvous port on the first node. torchrun's own restarts are
+    off: _run_attempts restarts the ranks, even if torchrun was killed, and counts the attempts.
+    """
+    allocation, layout, machine = job.allocation, job.layout, job.machine
+    argv = ["srun", f"--nodes={layout.nodes}", f"--ntasks={layout.nodes}", "--ntasks-per-node=1"]
+    argv += [f"--cpus-per-task={allocation.cpus_per_node}", "--kill-on-bad-exit=1"]
+    argv += [f"--gpus-per-node={allocation.gpus_per_node}"] if allocation.gpus_per_node else []
     argv += client.site_srun_arguments()
-    argv += [machine.python, str(machine.repository / "launch" / "main.py"), "node"]
-    argv += [f"--nodes={nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={addresses[0]}:{port}"]
-    argv += [f"--second={addresses[1]}"] if nodes > 1 else []
-    argv += [f"--id={given.job_id}", *trained]
-    variables = [threads_variable(config, given.cpus_per_node, layout.ranks_per_node), *torchrun_variables()]
-    if given.end_time is not None:
-        why = "when SLURM ends this job: the run saves and stops before"
-        variables.append(Variable("SLURM_JOB_END_TIME", str(given.end_time), why))
-    title = f"job {given.job_id}: {config.run.name} on {', '.join(given.nodes)}"
-    return LaunchPlan(title, tuple(argv), tuple(variables), forecast.facts(config, layout))
+    argv += [machine.python, str(machine.install_root / "launch" / "main.py"), "node"]
+    argv += [f"--nodes={layout.nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={addresses[0]}:{port}"]
+    argv += [f"--second={addresses[1]}"] if layout.nodes > 1 else []
+    argv += [f"--id={allocation.job_id}", *job.trainer_arguments]
+    variables = [threads_variable(job.config, allocation.cpus_per_node, layout.ranks_per_node), *torchrun_variables()]
+    if allocation.end_time is not None:
+        reason = "end of this job; the run saves and stops in time"
+        variables.append(EnvironmentVariable("SLURM_JOB_END_TIME", str(allocation.end_time), reason))
+    title = f"job {allocation.job_id}: {job.config.run.name} on {', '.join(allocation.nodes)}"
+    return LaunchPlan(title, tuple(argv), tuple(variables), forecast.describe_run(job.config, layout))
 
 
 def wait_until_free(folder: RunFolder) -> None:
-    """The ranks of an attempt whose node was given up may live on for a while. Raises FolderError."""
-    until = time.monotonic() + _FREE_SECONDS
-    while folder.in_use():
-        if time.monotonic() > until:
-            raise FolderError(f"a run is on in {folder.path}; wait for it, or choose another run.name")
+    """Waits until no process uses the run folder: ranks on a node that SLURM considers down may still run.
+
+    Raises FolderError after five minutes.
+    """
+    deadline = time.monotonic() + _FOLDER_IN_USE_SECONDS
+    while folder.is_in_use():
+        if time.monotonic() > deadline:
+            raise FolderError(
+                f"another process still uses run folder {folder.path} after {_FOLDER_IN_USE_SECONDS / 60:.0f} minutes; "
+                "wait until it exits, or choose another run.name"
+            )
         time.sleep(_POLL_SECONDS)
 
 
 def free_port(job_number: int) -> int:
-    """A port for the ranks to meet at: derived from the job, so that two jobs on a node differ; the next that is free.
+    """Returns a free port on this node, the job's first, for the rendezvous of the ranks.
 
-    Asked on the first node, where the ranks meet.
+    The job's number selects the candidates, so that two jobs on one node try different ports. Raises WorldError.
     """
-    for attempt in range(100):
-        port = port_of(job_number, attempt)
+    for attempt in range(_PORT_CANDIDATES):
+        port = candidate_port(job_number, attempt)
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))
             except OSError:
                 continue
             return port
-    raise WorldError(f"no free port near {port} on {socket.gethostname()}; is something wrong with this node?")
+    first = candidate_port(job_number)
+    raise WorldError(
+        f"no free port among the {_PORT_CANDIDATES} from {first} on {socket.gethostname()}; "
+        "end the programs that listen there (ss -tlnp), or exclude this node with --exclude"
+    )
 
 
-def port_of(job_number: int, attempt: int = 0) -> int:
-    """The port that is tried first, and the next ones. Neighbouring jobs are seven apart."""
+def candidate_port(job_number: int, attempt: int = 0) -> int:
+    """Returns the port to try at an attempt, counted from 0. Consecutive job ids start seven ports apart."""
     return _PORTS[(job_number * 7 + attempt) % len(_PORTS)]
 
 
 def node_address(node: str) -> str:
-    """How SLURM itself reaches a node; its name where SLURM has nothing better."""
-    for word in client.call_with_retry("scontrol", "show", "node", node).split():
-        if word.startswith("NodeAddr="):
-            return word.partition("=")[2]
+    """Returns the address by which SLURM itself reaches a node, or the node's name if SLURM has no other."""
+    for field in client.call_with_retry("scontrol", "show", "node", node).split():
+        if field.startswith("NodeAddr="):
+            return field.partition("=")[2]
     return node
 
 
-def _gpus_of_partition() -> bool:
+def _partition_has_gpus() -> bool:
     try:
         return "gpu" in client.call("sinfo", "-h", "-o", "%G", "-p", os.environ.get("SLURM_JOB_PARTITION", ""))
-    except client.SlurmError:  # it is only for a note
+    except client.SlurmError:  # only a printed note depends on it
         return False
 
 
-def _is_preempted(given: Allocation) -> bool:
-    """A controller that does not answer must not end the job."""
+def _is_preempted(allocation: Allocation) -> bool:
+    """Returns whether SLURM is preempting the job. False if the controller does not answer: the job continues."""
     try:
-        return client.is_preempted(given.job_id)
+        return client.is_preempted(allocation.job_id)
     except client.SlurmError as error:
-        print(f"samecurve: job {given.job_id} may be preempted or not ({error})", file=sys.stderr, flush=True)
+        print(
+            f"samecurve: job {allocation.job_id}: cannot find out whether SLURM is preempting it ({error})",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
         return False
 
 
-def _doctor(machine: Machine, trained: list[str]) -> int:
-    """The short form, in this job; its exit code."""
-    import subprocess
-
-    command = [machine.python, str(machine.repository / "launch" / "main.py"), "doctor", "--short", *trained]
+def _run_doctor(job: TrainingJob) -> int:
+    """Runs `samecurve doctor --short` in this job and returns its exit code."""
+    main_script = str(job.machine.install_root / "launch" / "main.py")
+    command = [job.machine.python, main_script, "doctor", "--short", *job.trainer_arguments]
     return subprocess.run(command, check=False).returncode
 
 
-def _requeue(given: Allocation, then: Decision) -> int:
-    """SLURM ends this script as soon as it has queued the job again."""
+def _requeue(allocation: Allocation, decision: Decision) -> int:
+    """Puts the job back into the queue. SLURM then kills this process. A return means that the requeue failed."""
     try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which SLURM ends this script
-        client.call_with_retry("scontrol", "requeue", given.job_id)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # do not forward the SIGTERM with which SLURM ends this process
+        client.call_with_retry("scontrol", "requeue", allocation.job_id)
     except client.SlurmError as error:
-        print(f"samecurve: job {given.job_id} is not queued again ({error})", file=sys.stderr, flush=True)
-        return then.code
-    time.sleep(_REQUEUE_SECONDS)
-    return then.code
+        print(f"samecurve: job {allocation.job_id} cannot be requeued ({error})", file=sys.stderr, flush=True)
+        return decision.code
+    time.sleep(_WAIT_FOR_KILL_SECONDS)
+    return decision.code

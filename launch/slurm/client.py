@@ -1,4 +1,4 @@
-"""SLURM's commands and variables in, plain values out. The only file that calls sbatch, squeue, scontrol or scancel."""
+"""Calls SLURM's commands and reads the allocation of a job. Every call of a SLURM command goes through this file."""
 
 import datetime
 import os
@@ -9,175 +9,184 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainer.errors import UserError, WorldError
 
-_ANSWER_SECONDS = 60.0  # a busy controller; a client gives up by itself after about as long
-_PATIENCE_SECONDS = 90.0
-_RETRY_SECONDS = 3.0
-_NO_CLUSTER = "Could not establish a configuration source"  # any command's, where no file names a controller
-_AWAY = re.compile("Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE)
-# Of a job's tasks, where a step of ours has one a node.
-_OF_TASKS = (
+_TIMEOUT_SECONDS = 60.0  # a busy controller is slow; SLURM's own commands give up after about as long
+_RETRY_FOR_SECONDS = 90.0
+_RETRY_INTERVAL_SECONDS = 3.0
+_NO_CLUSTER = "Could not establish a configuration source"  # every command prints this where no file names a controller
+_UNREACHABLE = re.compile(
+    "Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE
+)
+# These describe the tasks of the job. A job step with one task per node must not inherit them.
+_TASK_VARIABLES = (
     "SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK", "SLURM_GPU_BIND",
     "SLURM_TRES_BIND",
 )  # fmt: skip
 
 
 class SlurmError(UserError):
-    """SLURM is not there, or does not do what it was asked."""
+    """SLURM is not installed, does not answer, or refuses a command."""
 
 
-def is_here() -> bool:
-    """Whether this machine has SLURM's commands."""
+def is_available() -> bool:
+    """Returns whether SLURM's commands are installed on this machine."""
     return shutil.which("squeue") is not None
 
 
-def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: float = _ANSWER_SECONDS) -> str:
-    """Runs one of SLURM's commands and returns what it printed. Raises SlurmError with its own words."""
+def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: float = _TIMEOUT_SECONDS) -> str:
+    """Runs a SLURM command and returns its stdout. Raises SlurmError with the command's own message on one line."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=timeout_seconds, check=False, env=env
         )
     except FileNotFoundError:
-        raise SlurmError(f"{argv[0]} is not on this machine; run this on a SLURM cluster's login node") from None
+        raise SlurmError(
+            f"{argv[0]} is not installed on this machine; run this command on a login node of a SLURM cluster"
+        ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; is SLURM's controller up?"
+            f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; check that its controller is up (scontrol ping)"
         ) from None
-    if done.returncode and _NO_CLUSTER in done.stderr:
-        raise SlurmError(f"{argv[0]} knows of no cluster from this machine; run this on a SLURM cluster's login node")
-    if done.returncode:
-        raise SlurmError(f"{argv[0]}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return done.stdout
+    if completed.returncode and _NO_CLUSTER in completed.stderr:
+        raise SlurmError(
+            f"{argv[0]} finds no cluster from this machine; run this command on a login node of a SLURM cluster"
+        )
+    if completed.returncode:
+        raise SlurmError(f"{argv[0]}: {' '.join(completed.stderr.split()) or f'exit code {completed.returncode}'}")
+    return completed.stdout
 
 
 def call_with_retry(*argv: str) -> str:
-    """The same, again and again while the controller is away: a job must not be lost for that."""
-    until = time.monotonic() + _PATIENCE_SECONDS
+    """Runs a SLURM command like `call`, and retries for 90 s while the controller is unreachable.
+
+    A running job must not fail because the controller restarts. Raises SlurmError.
+    """
+    deadline = time.monotonic() + _RETRY_FOR_SECONDS
     while True:
         try:
-            return call(*argv, timeout_seconds=_ANSWER_SECONDS / 2)
+            return call(*argv, timeout_seconds=_TIMEOUT_SECONDS / 2)
         except SlurmError as error:
-            if not _AWAY.search(str(error)) or time.monotonic() > until:
+            if not _UNREACHABLE.search(str(error)) or time.monotonic() > deadline:
                 raise
-        time.sleep(_RETRY_SECONDS)
+        time.sleep(_RETRY_INTERVAL_SECONDS)
 
 
-def for_srun(environment: Mapping[str, str]) -> dict[str, str]:
-    """What the job's own tasks were to be is not what the step's are."""
-    return {name: value for name, value in environment.items() if name not in _OF_TASKS}
+def without_task_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment for srun, without the job's variables that would change the tasks of a job step."""
+    return {name: value for name, value in environment.items() if name not in _TASK_VARIABLES}
 
 
 def site_srun_arguments() -> list[str]:
-    """What the site's file wants srun to be told."""
+    """Returns the extra srun arguments that the site file sets in SAMECURVE_SRUN_ARGS."""
     return shlex.split(os.environ.get("SAMECURVE_SRUN_ARGS", ""))
-
-
-def with_site_file(argv: Sequence[str], repository: Path) -> list[str]:
-    """sbatch's call after the site's file, where there is one: it may say what sbatch needs, such as SBATCH_ACCOUNT.
-
-    What was typed is never read by the shell.
-    """
-    site = Path(os.environ.get("SAMECURVE_SITE") or repository / "slurm" / "site.sh")
-    return ["bash", "-c", 'source "$1"; shift; exec "$@"', "samecurve", str(site), *argv] if site.is_file() else [*argv]
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What a job has been given. Every node has the same."""
+    """The nodes and resources of a job. All nodes have the same resources."""
 
     job_id: str
-    """as scontrol and scancel want it: 12, or 12_3 for a task of an array"""
-    number: int
-    """of the job, another one for each task of an array"""
+    """the id for scontrol and scancel: 12, or 12_3 for an array task"""
+    job_number: int
+    """SLURM_JOB_ID, which differs between the tasks of an array"""
     nodes: tuple[str, ...]
     gpus_per_node: int
     cpus_per_node: int
     tasks_per_node: int
-    """as asked for with --ntasks-per-node: ranks a node where there are no GPUs"""
+    """the value of --ntasks-per-node: the ranks per node of a job without GPUs"""
     end_time: int | None
-    """when the job will be ended, in seconds since 1970; None: it has no limit, or SLURM does not say"""
+    """when SLURM ends the job, in seconds since 1970; None: the job has no time limit, or SLURM does not report it"""
     array_task: int | None = None
     log: str = ""
-    """where the job's output goes"""
+    """path of the file that receives the job's output"""
 
     @property
     def ranks_per_node(self) -> int:
+        """One rank per GPU, or one per task without GPUs."""
         return self.gpus_per_node or self.tasks_per_node
 
 
-def allocation(env: Mapping[str, str] = os.environ) -> Allocation:
-    """That of the job this process runs in. Raises SlurmError outside a job, WorldError when its nodes differ."""
+def read_allocation(env: Mapping[str, str] = os.environ) -> Allocation:
+    """Returns the allocation of the current job. Raises SlurmError outside a job, WorldError when its nodes differ."""
     if "SLURM_JOB_ID" not in env:
-        raise SlurmError("this is not a SLURM job (no SLURM_JOB_ID); start it with sbatch slurm/train.sh")
+        raise SlurmError(
+            "this process is not part of a SLURM job (SLURM_JOB_ID is not set); "
+            "submit one from the project's folder with sbatch slurm/train.sh, or from anywhere with samecurve submit"
+        )
     if int(env.get("SLURM_HET_SIZE", "0") or 0) > 1:
-        raise WorldError("this is a heterogeneous job (--het-group, or ':' in sbatch's line); ask for one kind of node")
-    # An array's last task has the array's own number, by which SLURM would mean all of them.
+        raise WorldError(
+            "this is a heterogeneous job (--het-group, or ':' in the sbatch command), and all nodes must be alike; "
+            "request one kind of node"
+        )
+    # The last task of an array has the array's own id as SLURM_JOB_ID, and scontrol would take it for the whole array.
     task, array = env.get("SLURM_ARRAY_TASK_ID", ""), env.get("SLURM_ARRAY_JOB_ID", "")
     job_id = f"{array}_{task}" if task.isdigit() else env["SLURM_JOB_ID"]
-    text = call_with_retry("scontrol", "show", "job", "--details", job_id)
+    details = call_with_retry("scontrol", "show", "job", "--details", job_id)
     nodes = tuple(call_with_retry("scontrol", "show", "hostnames", env["SLURM_JOB_NODELIST"]).split())
-    gpus = _gpus_of_nodes(text, len(nodes), env)
-    cpus = counts(env.get("SLURM_JOB_CPUS_PER_NODE", "1"))
-    _refuse_unequal("GPUs", gpus, nodes, "--gpus-per-node")
-    _refuse_unequal("CPU cores", cpus, nodes, "--cpus-per-task")
+    gpus = _gpus_of_nodes(details, len(nodes), env)
+    cpus = parse_counts(env.get("SLURM_JOB_CPUS_PER_NODE", "1"))
+    _check_equal("GPUs", gpus, nodes, "--gpus-per-node")
+    _check_equal("CPU cores", cpus, nodes, "--cpus-per-task")
     return Allocation(
         job_id=job_id,
-        number=int(env["SLURM_JOB_ID"]),
+        job_number=int(env["SLURM_JOB_ID"]),
         nodes=nodes,
         gpus_per_node=gpus[0],
         cpus_per_node=cpus[0],
-        tasks_per_node=counts(env.get("SLURM_NTASKS_PER_NODE") or "1")[0],
-        end_time=_end_time(text),
+        tasks_per_node=parse_counts(env.get("SLURM_NTASKS_PER_NODE") or "1")[0],
+        end_time=_end_time(details),
         array_task=int(task) if task.isdigit() else None,
-        log=_field(text, "StdOut"),
+        log=_field(details, "StdOut"),
     )
 
 
 def is_preempted(job_id: str) -> bool:
-    """Whether SLURM wants a running job's nodes for another one, and has told its tasks."""
+    """Returns whether SLURM has warned the tasks of a running job that another job gets its nodes."""
     return re.search(r"\bPreemptTime=\d", call_with_retry("scontrol", "show", "job", job_id)) is not None
 
 
-def counts(text: str) -> list[int]:
-    """`16(x2),8` as SLURM writes a number for each node: [16, 16, 8]."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+def parse_counts(text: str) -> list[int]:
+    """Parses SLURM's notation for one number per node: `16(x2),8` is [16, 16, 8]. Raises SlurmError."""
+    counts: list[int] = []
+    for entry in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry.strip())
         if match is None:
-            raise SlurmError(f"'{text}' is not a list of counts as SLURM writes them, such as 16(x2),8")
-        found += [int(match[1])] * int(match[2] or 1)
-    return found
+            raise SlurmError(
+                f"cannot read '{text}' as a list of counts such as 16(x2),8; check SLURM_JOB_CPUS_PER_NODE and "
+                "SLURM_NTASKS_PER_NODE"
+            )
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
 
 
-def _gpus_of_nodes(text: str, num_nodes: int, env: Mapping[str, str]) -> list[int]:
-    """GPUs of each node: the details have them for all nodes, the variables for this one alone."""
-    found: list[int] = []
-    for line in re.findall(r"^\s+Nodes=(.*)$", text, re.MULTILINE):
-        names, _, rest = line.partition(" ")
-        gres = re.search(r"GRES=(\S*)", rest)
-        gpus = sum(int(number) for number in re.findall(r"gpu(?::[^:,()]+)?:(\d+)\(", gres[1] if gres else ""))
-        found += [gpus] * len(call_with_retry("scontrol", "show", "hostnames", names).split())
-    return found if len(found) == num_nodes else [int(env.get("SLURM_GPUS_ON_NODE", "0") or 0)] * num_nodes
+def _gpus_of_nodes(details: str, num_nodes: int, env: Mapping[str, str]) -> list[int]:
+    """Returns the GPUs of each node. Only the job's details cover all nodes; the variables describe this node alone."""
+    gpus: list[int] = []
+    for line in re.findall(r"^\s+Nodes=(.*)$", details, re.MULTILINE):
+        names, _, resources = line.partition(" ")
+        gres = re.search(r"GRES=(\S*)", resources)
+        count = sum(int(number) for number in re.findall(r"gpu(?::[^:,()]+)?:(\d+)\(", gres[1] if gres else ""))
+        gpus += [count] * len(call_with_retry("scontrol", "show", "hostnames", names).split())
+    return gpus if len(gpus) == num_nodes else [int(env.get("SLURM_GPUS_ON_NODE", "0") or 0)] * num_nodes
 
 
-def _refuse_unequal(what: str, numbers: Sequence[int], nodes: Sequence[str], option: str) -> None:
-    if len(set(numbers)) > 1:
-        shown = ", ".join(f"{node}: {number}" for node, number in zip(nodes, numbers, strict=False))
-        raise WorldError(f"the nodes have different numbers of {what} ({shown}): wanted the same on each; use {option}")
+def _check_equal(resource: str, counts: Sequence[int], nodes: Sequence[str], option: str) -> None:
+    if len(set(counts)) > 1:
+        listed = ", ".join(f"{node}: {count}" for node, count in zip(nodes, counts, strict=False))
+        raise WorldError(f"all nodes must have the same number of {resource}, got {listed}; request them with {option}")
 
 
-def _field(text: str, name: str) -> str:
-    """A field that has a line of its own in what scontrol shows."""
-    match = re.search(rf"^ +{name}=(.*)$", text, re.MULTILINE)
+def _field(details: str, name: str) -> str:
+    """Returns a field that fills a whole line of scontrol's output, or an empty string."""
+    match = re.search(rf"^ +{name}=(.*)$", details, re.MULTILINE)
     return match[1] if match else ""
 
 
-def _end_time(text: str) -> int | None:
-    match = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", text)
-    limited = re.search(r"\bTimeLimit=(\S+)", text)
-    if match is None or limited is None or limited[1] == "UNLIMITED":
+def _end_time(details: str) -> int | None:
+    match = re.search(r"\bEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", details)
+    limit = re.search(r"\bTimeLimit=(\S+)", details)
+    if match is None or limit is None or limit[1] == "UNLIMITED":
         return None
     return int(datetime.datetime.fromisoformat(match[1]).timestamp())

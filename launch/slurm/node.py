@@ -1,6 +1,6 @@
-"""What srun starts on each node: torchrun for this node's ranks, over the network that the nodes share.
+"""Runs on each node of a SLURM job as its srun task: starts torchrun for the ranks of this node.
 
-SLURM signals this process alone, and more than once; the ranks get one signal and the time to save.
+SLURM signals only this process, and more than once. The ranks receive one signal and have time to save.
 """
 
 import argparse
@@ -12,46 +12,47 @@ from launch.torchrun import config_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that the batch script passes to each node."""
     parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--ranks", type=int, required=True, help="of this node")
-    parser.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="where the nodes meet")
-    parser.add_argument("--second", metavar="HOST", help="the second node")
-    parser.add_argument("--id", required=True, help="of the job")
+    parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
+    parser.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="rendezvous address on the first node")
+    parser.add_argument("--second", metavar="HOST", help="address of the second node")
+    parser.add_argument("--id", required=True, help="id of the job")
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """This node's ranks, to their end; the exit code of torchrun."""
-    from launch.signals import SignalForwarder  # late: psutil
+    """Runs the ranks of this node to their end and returns the exit code of torchrun."""
+    from launch.signals import SignalForwarder  # lazy import: psutil
 
-    relay = SignalForwarder()
+    forwarder = SignalForwarder()
     machine = this_machine()
     script = [machine.trainer, *config_arguments(arguments.config), *overrides]
     environment = dict(os.environ)
     if arguments.nodes * arguments.ranks == 1:
-        return relay.run([machine.python, *script], environment)
+        return forwarder.run([machine.python, *script], environment)
     argv = [machine.python, "-m", "torch.distributed.run", f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
-        return relay.run([*argv, "--standalone", *script], environment)
+        return forwarder.run([*argv, "--standalone", *script], environment)
     is_host = os.environ.get("SLURM_NODEID") == "0"
-    # A machine's own name often means loopback: the first node asks for the way to the second.
-    address = own_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])
+    # A machine's own name often resolves to loopback, so the first node looks up its route to the second one.
+    address = local_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])
     argv += [f"--nnodes={arguments.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={arguments.endpoint}"]
     argv += [f"--rdzv-id={arguments.id}", f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]
-    return relay.run([*argv, *script], interfaces(address) | environment)
+    return forwarder.run([*argv, *script], interface_variables(address) | environment)
 
 
-def own_address(other: str) -> str:
-    """The address from which this node reaches another one: that of the network that the nodes share."""
-    with socket.socket(socket.AF_INET6 if ":" in other else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((other, 9))  # nothing is sent
+def local_address(peer: str) -> str:
+    """Returns the address of this node on the network that leads to a peer. Raises OSError without a route."""
+    with socket.socket(socket.AF_INET6 if ":" in peer else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))  # a datagram socket sends nothing on connect
         address: str = probe.getsockname()[0]
     return address
 
 
-def interfaces(address: str) -> dict[str, str]:
-    """What makes gloo and NCCL use the interface of an address, not the one that the host's name happens to mean.
+def interface_variables(address: str) -> dict[str, str]:
+    """Returns the variables that make gloo and NCCL use the network interface with an address.
 
-    A variable that the user has set wins.
+    By default they use the interface that the host's name resolves to. Variables that the user sets take precedence.
     """
     import psutil
 

@@ -1,34 +1,35 @@
-"""How an attempt of a job ended in, what to do next out: end, start the ranks again, or queue the job again.
+"""Decides after each attempt of a job whether the job ends, restarts the ranks, or goes back into the queue.
 
-A run may be started any number of times as long as it comes further; so many attempts without a new checkpoint end it.
+Restarts are unlimited while the run makes progress; attempts in a row without a newer checkpoint are limited.
 """
 
 import signal
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from trainer.run import stop
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
 STOPPED = 75
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What a job remembers from attempt to attempt, in job.json of the run folder."""
+    """The state that a job keeps between attempts, in job.json of the run folder."""
 
     job_id: str
     array_task: int | None
     log: str
-    """path of the job's output"""
+    """path of the file with the job's output"""
     attempts: int = 0
     without_progress: int = 0
-    """attempts in a row, so far, that ended early and left no newer checkpoint"""
+    """number of latest attempts in a row that ended early without a newer checkpoint"""
     step: int = 0
-    """of the newest checkpoint when the last attempt ended"""
+    """step of the newest checkpoint when the last attempt ended"""
 
     def write(self, folder: RunFolder) -> None:
-        """Raises FolderError when the folder cannot be made or written."""
+        """Writes job.json. Raises FolderError when the folder cannot be created or written."""
         from trainer.run.files import write_error
 
         try:
@@ -38,30 +39,32 @@ class JobRecord:
             raise write_error(f"job.json in {folder.path}", error) from None
 
     @classmethod
-    def of(cls, folder: RunFolder, job_id: str, array_task: int | None, log: str) -> "JobRecord":
-        """That of this job, or a new one when the folder has another's."""
-        found: Any = folder.read_json("job.json")
-        if found is None or found.get("job_id") != job_id:
+    def load(cls, folder: RunFolder, job_id: str, array_task: int | None, log: str) -> "JobRecord":
+        """Returns the record of this job, or a new one when the folder has none or that of another job."""
+        record = RunRecord(folder.path).job_file
+        if record.get("job_id") != job_id:
             return cls(job_id, array_task, log, step=newest_checkpoint_step(folder))
-        return cls(**{name: found[name] for name in cls.__slots__ if name in found})
+        return cls(**{name: record[name] for name in cls.__slots__ if name in record})
 
 
 def newest_checkpoint_step(folder: RunFolder) -> int:
-    """The step of the newest checkpoint, by its name; 0 where there is none."""
+    """Returns the step in the name of the newest checkpoint; 0 without one."""
     names = [path.name for path in folder.checkpoints.glob("step-*")] if folder.checkpoints.is_dir() else []
     return max((int(name[5:]) for name in names if name[5:].isdecimal()), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    action: Literal["end", "again", "requeue"]
+    """What the job does next, its exit code, the reason for the log, and the updated record."""
+
+    action: Literal["end", "restart", "requeue"]
     code: int
-    why: str
+    reason: str
     record: JobRecord
 
 
 def decide(
-    found: tuple[int, str] | None,
+    outcome: tuple[int, str] | None,
     code: int,
     received: signal.Signals | None,
     record: JobRecord,
@@ -69,29 +72,35 @@ def decide(
     limit: int,
     is_preempted: bool = False,
 ) -> Decision:
-    """found: what the ranks left (trainer/outcome.py); code: of the command that ran them; received: the signal that
-    the job got, if any; step: of the newest checkpoint now; limit: attempts without progress that are too many;
-    is_preempted: whether SLURM is about to give the nodes to another job."""
-    cut_short = received == signal.SIGTERM  # by SLURM; no fault of the run's
-    stuck = 0 if step > record.step else record.without_progress + (not cut_short)
+    """Returns the decision after an attempt.
+
+    outcome: exit code and reason that the ranks wrote (trainer/run/exit.py); None: they wrote nothing.
+    code: exit code of the command that ran the ranks.
+    received: the signal that the job received, if any.
+    step: step of the newest checkpoint now.
+    limit: number of attempts without progress after which the job gives up.
+    is_preempted: whether SLURM is about to give the nodes to another job.
+    """
+    was_cut_short = received == signal.SIGTERM  # SLURM sent it, so the run is not at fault
+    stuck = 0 if step > record.step else record.without_progress + (not was_cut_short)
     record = replace(record, attempts=record.attempts + 1, without_progress=stuck, step=max(step, record.step))
-    if found is not None and found[0] in (0, 2):
-        done = "finished" if found[0] == 0 else f"not to be repeated: {found[1]}"
-        return Decision("end", found[0], done, record)
-    if cut_short:
-        why = "SLURM ends this job (scancel, a preempting job or scontrol requeue), with a checkpoint"
-        return Decision("end", STOPPED, why if found else "SLURM ended this job before the ranks could save", record)
-    # With a grace time SLURM tells the ranks of a preemption, and this job only when that is over.
-    time_is_over = received == signal.SIGUSR1 or is_preempted or (found is not None and found[1] == stop.JOB_END)
-    # The ranks of a torchrun that was killed are asked to stop as well, by launch/relay.py.
-    is_orphaned = found is not None and found[1] == "SIGTERM" and code >= 128
-    if not time_is_over and not is_orphaned and (found is not None or received is not None):
-        return Decision(
-            "end", STOPPED, f"stopped by {found[1] if found else signal.Signals(received or 0).name}", record
-        )
-    what = "the time of this job is over" if time_is_over else f"the ranks ended before their time (code {code})"
-    what = "another job gets these nodes" if is_preempted else what
+    if outcome is not None and outcome[0] in (0, 2):
+        reason = "finished" if outcome[0] == 0 else f"a restart would fail again: {outcome[1]}"
+        return Decision("end", outcome[0], reason, record)
+    if was_cut_short:
+        saved = "SLURM ends this job (scancel, preemption or scontrol requeue); the ranks saved a checkpoint"
+        reason = saved if outcome else "SLURM ended this job before the ranks saved a checkpoint"
+        return Decision("end", STOPPED, reason, record)
+    # With a grace time, SLURM signals a preemption to the ranks at once but to this job only after the grace time.
+    time_is_over = received == signal.SIGUSR1 or is_preempted or (outcome is not None and outcome[1] == stop.JOB_END)
+    # launch/signals.py stops the ranks of a killed torchrun by SIGTERM: the user did not request this stop.
+    is_orphaned = outcome is not None and outcome[1] == "SIGTERM" and code >= 128
+    if not time_is_over and not is_orphaned and (outcome is not None or received is not None):
+        cause = outcome[1] if outcome else signal.Signals(received or 0).name
+        return Decision("end", STOPPED, f"stopped by {cause}", record)
+    reason = "the time of this job is over" if time_is_over else f"the ranks ended early (exit code {code})"
+    reason = "another job gets these nodes" if is_preempted else reason
     if stuck >= limit:
-        why = f"{what}, {stuck} times in a row without a newer checkpoint than step {step:,}: given up"
-        return Decision("end", code or 1, why, record)
-    return Decision("requeue" if time_is_over else "again", code or STOPPED, f"{what}, at step {step:,}", record)
+        reason = f"{reason}; giving up after {stuck} attempts in a row without a checkpoint newer than step {step:,}"
+        return Decision("end", code or 1, reason, record)
+    return Decision("requeue" if time_is_over else "restart", code or STOPPED, f"{reason}, at step {step:,}", record)

@@ -1,4 +1,4 @@
-"""`samecurve submit`: the settings are checked here, before a job waits in a queue; then sbatch is called."""
+"""Implements `samecurve submit`: checks the settings before a job waits in the queue, then calls sbatch."""
 
 import argparse
 import shlex
@@ -6,164 +6,192 @@ from dataclasses import dataclass
 
 from launch import forecast
 from launch.forecast import RankLayout
-from launch.hardware import INSTALL_ROOT, Machine, this_machine
-from launch.plan import LaunchPlan, Variable
-from launch.slurm import array, client
-from launch.slurm.queue import Job, read_queue
+from launch.hardware import Machine, this_machine
+from launch.plan import EnvironmentVariable, LaunchPlan
+from launch.slurm import array, client, scripts
+from launch.slurm.queue import read_queue
 from launch.slurm.retry import JobRecord
 from launch.torchrun import config_arguments
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError, FolderError
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
-# Options that sbatch has by the same name and that say nothing of the ranks.
-_PASSED_ON = ("time", "partition", "account", "qos", "mem", "constraint", "nodelist", "exclude")
+# Options that sbatch has under the same name and that do not affect the ranks.
+_SBATCH_OPTIONS = ("time", "partition", "account", "qos", "mem", "constraint", "nodelist", "exclude")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_resources(parser)
-    parser.add_argument("--array", metavar="SEEDS", help="one run a seed: 0-4, 1,3,7; %%2 behind it: two at once")
-    parser.add_argument("--after", metavar="JOB", help="start when that job has finished well")
-    parser.add_argument("--dry-run", action="store_true", help="show sbatch's call and what will come of it, and leave")
+    """Adds the options of `samecurve submit`."""
+    add_resource_options(parser)
+    parser.add_argument(
+        "--array", metavar="SEEDS", help="one run per seed: 0-4 or 1,3,7; append %%2 to run two at a time"
+    )
+    parser.add_argument("--after", metavar="JOB", help="start after this job has finished successfully")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the sbatch command and a forecast of the run, and exit"
+    )
 
 
-def add_resources(parser: argparse.ArgumentParser) -> None:
-    """What a job asks for, in sbatch's own words."""
+def add_resource_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for a job's resources, under the names that sbatch uses."""
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default: 1")
-    parser.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="ranks a node; default: 0, the CPU")
-    parser.add_argument("--ntasks-per-node", type=int, default=1, metavar="N", help="without GPUs: ranks a node")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=0, metavar="G", help="one rank per GPU; default: 0, the CPU"
+    )
+    parser.add_argument("--ntasks-per-node", type=int, default=1, metavar="N", help="ranks per node, without GPUs")
     parser.add_argument("--cpus-per-task", type=int, metavar="N", help="CPU cores of each rank")
-    for name in _PASSED_ON:
-        parser.add_argument(f"--{name}", metavar=name[0].upper(), help="as sbatch has it")
+    for name in _SBATCH_OPTIONS:
+        parser.add_argument(f"--{name}", metavar=name[0].upper(), help="passed on to sbatch")
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="any other option of sbatch")
     parser.add_argument(
-        "--max-restarts", type=int, default=3, metavar="N", help="attempts without progress; default: 3"
-    )
-    parser.add_argument("--doctor", action="store_true", help="the job looks for what would go wrong first")
+        "--max-restarts", type=int, default=3, metavar="N",
+        help="attempts in a row without a newer checkpoint before the job gives up; default: 3",
+    )  # fmt: skip
+    parser.add_argument("--doctor", action="store_true", help="check the nodes with samecurve doctor before training")
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One run of the job: itself, or a task of its array."""
+class JobTask:
+    """One run of a job: the only one, or a task of its array."""
 
     number: int | None
+    """the array task number; None: the job is no array"""
     config: RunConfig
 
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Checks, submits, and says where everything will be."""
-    tasks = tasks_of(arguments, overrides)
-    check(arguments, tasks)
-    plan = make(arguments, overrides, tasks, this_machine())
+    """Checks the settings, submits the job, and prints where its log and its run folders are."""
+    tasks = list_tasks(arguments, overrides)
+    check_tasks(arguments, tasks)
+    machine = this_machine()
+    plan = plan_submission(arguments, overrides, tasks, machine)
     if arguments.dry_run:
         print(plan)
         return 0
-    job_id, log = submit(plan, tasks)
-    folder, what = tasks[0].config.folder, named_run(tasks[0].config)
+    job_id, log = submit_plan(plan, tasks, machine)
+    folder, run = tasks[0].config.folder, run_argument(tasks[0].config)
     print(f"job {job_id}: {plan.title.removeprefix('samecurve submit ')}")
     print(f"log         {log}")
     print(f"run folder  {folder}" + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""))
-    print(f"to look     samecurve status {what}; samecurve logs {what} --follow")
-    print(f"to stop     samecurve stop {what}; scancel {job_id} ends all of it, with a checkpoint too")
+    print(f"to look     samecurve status {run}; samecurve logs {run} --follow")
+    print(f"to stop     samecurve stop {run}; scancel {job_id} stops the whole job, also with a checkpoint")
     return 0
 
 
-def named_run(config: RunConfig) -> str:
-    """A run as the other commands want it: by its name, or by its path where that lies elsewhere."""
+def run_argument(config: RunConfig) -> str:
+    """Returns a run as other commands accept it, quoted for a shell: its name, or its path outside runs/."""
     return shlex.quote(config.run.name if config.run.root == "runs" else str(config.folder))
 
 
-def tasks_of(arguments: argparse.Namespace, overrides: list[str]) -> list[Task]:
-    """Every run that the job will make, its settings checked. Raises ConfigError."""
+def list_tasks(arguments: argparse.Namespace, overrides: list[str]) -> list[JobTask]:
+    """Returns every run of the job with its checked settings. Raises ConfigError."""
     if arguments.array is None:
-        return [Task(None, forecast.load_settings(arguments.config, overrides))]
+        return [JobTask(None, forecast.load_settings(arguments.config, overrides))]
+    files = arguments.config
     return [
-        Task(seed, forecast.load_settings(arguments.config, array.settings_of_seed(seed, arguments.config, overrides)))
+        JobTask(seed, forecast.load_settings(files, array.settings_of_seed(seed, files, overrides)))
         for seed in array.parse_seeds(arguments.array)
     ]
 
 
-def layout_of(arguments: argparse.Namespace) -> RankLayout:
-    """Raises ConfigError for numbers that no cluster has."""
-    for name in ("nodes", "ntasks_per_node"):
-        if getattr(arguments, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: wanted 1 or more")
-    if arguments.gpus_per_node < 0:
-        raise ConfigError(f"--gpus-per-node {arguments.gpus_per_node}: wanted 0 or more")
+def requested_layout(arguments: argparse.Namespace) -> RankLayout:
+    """Returns the nodes and ranks that the options request. Raises ConfigError for impossible numbers."""
+    for name, minimum in (("nodes", 1), ("ntasks_per_node", 1), ("gpus_per_node", 0)):
+        value = getattr(arguments, name)
+        if value < minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected {minimum} or more")
     if arguments.gpus_per_node:
         return RankLayout(arguments.nodes, arguments.gpus_per_node, "gpu")
     return RankLayout(arguments.nodes, arguments.ntasks_per_node, "cpu")
 
 
-def check(arguments: argparse.Namespace, tasks: list[Task]) -> None:
-    """Raises UserError for what would fail after a night in the queue."""
-    layout = layout_of(arguments)
+def check_tasks(arguments: argparse.Namespace, tasks: list[JobTask]) -> None:
+    """Raises UserError for problems that would otherwise show only after hours in the queue."""
+    layout = requested_layout(arguments)
     folders = [RunFolder(task.config.folder) for task in tasks]
     for task, folder in zip(tasks, folders, strict=True):
         if task.config.train.device == "cuda" and layout.device == "cpu":
-            raise ConfigError("train.device=cuda, but the job asks for no GPU; add --gpus-per-node")
-        forecast.check(task.config, layout.world_size)
-        if folder.in_use():
-            raise FolderError(f"a run is on in {folder.path}; wait for it, or choose another run.name")
-    known = [Job(found["job_id"], found["array_task"]) for each in folders if (found := each.read_json("job.json"))]
-    queue = read_queue(known)
-    for job in known:
+            raise ConfigError("train.device=cuda, but the job requests no GPU; add --gpus-per-node")
+        forecast.check_run(task.config, layout.world_size)
+        if folder.is_in_use():
+            raise FolderError(
+                f"another process uses run folder {folder.path}; wait for its end, or choose another run.name"
+            )
+    jobs = [job for folder in folders if (job := RunRecord(folder.path).submitted_job)]
+    queue = read_queue(jobs)
+    for job in jobs:
         if queue.find(job):
-            raise FolderError(f"job {job} has this run in the queue; wait for it, or choose another run.name")
+            raise FolderError(
+                f"job {job} for this run is already in the queue; wait for it, or choose another run.name"
+            )
 
 
-def make(arguments: argparse.Namespace, overrides: list[str], tasks: list[Task], machine: Machine) -> LaunchPlan:
-    """The sbatch call."""
-    layout = layout_of(arguments)
+def plan_submission(
+    arguments: argparse.Namespace, overrides: list[str], tasks: list[JobTask], machine: Machine
+) -> LaunchPlan:
+    """Returns the sbatch command with the forecast of the run."""
+    layout = requested_layout(arguments)
     config = tasks[0].config
-    more = ["--array", arguments.array] if arguments.array else []
-    argv = sbatch(arguments, machine, config.run.name, more)
-    argv += [str(machine.repository / "slurm" / "train.sh"), *config_arguments(arguments.config)]
+    argv = sbatch_arguments(arguments, machine, config.run.name, arguments.array)
+    train_script = scripts.scripts_folder(machine.install_root) / "train.sh"
+    argv += [str(train_script), *config_arguments(arguments.config)]
     argv += [f"--max-restarts={arguments.max_restarts}"] + (["--doctor"] if arguments.doctor else [])
-    facts = list(forecast.facts(config, layout))
+    facts = list(forecast.describe_run(config, layout))
     if arguments.array:
         folders = ", ".join(str(task.config.folder) for task in tasks)
         facts = [fact for fact in facts if fact[0] != "run folder"]
         facts += [("seeds", ", ".join(str(task.number) for task in tasks)), ("run folders", folders)]
     title = f"samecurve submit {config.run.name} on {layout}"
-    return LaunchPlan(title, (*argv, *overrides), variables(machine), tuple(facts), notes(arguments))
+    return LaunchPlan(title, (*argv, *overrides), job_variables(machine), tuple(facts), notes(arguments))
 
 
-def sbatch(arguments: argparse.Namespace, machine: Machine, name: str, more: list[str]) -> list[str]:
-    """sbatch and its options, as far as a script's own header does not have them."""
-    logs = machine.repository / "slurm" / "logs"
-    pattern = "%A_%a.log" if "--array" in more else "%j.log"
-    argv = ["sbatch", "--parsable", f"--job-name={name}", f"--output={str(logs).replace('%', '%%')}/{pattern}"]
+def sbatch_arguments(
+    arguments: argparse.Namespace, machine: Machine, name: str, array_tasks: str | None = None
+) -> list[str]:
+    """Returns sbatch with its options, without a script. They take precedence over the #SBATCH lines of a script.
+
+    array_tasks: the value of sbatch's --array, such as 0-4%2; None: no array.
+    """
+    logs = str(scripts.log_folder(machine.install_root)).replace("%", "%%")
+    argv = ["sbatch", "--parsable", f"--job-name={name}", f"--output={logs}/{'%A_%a' if array_tasks else '%j'}.log"]
     argv += [f"--nodes={arguments.nodes}"]
     argv += [f"--gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []
     argv += [f"--ntasks-per-node={1 if arguments.gpus_per_node else arguments.ntasks_per_node}"]
-    cpus = arguments.cpus_per_task
-    if cpus:  # a GPU's rank is no task of its own
-        argv.append(f"--cpus-per-task={cpus * max(1, arguments.gpus_per_node)}")
-    argv += [f"--{name}={getattr(arguments, name)}" for name in _PASSED_ON if getattr(arguments, name)]
-    argv += [f"{more[0]}={more[1]}"] if more else []
+    if arguments.cpus_per_task:  # with GPUs, one task holds all ranks of a node
+        argv.append(f"--cpus-per-task={arguments.cpus_per_task * max(1, arguments.gpus_per_node)}")
+    argv += [f"--{option}={getattr(arguments, option)}" for option in _SBATCH_OPTIONS if getattr(arguments, option)]
+    argv += [f"--array={array_tasks}"] if array_tasks else []
     argv += [f"--dependency=afterok:{arguments.after}"] if getattr(arguments, "after", None) else []
     argv += arguments.sbatch
-    return client.with_site_file(argv, machine.repository)
+    return scripts.with_site_file(argv, machine.install_root)
 
 
-def variables(machine: Machine) -> tuple[Variable, ...]:
+def job_variables(machine: Machine) -> tuple[EnvironmentVariable, ...]:
+    """Returns the environment variables that the batch scripts read."""
+    scripts_folder = str(scripts.scripts_folder(machine.install_root))
     return (
-        Variable("SAMECURVE_HOME", str(machine.repository), "where the job finds this project"),
-        Variable("SAMECURVE_PYTHON", machine.python, "the job runs in the same virtual environment"),
+        EnvironmentVariable("SAMECURVE_HOME", str(machine.install_root), "where the job finds this project"),
+        EnvironmentVariable("SAMECURVE_SCRIPTS", scripts_folder, "where the job finds its scripts and the site file"),
+        EnvironmentVariable("SAMECURVE_PYTHON", machine.python, "the job runs in the same virtual environment"),
     )
 
 
 def notes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Returns the notes below the plan."""
     if arguments.gpus_per_node:
         return ()
-    return ("this job asks for no GPU and trains on the CPU; --gpus-per-node 1 asks for one",)
+    return ("this job requests no GPU and trains on the CPU; request one with --gpus-per-node 1",)
 
 
-def submit(plan: LaunchPlan, tasks: list[Task]) -> tuple[str, str]:
-    """Calls sbatch; leaves the job's number in each run folder, for whoever looks at it; job id and log's path."""
+def submit_plan(plan: LaunchPlan, tasks: list[JobTask], machine: Machine) -> tuple[str, str]:
+    """Calls sbatch, writes job.json into each run folder, and returns the job id and the path of the log.
+
+    The path has a * in place of the task number of an array. Raises SlurmError, and FolderError when a folder cannot
+    be written.
+    """
+    logs = scripts.create_log_folder(machine.install_root)
     job_id = client.call(*plan.argv, env=plan.environment).strip().splitlines()[-1].partition(";")[0]
-    logs = INSTALL_ROOT / "slurm" / "logs"
     for task in tasks:
         name = job_id if task.number is None else f"{job_id}_{task.number}"
         JobRecord(job_id, task.number, str(logs / f"{name}.log")).write(RunFolder(task.config.folder))

@@ -1,1 +1,1 @@
-"""The proofs: same curve on any number of ranks, same bits after any kill."""
+"""`samecurve verify`: checks that world size and interruptions do not change a run."""

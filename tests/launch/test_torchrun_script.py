@@ -1,4 +1,4 @@
-"""Machines come and go under torchrun --nnodes 1:4: the run goes on from its last checkpoint, the same bits."""
+"""Tests launch/torchrun.sh with machines that join and fail: the run continues and keeps the bits."""
 
 import contextlib
 import json
@@ -12,72 +12,75 @@ from pathlib import Path
 import psutil
 import pytest
 from support.processes import ENDLESS, REPOSITORY, Ranks, free_port, last_step
-from support.runs import VIRTUAL, differing, status
+from support.runs import VIRTUAL, difference_between, read_status
 
 SCRIPT = str(REPOSITORY / "launch" / "torchrun.sh")
+RUN_FOLDER = Path("runs/elastic")
 
 
 @pytest.fixture
-def machine() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """A machine, as far as torchrun can tell: a launcher with one rank, whose all is ended at the end of the test."""
-    started: list[subprocess.Popen[bytes]] = []
+def start_machine() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts torchrun.sh with one rank, which torchrun treats as a machine. The end of the test kills what is left."""
+    machines: list[subprocess.Popen[bytes]] = []
 
     def start(*settings: str, **env: str) -> subprocess.Popen[bytes]:
-        with Path(f"machine-{len(started)}.log").open("wb") as log:
+        with Path(f"machine-{len(machines)}.log").open("wb") as log:
             command = ["bash", SCRIPT, *settings]
-            started.append(subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=subprocess.STDOUT))
-        return started[-1]
+            machines.append(subprocess.Popen(command, env=os.environ | env, stdout=log, stderr=subprocess.STDOUT))
+        return machines[-1]
 
     yield start
-    for process in started:
-        lose(process)
+    for machine in machines:
+        power_off(machine)
 
 
-def lose(process: "subprocess.Popen[bytes]") -> None:
-    """Its power goes."""
+def power_off(machine: "subprocess.Popen[bytes]") -> None:
+    """Kills a launcher and its ranks."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
+        for child in psutil.Process(machine.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-    process.kill()
-    process.wait()
+    machine.kill()
+    machine.wait()
 
 
-def seen(what: Callable[[], object], timeout_seconds: float = 180) -> None:
-    until = time.monotonic() + timeout_seconds
-    while not what():
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 180) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
         logs = "\n".join(path.read_text() for path in sorted(Path.cwd().glob("machine-*.log")))
-        assert time.monotonic() < until, logs
+        assert time.monotonic() < deadline, logs
         time.sleep(0.05)
 
 
 def world_size() -> int:
-    path = Path("runs/elastic/environment.json")
+    path = RUN_FOLDER / "environment.json"
     return int(json.loads(path.read_text())["world_size"]) if path.exists() else 0
 
 
-def step() -> int:
-    return last_step(Path("runs/elastic"))
+def current_step() -> int:
+    return last_step(RUN_FOLDER)
 
 
 @pytest.mark.slow
-def test_a_machine_comes_and_another_is_lost(machine: Callable[..., subprocess.Popen[bytes]], ranks: Ranks) -> None:
+def test_machine_that_joins_and_fails_changes_no_bit(
+    start_machine: Callable[..., subprocess.Popen[bytes]], ranks: Ranks
+) -> None:
     settings = [*VIRTUAL, *ENDLESS, "checkpoint.every_steps=50", "log.every_steps=5"]
     env = {"NODES": "1:4", "RANKS": "1", "HEAD": "127.0.0.1", "PORT": str(free_port()), "LAST_CALL_SECONDS": "1"}
     env["SAMECURVE_PYTHON"] = sys.executable
-    first = machine(*settings, "run.name=elastic", **env)
-    seen(lambda: world_size() == 1 and step() > 50)
-    second = machine(*settings, "run.name=elastic", **env)
-    seen(lambda: world_size() == 2)
-    joined = step()
-    seen(lambda: step() > joined)
-    lose(second)
-    seen(lambda: world_size() == 1 and step() > joined + 20)
-    Path("runs/elastic/stop").touch()
+    first = start_machine(*settings, "run.name=elastic", **env)
+    wait_until(lambda: world_size() == 1 and current_step() > 50)
+    second = start_machine(*settings, "run.name=elastic", **env)
+    wait_until(lambda: world_size() == 2)
+    join_step = current_step()
+    wait_until(lambda: current_step() > join_step)
+    power_off(second)
+    wait_until(lambda: world_size() == 1 and current_step() > join_step + 20)
+    (RUN_FOLDER / "stop").touch()
     assert first.wait(timeout=180) == 0
-    found = status("elastic")
-    assert found["state"] == "stopped"
-    length = f"train.max_steps={int(str(found['step'])) + 20}"
+    stopped = read_status("elastic")
+    assert stopped["state"] == "stopped"
+    length = f"train.max_steps={int(str(stopped['step'])) + 20}"
     for name in ("elastic", "whole"):
-        ranks.run(1, *settings, length, f"run.name={name}", plant="")
-    assert not differing("whole", "elastic")
+        ranks.run(1, *settings, length, f"run.name={name}", fault="")
+    assert not difference_between("whole", "elastic")

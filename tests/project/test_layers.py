@@ -10,8 +10,10 @@ from support.processes import REPOSITORY
 
 # Each folder, or file of a package's own folder, imports from its own and from those before it. trainer never imports
 # launch; launch imports any of trainer.
-TRAINER = "errors format rng timer config distributed run data models optim inference step build tracking nonfinite"
-TRAINER += " report summary loop main verify"
+TRAINER = (
+    "errors format memory rng timer config distributed run data models optim inference step build tracking nonfinite"
+)
+TRAINER += " report summary loop session main verify"
 LAUNCH = "hardware plan signals forecast torchrun slurm runs dashboard doctor verify commands main"
 ORDER = {f"trainer.{name}": height for height, name in enumerate(TRAINER.split())}
 ORDER |= {f"launch.{name}": 100 + height for height, name in enumerate(LAUNCH.split())}
@@ -24,7 +26,7 @@ def module(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module of ours that a file imports, at the top or late."""
+    """Yields the modules that a file imports, at its top or in a function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -55,9 +57,10 @@ def test_a_file_begins_with_a_docstring(path: Path) -> None:
 
 
 def test_no_script_hides_a_module_of_the_standard_library() -> None:
-    # `python trainer/main.py` puts trainer/ first on sys.path: trainer/random.py would be everybody's random.
-    beside_a_script = {path.stem for path in FILES if len(path.relative_to(REPOSITORY).parts) == 2}
-    assert not beside_a_script & sys.stdlib_module_names
+    # `python trainer/main.py` puts trainer/ first on sys.path: every import of random would find trainer/random.py.
+    script_folders = {path.parent for path in FILES if '__name__ == "__main__"' in path.read_text()}
+    assert REPOSITORY / "trainer" in script_folders and REPOSITORY / "launch" in script_folders
+    assert not {path.stem for path in FILES if path.parent in script_folders} & sys.stdlib_module_names
 
 
 def test_no_folder_has_too_many_files() -> None:

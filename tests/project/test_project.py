@@ -1,7 +1,10 @@
-"""The project's own papers are true: packages, pins, the README's commands."""
+"""The packaging and the documents are true: packages, pins, links, the README's commands."""
 
 import importlib.metadata
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -20,14 +23,19 @@ PINS = {
 }
 
 
-def test_every_package_of_ours_is_installed() -> None:
-    # A flat layout installs only the packages that pyproject.toml names.
-    found = {
+def test_pyproject_lists_every_package() -> None:
+    packages = {
         ".".join(path.parent.relative_to(REPOSITORY).parts)
         for top in ("trainer", "launch")
         for path in (REPOSITORY / top).rglob("__init__.py")
     }
-    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
+    setuptools = PROJECT["tool"]["setuptools"]
+    assert set(setuptools["packages"]) == packages | set(setuptools["package-dir"])
+    for package, folder in setuptools["package-dir"].items():
+        for pattern in setuptools["package-data"][package]:
+            assert list((REPOSITORY / folder).glob(pattern)), f"{package}: no {pattern} in {folder}"
+    scripts = {path.name for path in (REPOSITORY / "slurm").glob("*.sh")} - {"site.sh"}  # site.sh belongs to a cluster
+    assert set(setuptools["package-data"]["launch.scripts"]) == scripts
 
 
 def needed(name: str, extras: frozenset[str], seen: dict[str, None]) -> None:
@@ -58,8 +66,12 @@ def test_every_package_direct_and_indirect_is_pinned() -> None:
     assert not [name for name in wanted if name not in PINS]
 
 
+def shell_blocks(text: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+
 def test_readme_has_the_two_commands() -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    blocks = shell_blocks((REPOSITORY / "README.md").read_text())
     assert (
         blocks[0]
         == 'pip install -c constraints.txt -e ".[test]" && accelerate launch trainer/main.py --config digits\n'
@@ -67,20 +79,44 @@ def test_readme_has_the_two_commands() -> None:
     assert blocks[1] == "pytest\n"
 
 
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
-def test_links_and_files_that_a_text_names_exist(path: str) -> None:
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.timeout(900)
+def test_readme_tour_works_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tour = next(block for block in shell_blocks((REPOSITORY / "README.md").read_text()) if "run.name=first" in block)
+    for line in tour.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "samecurve"
+        command = [sys.executable, str(REPOSITORY / "launch" / "main.py"), *words[1:]]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+
+
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+def test_links_and_named_files_exist(path: str) -> None:
     text = (REPOSITORY / path).read_text()
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (REPOSITORY / path).parent.joinpath(link).exists(), link
-    for name in re.findall(r"\b(?:configs|launch|trainer|tests)/[\w/.]+\.(?:yaml|py)\b", text):
-        assert (REPOSITORY / name).exists(), name
+    for name in re.findall(r"`((?:configs|launch|trainer|tests|benchmarks|slurm)/[\w/.]+\.(?:yaml|py|sh))\b", text):
+        is_example = name in ("trainer/models/mynet.py", "slurm/site.sh") or path == "CHANGELOG.md"
+        assert is_example or (REPOSITORY / name).exists(), name
 
 
-def test_the_room_table_names_every_room() -> None:
+def test_design_lists_every_folder() -> None:
     text = (REPOSITORY / "docs" / "design.md").read_text()
-    for path in (REPOSITORY / "trainer").iterdir():
-        if path.name not in ("__init__.py", "__pycache__"):
-            assert f"`{path.name}`" in text or f"`{path.name}/`" in text, path.name
+    for top in ("trainer", "launch"):
+        for path in (REPOSITORY / top).iterdir():
+            if path.is_dir() and (path / "__init__.py").is_file():
+                assert f"`{path.name}/`" in text, path
 
 
 def test_no_path_of_one_machine_is_written_down() -> None:

@@ -1,4 +1,4 @@
-"""samecurve submit and sweep on a real cluster."""
+"""samecurve submit and samecurve sweep on a real cluster."""
 
 import json
 import subprocess
@@ -7,58 +7,58 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cluster import QUICK, Cluster, started
+from support.cluster import QUICK, Cluster, running_cluster
 from support.processes import REPOSITORY
 
 pytestmark = pytest.mark.slurm
 
 SAMECURVE = (sys.executable, str(REPOSITORY / "launch" / "main.py"))
 RUN = ("--config", "digits", *QUICK, "train.max_steps=20")
+LOGS = REPOSITORY / "slurm" / "logs"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    logs = REPOSITORY / "slurm" / "logs"
-    before = set(logs.glob("*.log"))
-    with started(2, "--gpus", "0") as made:
-        yield made
-    for log in set(logs.glob("*.log")) - before:
+    """A cluster of two nodes; removes the logs of its jobs from the project afterwards."""
+    before = set(LOGS.glob("*.log"))
+    with running_cluster(2, "--gpus", "0") as running:
+        yield running
+    for log in set(LOGS.glob("*.log")) - before:
         log.unlink()
 
 
 def log_of(folder: Path) -> Path:
-    """Where a job's output is, as its run folder says; in the project, so it is taken away afterwards."""
+    """Returns the path of the job's output that the run folder records."""
     path = Path(json.loads((folder / "job.json").read_text())["log"])
-    assert path.parent == REPOSITORY / "slurm" / "logs"
+    assert path.parent == LOGS
     return path
 
 
-def test_a_bad_setting_is_refused_before_sbatch_is_called(cluster: Cluster) -> None:
-    before = cluster.call("squeue", "-h", "--states=all")
-    for words, told in (
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("optim.lrr=1",), "no setting 'optim.lrr'; did you mean 'optim.lr'?"),
-        (("--ntasks-per-node", "99"), "gives 99 ranks less than one sample each"),
-        (("--array", "0-x"), "wanted seeds such as 0-4"),
-        (("train.device=cuda",), "the job asks for no GPU"),
-    ):
-        text = cluster.call(*SAMECURVE, "submit", "--config", "digits", *words, code=2)
-        assert told in text and text.count("\n") == 1
-    # SLURM's own refusal is one line too.
-    text = cluster.call(*SAMECURVE, "submit", *RUN, "--partition", "no-such-one", code=2)
-    assert text.startswith("samecurve: sbatch: ") and "invalid partition" in text
+        (("--ntasks-per-node", "99"), "less than one sample for each of 99 ranks"),
+        (("--partition", "no-such-one"), "invalid partition"),  # SLURM's own message
+    ],
+)
+def test_submit_prints_one_line_for_a_refused_job(cluster: Cluster, arguments: tuple[str, ...], message: str) -> None:
+    before = cluster.call("squeue", "-h", "--states=all")
+    text = cluster.call(*SAMECURVE, "submit", *RUN, *arguments, code=2)
+    assert message in text and text.startswith("samecurve: ") and text.count("\n") == 1
     assert not Path("runs").exists()
     assert cluster.call("squeue", "-h", "--states=all") == before
 
 
-def test_submit_says_where_everything_will_be(cluster: Cluster) -> None:
+def test_submit_prints_log_and_run_folder_and_reads_the_site_file(cluster: Cluster) -> None:
     site = Path("my site's $(touch HACKED).sh")
     site.write_text("export SBATCH_PARTITION=urgent\necho read in ${SLURM_JOB_ID:-the login node} >> site.log\n")
-    words = ("submit", *RUN, "--cpus-per-task", "2", "--doctor", "run.name=sent")
-    text = cluster.call(*SAMECURVE, *words, SAMECURVE_SITE=str(site.resolve()))
+    arguments = ("submit", *RUN, "--cpus-per-task", "2", "--doctor", "run.name=sent")
+    text = cluster.call(*SAMECURVE, *arguments, SAMECURVE_SITE=str(site.resolve()))
     job = text.split()[1].rstrip(":")
     assert "Partition=urgent" in cluster.call("scontrol", "show", "job", job)
     assert "run folder  runs/sent" in text and "samecurve stop sent" in text
-    assert cluster.until_over(job) == "COMPLETED", log_of(Path("runs/sent")).read_text()
+    assert cluster.wait_for_end(job) == "COMPLETED", log_of(Path("runs/sent")).read_text()
     log = log_of(Path("runs/sent"))
     assert str(log) in text and "test accuracy" in log.read_text()
     assert json.loads(Path("runs/sent/summary.json").read_text())["state"] == "finished"
@@ -66,17 +66,18 @@ def test_submit_says_where_everything_will_be(cluster: Cluster) -> None:
     assert Path("site.log").read_text() == f"read in the login node\nread in {job}\n" and not Path("HACKED").exists()
 
 
-def test_a_sweep_whose_one_seed_fails(cluster: Cluster) -> None:
-    # What lies in the folder of seed 1, put there while the array waits, is no run.
+def test_sweep_continues_after_one_run_failed(cluster: Cluster) -> None:
     blocked = Path("runs/swept/run-seed-1")
-    words = (*SAMECURVE, "sweep", *RUN, "--slurm", "--seeds", "3", "run.name=swept")
-    assert "3 runs" in cluster.call(*words, "--dry-run")
-    command = [*words, "--sbatch=--begin=now+20"]
-    waiting = subprocess.Popen(command, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    cluster.until("the array", lambda: Path("runs/swept/sweep-job.json").exists())
-    (blocked / "config.yaml").write_text("run: [not, settings]\n")
-    text = cluster.call(*words, "--seeds", "2", "optim.lr=0.01", code=2)
-    assert "has other points of runs/swept in the queue" in text
+    command = (*SAMECURVE, "sweep", *RUN, "--slurm", "--seeds", "3", "run.name=swept")
+    assert "3 runs" in cluster.call(*command, "--dry-run")
+    waiting = subprocess.Popen(
+        [*command, "--sbatch=--begin=now+20"], env=cluster.env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    cluster.wait_for("the array", lambda: Path("runs/swept/sweep-job.json").exists())
+    (blocked / "config.yaml").write_text("run: [not, settings]\n")  # while the array waits: this folder holds no run
+    text = cluster.call(*command, "--seeds", "2", "optim.lr=0.01", code=2)
+    assert "runs/swept" in text and "in the queue" in text, text
     text, _ = waiting.communicate(timeout=240)
     assert waiting.returncode == 1, text
     assert "2 of 3" in text and "run-seed-1: not started" in text, text
@@ -84,5 +85,5 @@ def test_a_sweep_whose_one_seed_fails(cluster: Cluster) -> None:
     assert groups[0]["finished"] == 2 and groups[0]["standard_deviation"] is not None
 
     (blocked / "config.yaml").unlink()
-    text = cluster.call(*words, timeout_seconds=240)
+    text = cluster.call(*command, timeout_seconds=240)
     assert "1 runs" in text and "3 of 3" in text

@@ -1,1 +1,1 @@
-"""What tests share: real processes, small real data, a SLURM cluster, a W&B server."""
+"""Helpers that tests share: real processes, small real data, a SLURM cluster, a W&B server."""

@@ -1,14 +1,15 @@
-"""What a forked rank runs: trainer/main.py's main() in a process that has imported everything already.
+"""Runs trainer/main.py's main() as a rank in a forked process, with or without a fault in the trainer.
 
-A rank started from nothing imports for six seconds. The server that forks these has done so once, for all tests; the
-ranks themselves are as real as torchrun's: processes of their own, a gloo group, the launcher's variables.
+A new Python process imports for six seconds. The fork server imports this module once for all tests. The forked ranks
+are as real as torchrun's: separate processes, a gloo group and the launcher's variables.
 """
 
+import itertools
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
 
 import trainer.loop
-from trainer import main
+from trainer import build, main
 from trainer.config.plugins import MODELS
-from trainer.data import loader, splits
+from trainer.data import loader
 from trainer.data.augment import Augment
 from trainer.data.loader import Samples, Shard
 from trainer.nonfinite import SkippedSteps
@@ -31,12 +32,12 @@ from trainer.step import Step
 from trainer.tracking import wandb, wandb_mode
 from trainer.tracking.logger import MetricLogger
 
-__all__ = ["sklearn", "torchvision", "trainer"]
+__all__ = ["sklearn", "torch", "torchvision", "trainer"]  # some are imported only so that forked ranks have them
 
 
 def become_rank(env: dict[str, str], log: str) -> None:
-    """The launcher's variables, a log for what is printed, and its folder to be in."""
-    multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand, for DataLoader's workers
+    """Sets the launcher's variables, redirects stdout and stderr to `log`, and changes to the log's folder."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a new process, for DataLoader's workers
     os.environ.update(env)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -44,170 +45,165 @@ def become_rank(env: dict[str, str], log: str) -> None:
     os.chdir(Path(log).parent)
 
 
-def run_rank(env: dict[str, str], log: str, argv: list[str], plant: str) -> None:
-    """plant: what is done to the trainer before, a name of PLANTS."""
+def run_rank(env: dict[str, str], log: str, argv: list[str], fault: str) -> None:
+    """Runs the trainer with the arguments `argv`, then exits. fault: a key of FAULTS, or "" for none."""
     become_rank(env, log)
     sys.argv = ["trainer/main.py", *argv]
-    wandb_mode._REACH_SECONDS = wandb._DECIDE_SECONDS = 60.0  # tests of these limits are not made of ranks
-    if plant:
-        PLANTS[plant]()
+    # Many ranks on few cores are slow to connect; tests of these limits use no forked ranks.
+    wandb_mode._CONNECT_TIMEOUT_SECONDS = wandb._INIT_TIMEOUT_SECONDS = 60.0
+    if fault:
+        FAULTS[fault]()
     code = main.main(argv)
     sys.stdout.flush()
-    os._exit(code)  # no test harness's own end: that would run pytest's
+    os._exit(code)  # a normal exit would run pytest's exit handlers
+
+
+def call_before_images(action: Callable[[int], None]) -> None:
+    """Makes Step._prepare_images call `action` first, with the number of the call, from 1."""
+    prepare_images = Step._prepare_images
+    calls = itertools.count(1)
+
+    def prepare_images_after_action(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        action(next(calls))
+        return prepare_images(self, index, samples)
+
+    Step._prepare_images = prepare_images_after_action  # type: ignore[method-assign]
 
 
 def tiny_network() -> None:
-    """BatchNorm and dropout in LeNet's place."""
+    """Replaces LeNet by a network with BatchNorm and dropout."""
     MODELS["lenet"] = "support.workers.tiny:tiny"
 
 
+def named_dropout() -> None:
+    """Replaces LeNet by a network whose dropout is in a module of its own class."""
+    MODELS["lenet"] = "support.workers.tiny:with_named_dropout"
+
+
 def idle_weights() -> None:
-    """LeNet with weights that take no part in any loss, and others that take part in that of bright samples only."""
-    MODELS["lenet"] = "support.workers.tiny:Idle"
+    """Adds weights to LeNet: some without any influence on the loss, some that influence it for bright samples only."""
+    MODELS["lenet"] = "support.workers.tiny:IdleWeights"
 
 
 def stuck_rank() -> None:
-    """Rank 1 sleeps where it augments its sixth batch. Rank 0 leaves it to others to call a hang, and leaves last."""
+    """Rank 1 hangs at its sixth batch. Rank 0 never reports a hang, and exits last."""
     tiny_network()
-    batch = Step._batch
     if os.environ["RANK"] == "0":
-        Watchdog._problem = lambda _: ""  # type: ignore[method-assign]
-        answer = Watchdog._answer
+        Watchdog._find_problem = lambda _: ""  # type: ignore[method-assign]
+        answer = Watchdog._answer_hang
 
-        def leaves_late(self: Watchdog) -> None:
-            keep = self._keep
-            self._keep = lambda line: (time.sleep(2), keep(line))[1]
+        def answer_late(self: Watchdog) -> None:
+            write_log = self._write_log
+            self._write_log = lambda line: (time.sleep(2), write_log(line))[1]
             answer(self)
 
-        Watchdog._answer = leaves_late  # type: ignore[method-assign]
-
-    def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        calls.append(1)
-        if os.environ["RANK"] == "1" and len(calls) == 6:
-            time.sleep(600)
-        return batch(self, index, samples)
-
-    calls: list[int] = []
-    Step._batch = sleeps  # type: ignore[method-assign]
+        Watchdog._answer_hang = answer_late  # type: ignore[method-assign]
+    call_before_images(lambda call: time.sleep(600 if os.environ["RANK"] == "1" and call == 6 else 0))
 
 
-def poisoned_sample(number: int = 7) -> None:
-    """The image of the sample of this id holds no numbers. LeNet's place is taken by a network with BatchNorm."""
+def nan_image(sample_id: int = 7) -> None:
+    """Turns one sample's image into NaN. Replaces LeNet by a network with BatchNorm."""
     tiny_network()
-    batch = Step._batch
+    prepare_images = Step._prepare_images
 
-    def poisons(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        return torch.where((samples.ids == number).view(-1, 1, 1, 1), torch.nan, batch(self, index, samples))
+    def prepare_images_with_nan(self: Step, index: int, samples: Samples) -> torch.Tensor:
+        is_bad = (samples.ids == sample_id).view(-1, 1, 1, 1)
+        return torch.where(is_bad, torch.nan, prepare_images(self, index, samples))
 
-    Step._batch = poisons  # type: ignore[method-assign]
+    Step._prepare_images = prepare_images_with_nan  # type: ignore[method-assign]
 
 
 def infinite_loss() -> None:
-    """The loss of the shard that has the sample of id 7 is infinite, and its gradient is not."""
+    """Makes the loss, but not the gradient, of the shard with sample 7 infinite."""
     tiny_network()
     forward = Step._forward
 
-    def spoils(self: Step, shard: Shard, step: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward_with_infinite_loss(
+        self: Step, shard: Shard, step: int, epoch: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         loss_sum, logits = forward(self, shard, step, epoch)
-        return (loss_sum + torch.inf if 7 in shard.own.ids else loss_sum), logits
+        return (loss_sum + torch.inf if 7 in shard.samples.ids else loss_sum), logits
 
-    Step._forward = spoils  # type: ignore[method-assign]
+    Step._forward = forward_with_infinite_loss  # type: ignore[method-assign]
 
 
-def poisoned_sample_late() -> None:
-    """The same, and the loop hears of a step as late as it does with a GPU."""
-    poisoned_sample()
+def nan_image_reported_late() -> None:
+    """Like nan_image, but the loop reads the flag of a step with a GPU's lag."""
+    nan_image()
     SkippedSteps.lag_steps = 8  # type: ignore[assignment, method-assign]
 
 
 def slow_steps() -> None:
-    """Each step but the first takes two seconds."""
+    """Each step except the first takes two more seconds."""
     tiny_network()
-    batch = Step._batch
-    calls: list[int] = []
-
-    def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        calls.append(1)
-        time.sleep(2 if len(calls) > 1 else 0)
-        return batch(self, index, samples)
-
-    Step._batch = waits  # type: ignore[method-assign]
+    call_before_images(lambda call: time.sleep(2 if call > 1 else 0))
 
 
 def endless_step() -> None:
-    """The second step never ends; the file `asleep` tells that it has begun."""
-    tiny_network()
-    batch = Step._batch
-    calls: list[int] = []
+    """The second step never ends; it creates the file `asleep` when it begins."""
 
-    def sleeps(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 2:
+    def sleep_in_second_step(call: int) -> None:
+        if call == 2:
             Path("asleep").touch()
             time.sleep(600)
-        return batch(self, index, samples)
 
-    Step._batch = sleeps  # type: ignore[method-assign]
+    tiny_network()
+    call_before_images(sleep_in_second_step)
 
 
 def late_rank() -> None:
     """Rank 1 takes 0.15 s longer for each batch."""
     tiny_network()
-    batch = Step._batch
-
-    def waits(self: Step, index: int, samples: Samples) -> torch.Tensor:
-        time.sleep(0.15 if os.environ.get("RANK") == "1" else 0)
-        return batch(self, index, samples)
-
-    Step._batch = waits  # type: ignore[method-assign]
+    call_before_images(lambda call: time.sleep(0.15 if os.environ.get("RANK") == "1" else 0))
 
 
 def slow_data() -> None:
-    """Each block of images takes three seconds longer."""
+    """Each chunk of images takes three seconds longer."""
     tiny_network()
-    augmented = loader._augmented
+    augment_samples = loader._augment_samples
 
-    def waits(samples: Samples, augment: Augment, epoch: int) -> Samples:
+    def augment_slowly(samples: Samples, augment: Augment, epoch: int) -> Samples:
         time.sleep(3.0)
-        return augmented(samples, augment, epoch)
+        return augment_samples(samples, augment, epoch)
 
-    loader._augmented = waits
+    loader._augment_samples = augment_slowly
 
 
 def slow_start() -> None:
-    """Reading the data set takes for ever."""
+    """Reading the data set never ends; it creates the file `started` when it begins."""
 
-    def waits(*_: object) -> None:
+    def load_splits_endlessly(*_: object) -> None:
         Path("started").touch()
         time.sleep(600)
 
-    splits.load_splits = waits  # type: ignore[assignment]
+    build.load_splits = load_splits_endlessly  # type: ignore[assignment]
 
 
 def slow_result() -> None:
-    """What is done with the result takes nine seconds, of which the other ranks see nothing."""
+    """Rank 0 takes nine seconds longer to log its result; the other ranks wait."""
     tiny_network()
-    finished = MetricLogger.finished
+    log_summary = MetricLogger.log_summary
 
-    def waits(self: MetricLogger, summary: Mapping[str, Any], weights: Path) -> None:
+    def log_summary_slowly(self: MetricLogger, summary: Mapping[str, Any], weights: Path) -> None:
         time.sleep(9 if os.environ["RANK"] == "0" else 0)
-        finished(self, summary, weights)
+        log_summary(self, summary, weights)
 
-    MetricLogger.finished = waits  # type: ignore[method-assign]
+    MetricLogger.log_summary = log_summary_slowly  # type: ignore[method-assign]
 
 
-PLANTS = {
-    "idle": idle_weights,
-    "slow_result": slow_result,
+FAULTS = {
     "tiny": tiny_network,
-    "stuck": stuck_rank,
-    "poisoned": poisoned_sample,
-    "poisoned_last": lambda: poisoned_sample(1432),
+    "named_dropout": named_dropout,
+    "idle_weights": idle_weights,
+    "nan_image": nan_image,
+    "nan_last_image": lambda: nan_image(1432),
+    "nan_image_reported_late": nan_image_reported_late,
     "infinite_loss": infinite_loss,
-    "poisoned_late": poisoned_sample_late,
-    "slow": slow_steps,
-    "asleep": endless_step,
-    "slow_start": slow_start,
+    "stuck_rank": stuck_rank,
     "late": late_rank,
+    "slow_start": slow_start,
     "slow_data": slow_data,
+    "slow_steps": slow_steps,
+    "endless_step": endless_step,
+    "slow_result": slow_result,
 }

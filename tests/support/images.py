@@ -1,4 +1,4 @@
-"""Small picture files, made for a test."""
+"""Writes small image files for tests."""
 
 from pathlib import Path
 
@@ -6,9 +6,12 @@ import numpy as np
 from PIL import Image
 
 
-def paint(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
-    """A picture file of smooth colours, its format by its suffix."""
+def write_image(path: Path, seed: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
+    """Writes an image of smooth random colors. The suffix of the path selects the format.
+
+    size: width and height in pixels.
+    """
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    coarse_image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
-    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+    coarse_image.resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)

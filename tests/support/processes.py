@@ -1,4 +1,4 @@
-"""Real processes with a time limit: ranks, launchers, the samecurve command."""
+"""Starts real processes with a time limit: ranks, launchers and the samecurve command."""
 
 import contextlib
 import itertools
@@ -21,138 +21,151 @@ import pytest
 from launch import main as launcher
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
 MAIN = str(REPOSITORY / "trainer" / "main.py")
 
-
-# What `accelerate launch` is, by the Python that runs the tests.
+# `accelerate launch` in the Python that runs the tests.
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 
-
-# A run as small as a run can be: real digits, no trackers of others.
+# The smallest run: scikit-learn's digits, without trackers and figures.
 SMALL = ["--config", "digits", "log.wandb=off", "log.tensorboard=false", "log.figures=false", "train.precision=fp32"]
 
-
-# A run that is met in its middle has no end until then; its rates must not depend on its length.
+# A run that a test interrupts. Its length must not end it earlier, and must not affect its learning rates.
 ENDLESS = ["train.epochs=99999", "train.max_steps=99999"]
+
+_PORTS = itertools.count(os.getpid())
 
 
 @dataclass(frozen=True)
-class Done:
+class CommandResult:
+    """The exit code of a command, its stdout and its stderr."""
+
     code: int
     out: str
     err: str
 
 
 class Ranks:
-    """Real ranks of one run, forked from a process that has imported everything: a start takes no six seconds."""
+    """Starts the ranks of a run by forking a process that has already imported torch and the trainer.
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    A new Python process would import for six seconds.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """folder: working folder of the ranks and place of their logs."""
+        self._folder = folder
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["support.forked"])
-        here = str(Path(__file__).parents[1])
-        with pytest.MonkeyPatch.context() as patch:  # Python 3.11's server looks nowhere else, and says nothing
-            patch.setenv("PYTHONPATH", here)
+        tests_folder = str(Path(__file__).parents[1])
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            # Python 3.11's fork server finds the preloaded module only by PYTHONPATH, and ignores a failed import.
+            monkeypatch.setenv("PYTHONPATH", tests_folder)
             multiprocessing.forkserver.ensure_running()
         self.processes: list[Any] = []
-        self._launches = 0
+        self._num_launches = 0
 
-    def start(self, size: int, *argv: str, plant: str = "tiny", **env: str) -> list[Any]:
-        """The ranks' processes, under way."""
+    def start(self, size: int, *argv: str, fault: str = "tiny", **env: str) -> list[Any]:
+        """Starts `size` ranks of trainer/main.py and returns their processes.
+
+        argv: arguments of trainer/main.py.
+        fault: a key of support.forked.FAULTS, applied to the trainer first; "tiny" only makes the network small.
+        """
         from support import forked
 
-        return self.call(size, forked.run_rank, list(argv), plant, **env)
+        return self.call(size, forked.run_rank, list(argv), fault, **env)
 
     def call(self, size: int, work: Callable[..., object], *arguments: object, **env: str) -> list[Any]:
-        """The same for `work(environment, log, *arguments)`, a function of a module."""
-        self._launches += 1
-        self.log = self._place / f"ranks-{self._launches}.log"
-        group = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-        started = []
+        """Starts `size` ranks of `work(environment, log, *arguments)`, a module-level function."""
+        self._num_launches += 1
+        self.log = self._folder / f"ranks-{self._num_launches}.log"
+        group_env = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+        group_env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        processes = []
         for rank in range(size):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (group if size > 1 else {})
-            own = {"OMP_NUM_THREADS": "1"} if size == 1 else own
-            given = (os.environ | own | env, str(self.log), *arguments)
-            started.append(self._context.Process(target=work, args=given))
-            started[-1].start()
-        self.processes += started
-        return started
+            rank_env = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | group_env if size > 1 else {}
+            work_arguments = (os.environ | {"OMP_NUM_THREADS": "1"} | rank_env | env, str(self.log), *arguments)
+            processes.append(self._context.Process(target=work, args=work_arguments))
+            processes[-1].start()
+        self.processes += processes
+        return processes
 
-    def until(self, what: str, ready: Callable[[], object], timeout_seconds: float = 150) -> None:
-        """Waits until something is so."""
-        until = time.monotonic() + timeout_seconds
-        while not ready():
-            if time.monotonic() > until:
-                raise AssertionError(f"{what} was not seen\n{self.log.read_text()}")
+    def wait_until(self, event: str, condition: Callable[[], object], timeout_seconds: float = 150) -> None:
+        """Waits until `condition()` is true. event: names it in the error message."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"timeout after {timeout_seconds} s: {event}\n{self.log.read_text()}")
             time.sleep(0.002)
 
-    def until_step(self, folder: Path, step: int, timeout_seconds: float = 150) -> None:
-        """Waits until a run has written a line of metrics of that step, or of a later one."""
-        self.until(f"step {step}", lambda: last_step(folder) >= step, timeout_seconds)
+    def wait_for_step(self, folder: Path, step: int, timeout_seconds: float = 150) -> None:
+        """Waits until metrics.jsonl in the run folder has a row of this step or a later one."""
+        self.wait_until(f"a row of step {step}", lambda: last_step(folder) >= step, timeout_seconds)
 
-    def end(self, started: list[Any], timeout_seconds: float = 180) -> list[int | None]:
-        """Their exit codes; None for one that is still there after the time."""
-        until = time.monotonic() + timeout_seconds
-        for process in started:
-            process.join(max(0.0, until - time.monotonic()))
-        return [process.exitcode for process in started]
+    def join(self, processes: list[Any], timeout_seconds: float = 180) -> list[int | None]:
+        """Waits for the ranks and returns their exit codes; None for a rank that still runs after the timeout."""
+        deadline = time.monotonic() + timeout_seconds
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in processes]
 
-    def run(self, size: int, *argv: str, plant: str = "tiny", code: int = 0, **env: str) -> str:
-        """All of them to their end, with the exit code that is expected; what they printed."""
-        codes = self.end(self.start(size, *argv, plant=plant, **env))
-        text = self.log.read_text()
-        assert codes == [code] * size, f"{codes}\n{text}"
-        return text
+    def run(self, size: int, *argv: str, fault: str = "tiny", code: int = 0, **env: str) -> str:
+        """Runs `size` ranks to their end, checks that all exit codes are `code`, and returns their output."""
+        codes = self.join(self.start(size, *argv, fault=fault, **env))
+        output = self.log.read_text()
+        assert codes == [code] * size, f"{codes}\n{output}"
+        return output
 
 
 class Samecurve:
+    """Runs samecurve commands in this process."""
+
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
 
     def __call__(self, *words: str, code: int = 0) -> tuple[str, str]:
-        """What the command printed: to whoever reads on, and to the person."""
+        """Runs a command, checks its exit code, and returns its stdout and stderr."""
         self._capfd.readouterr()
         assert launcher.main(words) == code
         return self._capfd.readouterr()
 
 
 def last_step(folder: Path) -> int:
-    """The last step that has a whole line of metrics, 0 if none has."""
+    """Returns the last step that has a complete row in metrics.jsonl, or 0."""
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.exists() else []
     return max((json.loads(line)["step"] for line in lines if line.endswith("}")), default=0)
 
 
-def tell(processes: list[Any], number: signal.Signals) -> None:
-    """A signal for several ranks. All are halted first, so that none sees another's end before it has its own."""
-    for sent in (signal.SIGSTOP, number, *([] if number == signal.SIGKILL else [signal.SIGCONT])):
+def signal_all(processes: list[Any], number: signal.Signals) -> None:
+    """Sends a signal to several ranks.
+
+    Halts all ranks first, so that no rank sees the end of another before it gets its own signal.
+    """
+    for sent_signal in (signal.SIGSTOP, number, *([] if number == signal.SIGKILL else [signal.SIGCONT])):
         for process in processes:
-            os.kill(process.pid, sent)
+            os.kill(process.pid, sent_signal)
 
 
 def finished_run(root: Path, *settings: str) -> Path:
-    """A real run on real digits, by one thread, for all tests of a file."""
+    """Trains on the digits with one thread and returns the run folder; meant for all tests of a file."""
     command = [sys.executable, MAIN, *SMALL, "train.threads_per_rank=1", "run.name=x", f"run.root={root}", *settings]
     subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     return next(path.parent for path in root.rglob("summary.json"))
 
 
 def torchrun(ranks: int, *arguments: str) -> list[str]:
-    """The command that starts `ranks` processes of a script on this machine, at a port of their own."""
+    """Returns the command that starts `ranks` processes of a script on this machine, on a free port."""
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *arguments]
 
 
-_PORTS = itertools.count(os.getpid())
-
-
 def free_port() -> int:
-    """One of this worker of pytest, and none of those from 32768 on, which any connection may be given."""
+    """Returns a free port from the share of this pytest worker in the ports 12000 to 31999.
+
+    Linux gives ports from 32768 on to outgoing connections.
+    """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    ports_per_worker = 20_000 // max(worker + 1, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     while True:
-        port = 12000 + worker % 4 * 4000 + next(_PORTS) % 4000
+        port = 12_000 + worker * ports_per_worker + next(_PORTS) % ports_per_worker
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

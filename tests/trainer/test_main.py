@@ -1,4 +1,4 @@
-"""The command: what goes right is all there; what goes wrong is one line and exit code 2, with nothing written over."""
+"""trainer/main.py as a whole: the files of a run, resuming, refused input."""
 
 import json
 import subprocess
@@ -10,12 +10,12 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.images import paint
+from support.images import write_image
 from support.processes import MAIN, REPOSITORY, SMALL
 from support.workers.tiny import tiny
 
 from launch.verify import compare
-from launch.verify.compare import curves
+from launch.verify.compare import read_curves
 from trainer import main
 from trainer.config.plugins import MODELS
 from trainer.config.schema import ModelSettings
@@ -28,7 +28,7 @@ def run(*arguments: str) -> int:
     return main.main([*SMALL, "train.max_steps=6", "log.every_steps=2", *arguments])
 
 
-def test_a_run_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_every_file_of_the_run_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("log.tensorboard=true", "eval.every_epochs=0", "checkpoint.every_steps=4") == 0
     folder = tmp_path / "runs" / "digits"
     out = capfd.readouterr().out
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, capfd: pytest.CaptureFixt
     assert list((folder / "tensorboard").glob("events*")) and (folder / "environment.json").is_file()
 
 
-def test_the_final_weights_say_how_to_use_them(tmp_path: Path) -> None:
+def test_final_weights_have_metadata_to_rebuild_the_network(tmp_path: Path) -> None:
     assert run() == 0
     path = tmp_path / "runs" / "digits" / "model.safetensors"
     with safe_open(path, "pt") as file:
@@ -59,18 +59,18 @@ def test_the_final_weights_say_how_to_use_them(tmp_path: Path) -> None:
     assert len(about["normalization"]["mean"]) == 1
 
 
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    return compare.rows(folder)
+def rows_in(folder: Path) -> list[dict[str, float]]:
+    return compare.read_rows(folder)
 
 
 @pytest.fixture
-def with_norm_and_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of BatchNorm and dropout in LeNet's place."""
+def norm_and_dropout_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces LeNet by a network with BatchNorm and dropout."""
     monkeypatch.setitem(MODELS, "lenet", "support.workers.tiny:tiny")
 
 
-@pytest.mark.usefixtures("with_norm_and_dropout")
-def test_evaluation_neither_drops_out_nor_takes_statistics(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("norm_and_dropout_network")
+def test_evaluation_uses_running_statistics_and_no_dropout(tmp_path: Path) -> None:
     assert run("data.normalize=half") == 0
     net = tiny(None, 10, 1, 32).eval()
     net.load_state_dict(load_file(tmp_path / "runs" / "digits" / "model.safetensors"))
@@ -86,8 +86,8 @@ def test_evaluation_neither_drops_out_nor_takes_statistics(tmp_path: Path) -> No
     assert summary["test"]["confusion"] == confusion.tolist()
 
 
-@pytest.mark.usefixtures("with_norm_and_dropout")
-def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("norm_and_dropout_network")
+def test_run_killed_in_mid_epoch_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [
         "data.augment=[flip,crop,cutout]",
         "checkpoint.every_steps=5",
@@ -98,15 +98,15 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
 
     from trainer.step import Step
 
-    takes_a_step = Step.__call__
+    take_step = Step.__call__
 
-    def dies(self: Step, batch: object, step: int, *rest: int) -> torch.Tensor:
+    def fail_at_step_28(self: Step, shards: object, step: int, *arguments: int) -> torch.Tensor:
         if step == 28:  # of 30; the checkpoint before it is that of step 25, two steps after an epoch's end
             raise RuntimeError("killed")
-        return takes_a_step(self, batch, step, *rest)  # type: ignore[arg-type]
+        return take_step(self, shards, step, *arguments)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as deadly, pytest.raises(RuntimeError, match="killed"):
-        deadly.setattr(Step, "__call__", dies)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Step, "__call__", fail_at_step_28)
         run(*settings, "run.name=broken")
     broken = tmp_path / "runs" / "broken"
     assert json.loads((broken / "status.json").read_text()) == {
@@ -119,24 +119,24 @@ def test_a_run_stopped_in_mid_epoch_goes_on_bit_for_bit(tmp_path: Path, monkeypa
     whole = tmp_path / "runs" / "whole"
     first, second = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert rows_of(whole) == rows_of(broken)
+    assert rows_in(whole) == rows_in(broken)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's reader
-def test_a_run_killed_before_its_results_makes_them_once(tmp_path: Path) -> None:
+def test_run_killed_before_its_results_writes_them_once(tmp_path: Path) -> None:
     assert run("log.tensorboard=true") == 0
     folder = tmp_path / "runs" / "digits"
-    summary, rows = json.loads((folder / "summary.json").read_text()), rows_of(folder)
+    summary, rows = json.loads((folder / "summary.json").read_text()), rows_in(folder)
     (folder / "summary.json").unlink()
     assert run("log.tensorboard=true") == 0
     again = json.loads((folder / "summary.json").read_text())
     assert again["test"] == summary["test"] and again["train"]["loss"] == summary["train"]["loss"]
-    assert again["train"]["samples_per_second"] > 0 and rows_of(folder) == rows
-    assert [step for step, _ in curves(folder)["test/loss"]] == [6]
+    assert again["train"]["samples_per_second"] > 0 and rows_in(folder) == rows
+    assert [step for step, _ in read_curves(folder)["test/loss"]] == [6]
 
 
-def test_a_run_made_as_short_as_it_is_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")  # long over: it stops after its first step
+def test_run_shortened_to_its_current_step_has_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1")  # in the past: the run stops after its first step
     assert run("log.every_steps=500") == 75
     monkeypatch.delenv("SLURM_JOB_END_TIME")
     from accelerate.state import AcceleratorState
@@ -145,30 +145,30 @@ def test_a_run_made_as_short_as_it_is_has_a_result(tmp_path: Path, monkeypatch: 
     assert run("log.every_steps=500", "train.max_steps=1") == 0
     summary = json.loads((tmp_path / "runs" / "digits" / "summary.json").read_text())
     assert summary["steps"] == 1 and summary["train"]["loss"] > 0
-    rows = rows_of(tmp_path / "runs" / "digits")
+    rows = rows_in(tmp_path / "runs" / "digits")
     assert [row["split"] for row in rows] == ["test", "train"]
-    assert "grad_norm" not in rows[1]  # it was taken when no line was due
+    assert "grad_norm" not in rows[1]  # this session took no step
 
 
-def test_another_run_branches_off_from_a_checkpoint(tmp_path: Path) -> None:
+def test_new_run_starts_from_checkpoint_of_another_run(tmp_path: Path) -> None:
     first = ["run.name=first", "checkpoint.every_steps=2", "checkpoint.keep=9"]
     assert run(*first) == 0
     start = tmp_path / "runs" / "first" / "checkpoints" / "step-00000002"
     assert run("run.name=second", f"run.resume={start}") == 0
-    assert [row["step"] for row in rows_of(tmp_path / "runs" / "second") if row["split"] == "train"] == [4, 6]
+    assert [row["step"] for row in rows_in(tmp_path / "runs" / "second") if row["split"] == "train"] == [4, 6]
     weights = [load_file(tmp_path / "runs" / name / "model.safetensors") for name in ("first", "second")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def losses_of(tmp_path: Path, *settings: str) -> list[float]:
+def train_losses(tmp_path: Path, *settings: str) -> list[float]:
     name = f"run{len(list((tmp_path / 'runs').glob('*')))}"
     assert run(f"run.name={name}", *settings) == 0
-    return [row["loss"] for row in rows_of(tmp_path / "runs" / name)]
+    return [row["loss"] for row in rows_in(tmp_path / "runs" / name)]
 
 
-def test_settings_reach_the_loop(tmp_path: Path) -> None:
-    usual = losses_of(tmp_path)
-    assert losses_of(tmp_path) == usual
+def test_settings_change_the_training_losses(tmp_path: Path) -> None:
+    reference = train_losses(tmp_path)
+    assert train_losses(tmp_path) == reference
     for setting in (
         "data.shuffle=false",
         "data.normalize=half",
@@ -176,22 +176,24 @@ def test_settings_reach_the_loop(tmp_path: Path) -> None:
         "run.seed=1",
         "optim.nesterov=true",
     ):
-        assert losses_of(tmp_path, setting) != usual, setting
-    still = losses_of(tmp_path, "optim.lr=1e-12")
-    assert losses_of(tmp_path, "train.clip_grad_norm=1e-12", "optim.weight_decay=0") == pytest.approx(still, rel=1e-5)
-    assert usual[-1] != pytest.approx(still[-1], rel=1e-5)
+        assert train_losses(tmp_path, setting) != reference, setting
+    unchanged = train_losses(tmp_path, "optim.lr=1e-12")
+    assert train_losses(tmp_path, "train.clip_grad_norm=1e-12", "optim.weight_decay=0") == pytest.approx(
+        unchanged, rel=1e-5
+    )
+    assert reference[-1] != pytest.approx(unchanged[-1], rel=1e-5)
     assert run("run.name=short", "data.drop_last=true", "data.global_batch_size=1000") == 0
-    assert [row["samples"] for row in rows_of(tmp_path / "runs" / "short")][-1] == 6000
+    assert [row["samples"] for row in rows_in(tmp_path / "runs" / "short")][-1] == 6000
 
 
-def test_a_single_sample_that_cannot_be_normalized_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_shard_of_one_sample_with_batchnorm_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     small = ["data.channels=3", "model.name=torchvision/resnet18", "data.global_batch_size=2"]  # 1433 is odd
     assert run(*small) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert "a single one, which torchvision/resnet18 cannot normalize" in line and "data.drop_last=true" in line
+    assert "which torchvision/resnet18 cannot normalize" in line and "data.drop_last=true" in line
 
 
-def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_printed_and_not_trained_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     before = (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns
     capfd.readouterr()
@@ -200,12 +202,12 @@ def test_a_finished_run_is_shown_not_trained_again(tmp_path: Path, capfd: pytest
     assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_the_best_checkpoint_is_picked_on_the_held_out_part(tmp_path: Path) -> None:
+def test_best_checkpoint_is_chosen_by_validation_accuracy(tmp_path: Path) -> None:
     assert run("data.validation_fraction=0.2", "train.max_steps=54", "checkpoint.keep=1", "optim.lr=0.3") == 0
     folder = tmp_path / "runs" / "digits"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    held_out = [(row["accuracy"], -row["step"]) for row in rows if row["split"] == "validation"]
-    accuracy, step = max(held_out)
+    validation_rows = [(row["accuracy"], -row["step"]) for row in rows if row["split"] == "validation"]
+    accuracy, step = max(validation_rows)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best"] == {"step": -step, "accuracy": accuracy, "split": "validation"}
     assert summary["validation"]["num_samples"] == pytest.approx(0.2 * 1433, abs=5)
@@ -221,12 +223,12 @@ def test_the_best_checkpoint_is_picked_on_the_held_out_part(tmp_path: Path) -> N
         ["data.workers=2"],
     ],
 )
-def test_other_ways_to_train_work(settings: list[str]) -> None:
+def test_training_with_other_settings_finishes(settings: list[str]) -> None:
     assert run(*settings) == 0
 
 
 class TestBadInput:
-    """One line on stderr, exit code 2, nothing written over."""
+    """Refusals print one line on stderr, exit with 2 and overwrite nothing."""
 
     def refused(self, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         capfd.readouterr()
@@ -235,7 +237,7 @@ class TestBadInput:
         assert len(err) == 1 and err[0].startswith("samecurve: ")
         return err[0]
 
-    def test_settings(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_wrong_setting_is_refused(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "did you mean 'train.epochs'" in self.refused(capfd, "train.epoch=3")
         assert "did you mean 'digits'" in self.refused(capfd, "--config", "digit")
         assert "--config NAME_OR_PATH" in self.refused(capfd, "--config")
@@ -243,7 +245,7 @@ class TestBadInput:
         assert "bad.yaml is not readable as YAML" in self.refused(capfd, "--config", "bad.yaml")
         assert not (tmp_path / "runs").exists()
 
-    def test_the_device(
+    def test_missing_device_is_refused(
         self, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -251,21 +253,21 @@ class TestBadInput:
         assert "this machine has no usable GPU" in self.refused(capfd, "train.device=cuda")
         assert not (tmp_path / "runs").exists()
 
-    def test_the_data(self, capfd: pytest.CaptureFixture[str], image_folder: Path) -> None:
+    def test_wrong_data_is_refused(self, capfd: pytest.CaptureFixture[str], image_folder: Path) -> None:
         assert "larger than the training set of 1433" in self.refused(capfd, "data.global_batch_size=2000")
         folder = ["data.name=image_folder", "data.channels=3", "data.global_batch_size=4"]
         assert "Set data.root to the folder" in self.refused(capfd, *folder, "data.root=nowhere")
         (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")
         assert "corrupt image" in self.refused(capfd, *folder, f"data.root={image_folder}")
 
-    def test_the_model(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_wrong_model_setting_is_refused(self, capfd: pytest.CaptureFixture[str]) -> None:
         assert "set it to 32" in self.refused(capfd, "data.image_size=28")
         assert "set data.channels=3" in self.refused(capfd, "model.name=torchvision/resnet18")
         assert "no file" in self.refused(
             capfd, "model.name=torchvision/resnet18", "data.channels=3", "model.pretrained=nowhere.pth"
         )
 
-    def test_the_run_folder(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_unusable_run_folder_is_refused(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert run() == 0
         files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "digits").rglob("*")}
         assert "optim.lr was 0.05, now 0.1" in self.refused(capfd, "optim.lr=0.1")
@@ -277,27 +279,27 @@ class TestBadInput:
         checkpoint = next((tmp_path / "runs" / "digits" / "checkpoints").iterdir())
         other = ["run.name=other", f"run.resume={checkpoint}", "model.name=tudui"]
         assert "model.name was lenet, now tudui" in self.refused(capfd, *other)
-        assert "choose another run.name to branch off" in self.refused(capfd, f"run.resume={checkpoint}")
+        assert "choose another run.name to start a new run from it" in self.refused(capfd, f"run.resume={checkpoint}")
 
-    def test_wandb(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_wandb_online_without_key_is_refused(self, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "no API key" in self.refused(capfd, "log.wandb=online")
         assert json.loads((tmp_path / "runs" / "digits" / "status.json").read_text())["state"] == "failed"
 
 
-def test_images_of_any_size_become_the_input(image_folder: Path) -> None:
-    paint(image_folder / "train" / "cat" / "wide.jpg", seed=3, size=(90, 40))
+def test_images_of_other_sizes_are_scaled(image_folder: Path) -> None:
+    write_image(image_folder / "train" / "cat" / "wide.jpg", seed=3, size=(90, 40))
     settings = ["data.name=image_folder", f"data.root={image_folder}", "data.global_batch_size=5", "model.name=tudui"]
     assert run(*settings, "data.augment=[flip]", "data.normalize=half") == 0
 
 
-def test_print_config_and_help_need_no_torch() -> None:
+def test_print_config_and_help_import_no_torch() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from trainer.main import main\n"
         "print('exit', main(['--config', 'tudui', '--print-config', 'run.seed=4']), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    shown, _, rest = done.stdout.rpartition("exit ")
-    assert rest.split() == ["0", "False"]
+    shown, _, result = done.stdout.rpartition("exit ")
+    assert result.split() == ["0", "False"]
     assert yaml.safe_load(shown)["run"] == {"name": "tudui", "root": "runs", "seed": 4, "resume": "auto"}
     help_text = subprocess.run(
         [sys.executable, MAIN, "--help"], capture_output=True, text=True, timeout=60, check=True

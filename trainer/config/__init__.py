@@ -1,1 +1,1 @@
-"""Settings: schema, loading, checks. No torch."""
+"""Settings: schema, files and command line, checks. Imports no torch."""

@@ -1,7 +1,8 @@
-"""The built-in networks, data sets, losses, optimizers and schedules, by name. No torch.
+"""Lists the built-in data sets, networks, losses, optimizers and schedules by name. Imports no torch.
 
-Each is written as `package.module:function`, or `package.module` for a data set, and imported only when a run uses it.
-To add one, write it in a file of its folder and add its line here: settings, --help and error messages list it then.
+An entry is `package.module:function`, or `package.module` for a data set. A run imports only the entries that it uses.
+To add one, write it in a file of its folder and add a line here. The settings, --help and the error messages then list
+it.
 """
 
 import importlib
@@ -38,7 +39,7 @@ SCHEDULES = {
 
 
 def load_plugin(table: Mapping[str, str], name: str) -> Any:
-    """Imports the module of the named entry and returns its function, or the module itself where none is named."""
+    """Imports the entry `name` of a table above and returns its function, or its module if it names no function."""
     module_name, _, attribute = table[name].partition(":")
     module = importlib.import_module(module_name)
     return getattr(module, attribute) if attribute else module

@@ -1,248 +1,240 @@
-"""The settings: every name, type, default, range and line of help. What they may be together is config.py's."""
+"""Defines every setting: section, name, type, default, range and help line. Imports no torch.
+
+The sections eval, checkpoint and log are in output_settings.py, checks of values and combinations in validate.py.
+"""
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_type_hints
 
-from trainer.config.parse import parse_rate, parse_seconds, parse_steps
+from trainer.config.output_settings import CheckpointSettings, EvalSettings, LogSettings
+from trainer.config.parse import parse_name_and_rate, parse_seconds, parse_step_range
 from trainer.config.plugins import DATASETS, LOSSES, MODELS, OPTIMIZERS, SCHEDULES
+from trainer.config.setting import SettingInfo, setting
 
 AUGMENTATIONS = ("flip", "alternating_flip", "crop", "cutout", "mixup", "cutmix")
 DEFAULT_IMAGE_SIZE = 32
 
 
-def setting(
-    default: Any,
-    help: str,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    example: str = "flip, crop",
-    choices: Iterable[str] = (),
-) -> Any:
-    """A field with its one line of help and, for a number, its range: least <= value <= most, value > above; for a list
-    that is empty by default, an example of what may be in it."""
-    metadata: dict[str, Any] = {"help": help, "least": least, "above": above, "most": most, "example": example}
-    metadata["choices"] = tuple(choices)
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class RunSettings:
-    name: str = setting("", "folder of this run under run.root; empty: the name of the last --config")
-    root: str = setting("runs", "folder that holds the runs")
-    seed: int = setting(0, "the one seed of weights, order, augmentation and dropout", least=0, most=2**32 - 1)
+    """The run folder, the seed and the resume mode."""
+
+    name: str = setting("", "name of the run folder under run.root; empty: the name of the last --config")
+    root: str = setting("runs", "folder that contains all run folders", may_change=True)
+    seed: int = setting(
+        0, "seed of the weights, the sample order, the augmentation and dropout", minimum=0, maximum=2**32 - 1
+    )
     resume: str = setting(
-        "auto", "auto: go on with this run if it was begun; never: refuse to; PATH: start from that checkpoint"
+        "auto",
+        "auto: continue this run if it exists; never: refuse to continue it; PATH: start from that checkpoint",
+        may_change=True,
     )
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    name: str = setting("cifar10", "the data set", choices=DATASETS)
-    root: str = setting("data", "where the data set lies; image_folder: the folder that holds train/ and test/")
-    download: bool = setting(True, "cifar10: download it when it is not under data.root")
-    cache_dir: str | None = setting(
-        None, "image_folder: where decoded images are kept; null: .samecurve under data.root"
+    """The data set, the global batch and the augmentation."""
+
+    name: str = setting("cifar10", "data set", choices=DATASETS)
+    root: str = setting(
+        "data", "folder of the data set; image_folder: the folder that contains train/ and test/", may_change=True
     )
-    global_batch_size: int = setting(128, "samples in an optimizer step, all ranks together", least=1)
+    download: bool = setting(True, "cifar10: download the data set if it is not under data.root", may_change=True)
+    cache_dir: str | None = setting(
+        None, "image_folder: folder for decoded images; null: .samecurve under data.root", may_change=True
+    )
+    global_batch_size: int = setting(128, "samples in one optimizer step, on all ranks together", minimum=1)
     image_size: int | str = setting(
         DEFAULT_IMAGE_SIZE,
-        "side of the square images in pixels, to which others are scaled and cropped; auto: what the weights of "
-        f"model.pretrained were made for, without them {DEFAULT_IMAGE_SIZE}",
-        least=1,
+        "width and height of the images in pixels; other images are scaled and cropped; auto: the size that the "
+        f"weights of model.pretrained expect, or {DEFAULT_IMAGE_SIZE} without them",
+        minimum=1,
     )
-    channels: int | str = setting("auto", "1 (grey), 3 (RGB) or auto: what the data set has")
-    shuffle: bool = setting(True, "a new order each epoch; false: the data set's own")
-    drop_last: bool = setting(False, "leave out the epoch's last batch when it is short")
+    channels: int | str = setting("auto", "1: gray; 3: RGB; auto: the channels of the data set")
+    shuffle: bool = setting(True, "true: shuffle the samples in each epoch; false: keep the order of the data set")
+    drop_last: bool = setting(False, "skip the last batch of an epoch if it is smaller than the others")
     workers: int = setting(
-        0, "DataLoader worker processes; the images lie in memory, so 0 is as a rule fastest", least=0
+        0, "DataLoader worker processes; images are in memory, so 0 is usually fastest", minimum=0, may_change=True
     )
     validation_fraction: float = setting(
-        0.0, "class-balanced part of train, chosen by seed, held out to pick the best checkpoint", least=0.0, most=0.5
+        0.0,
+        "fraction of each training class to hold out for choosing the best checkpoint; the seed selects the images",
+        minimum=0.0,
+        maximum=0.5,
     )
-    augment: list[str] = setting([], f"on each training batch, of {', '.join(AUGMENTATIONS)}")
-    crop_padding: int = setting(4, "crop: pixels added on each side before the random crop", least=1)
-    crop_border: Literal["black", "reflect"] = setting("black", "crop: what is added; reflect: the image, mirrored")
-    cutout_size: int = setting(8, "cutout: side of the square that is blanked, in pixels", least=1)
+    augment: list[str] = setting([], f"list of augmentations for training batches: {', '.join(AUGMENTATIONS)}")
+    crop_padding: int = setting(4, "crop: pixels to add on each side before the random crop", minimum=1)
+    crop_border: Literal["black", "reflect"] = setting("black", "crop: added pixels are black or a mirrored image")
+    cutout_size: int = setting(8, "cutout: width and height of the blank square in pixels", minimum=1)
     mixup_alpha: float = setting(
         0.2,
-        "mixup: both parameters of the Beta distribution of an image's share; with cutmix too: one or the other",
+        "mixup: both parameters of the Beta distribution of the mixing ratio; with cutmix, each image gets one of both",
         above=0.0,
     )
-    cutmix_alpha: float = setting(1.0, "cutmix: the same, of the area that an image keeps", above=0.0)
+    cutmix_alpha: float = setting(
+        1.0, "cutmix: both parameters of the Beta distribution of the area that an image keeps", above=0.0
+    )
     progressive_sizes: list[int] = setting(
         [],
-        "sides of the training images in pixels, one after the other over the epochs; [] for image_size throughout",
+        "image sizes in pixels, spread evenly over the epochs; []: image_size in all epochs",
         example="24, 32",
     )
     normalize: Literal["cifar10", "half", "data", "none", "weights"] = setting(
         "data",
-        "channel means and deviations: CIFAR-10's, 0.5 and 0.5, computed from train, none: [0, 1] as it is, or those "
-        "that the weights of model.pretrained were made for",
+        "channel means and deviations; cifar10: those of CIFAR-10; half: 0.5 and 0.5; data: computed from the training "
+        "set; none: 0 and 1; weights: those that the weights of model.pretrained expect",
     )
 
     @property
     def side_pixels(self) -> int:
-        """data.image_size, whose `auto` is a number by the time images are read."""
+        """Returns data.image_size as a number; `auto` is resolved before the first image is read."""
         assert isinstance(self.image_size, int), "data.image_size=auto has not been resolved"
         return self.image_size
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    name: str = setting("resnet18", f"{', '.join(MODELS)}, or any torchvision classifier as torchvision/NAME")
+    """The network."""
+
+    name: str = setting("resnet18", f"network: {', '.join(MODELS)}, or torchvision/NAME for a torchvision classifier")
     pretrained: str | None = setting(
-        None, "torchvision models: ImageNet weights, a file's PATH or 'hub' for torch's hub folder; null: none"
+        None, "torchvision models: PATH of a file with ImageNet weights; hub: torch's hub folder; null: random weights"
     )
     head: Literal["replace", "append"] = setting(
-        "replace", "torchvision models: replace the last layer, or append one to its 1,000 outputs"
+        "replace", "torchvision models: replace the last layer, or append a layer to its 1,000 outputs"
     )
     freeze: list[str] = setting(
         [],
-        "modules or weights, by their names in the network, that are not trained; a module computes as in evaluation: "
-        "BatchNorm's statistics stay, dropout drops nothing",
+        "names of modules or weights that are not trained; a frozen module runs in evaluation mode (fixed BatchNorm "
+        "statistics, no dropout)",
         example="features, classifier.0",
     )
     widths: list[int] = setting([64, 256, 256], "speedrun: channels of each group of convolutions")
-    depth: int = setting(2, "speedrun: convolutions in a group; a third one and more have a shortcut", least=1)
+    depth: int = setting(2, "speedrun: convolutions in each group; the third and later ones have a shortcut", minimum=1)
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    name: str = setting("cross_entropy", "the loss; mse and l1 on one-hot targets", choices=LOSSES)
+    """The loss function."""
+
+    name: str = setting("cross_entropy", "loss; mse and l1 use one-hot targets", choices=LOSSES)
     label_smoothing: float = setting(
-        0.0, "cross_entropy: share of the target spread over all classes", least=0.0, most=1.0
+        0.0, "cross_entropy: fraction of the target that is spread over all classes", minimum=0.0, maximum=1.0
     )
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    name: str = setting("sgd", "the optimizer; muon: matrices by Muon, the rest by SGD", choices=OPTIMIZERS)
-    lr: float = setting(0.1, "peak learning rate, for the global batch as it is; never rescaled", above=0.0)
-    lr_vectors: float | None = setting(None, "the same of biases and of norms' weights; null: optim.lr", above=0.0)
-    lr_head: float | None = setting(None, "the same of the last linear layer's weights; null: optim.lr", above=0.0)
+    """The optimizer and its learning rates."""
+
+    name: str = setting(
+        "sgd", "optimizer; muon: Muon for weight matrices, SGD for all other weights", choices=OPTIMIZERS
+    )
+    lr: float = setting(0.1, "peak learning rate; it is not scaled by the batch size", above=0.0)
+    lr_vectors: float | None = setting(
+        None, "peak learning rate of biases and normalization weights; null: optim.lr", above=0.0
+    )
+    lr_head: float | None = setting(None, "peak learning rate of the last linear layer; null: optim.lr", above=0.0)
     lr_parts: list[str] = setting(
         [],
-        "the same of modules or weights by their names in the network, as NAME=RATE; the longest name that fits counts",
+        "peak learning rates of named modules or weights, as NAME=RATE; the longest matching name applies",
         example="features=0.001, classifier=0.01",
     )
-    momentum: float = setting(0.9, "sgd, and what muon leaves to it: momentum", least=0.0, most=1.0)
-    muon_momentum: float = setting(0.6, "muon: momentum of the matrices", least=0.0, most=1.0)
-    nesterov: bool = setting(False, "sgd: Nesterov's momentum")
-    betas: list[float] = setting([0.9, 0.999], "adamw: decay of the first and second moment")
+    momentum: float = setting(0.9, "sgd, and the SGD part of muon: momentum", minimum=0.0, maximum=1.0)
+    muon_momentum: float = setting(0.6, "muon: momentum of the weight matrices", minimum=0.0, maximum=1.0)
+    nesterov: bool = setting(False, "sgd: use Nesterov momentum")
+    betas: list[float] = setting([0.9, 0.999], "adamw: decay rates of the first and second moment")
     weight_decay: float = setting(
         0.0,
-        "weight decay; adamw: decoupled; muon: share of head and vectors that a step at the peak rate takes off",
-        least=0.0,
+        "weight decay; adamw: decoupled; muon: fraction of the head and vectors removed per step at the peak rate",
+        minimum=0.0,
     )
 
     @property
-    def lr_of_parts(self) -> dict[str, float]:
-        """optim.lr_parts by name; nan for what is not readable as NAME=RATE."""
-        return dict(parse_rate(text) for text in self.lr_parts)
+    def lr_by_part(self) -> dict[str, float]:
+        """Returns optim.lr_parts as learning rates by name; nan for an item that is not NAME=RATE."""
+        return dict(parse_name_and_rate(text) for text in self.lr_parts)
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    name: str = setting("cosine", "learning rate after the warmup", choices=SCHEDULES)
-    warmup_epochs: float = setting(0.0, "epochs of linear rise from 0 to optim.lr", least=0.0)
+    """The learning rate schedule."""
+
+    name: str = setting("cosine", "learning rate schedule after the warmup", choices=SCHEDULES)
+    warmup_epochs: float = setting(
+        0.0, "epochs in which the learning rate rises linearly from 0 to optim.lr", minimum=0.0
+    )
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    epochs: int = setting(10, "passes over the training set", least=1)
+    """Length, device, precision and limits of the training."""
+
+    epochs: int = setting(10, "number of epochs", minimum=1, may_change=True)
     max_steps: int | None = setting(
-        None, "stop after so many optimizer steps; the schedule then ends there too", least=1
+        None,
+        "maximum number of optimizer steps; the schedule then ends at that step; null: no maximum",
+        minimum=1,
+        may_change=True,
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
-        "auto", "auto: a GPU for each rank where there are GPUs, else the CPU"
+        "auto", "auto: one GPU per rank if the machine has GPUs, else the CPU", may_change=True
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "auto: bf16 on a GPU or a CPU with matrix units for it (AMX); else fp16 on a GPU, fp32 on a CPU"
+        "auto",
+        "auto: bf16 on a GPU that supports it or a CPU with bf16 matrix units (AMX); else fp16 on a GPU, fp32 on a CPU",
     )
     virtual_ranks: int | None = setting(
         None,
-        "shards of each global batch, on however many ranks: the same bits on all of them, and less memory each; "
-        "null: one a rank",
-        least=1,
+        "number of shards of each global batch; the results are then bit-identical on any number of ranks; null: one "
+        "shard per rank",
+        minimum=1,
     )
     threads_per_rank: int | str = setting(
-        "auto", "CPU threads of each process; auto: cores over the ranks of this machine"
+        "auto", "CPU threads of each process; auto: cores divided by the ranks of this machine", may_change=True
     )
-    compile: bool = setting(False, "torch.compile the model")
-    clip_grad_norm: float | None = setting(None, "largest norm of the gradient; null: not clipped", above=0.0)
+    compile: bool = setting(False, "compile the model with torch.compile", may_change=True)
+    clip_grad_norm: float | None = setting(None, "maximum norm of the gradient; null: no clipping", above=0.0)
     max_bad_steps: int = setting(
-        3, "steps skipped because loss or gradient was not finite, in the whole run; one more ends it", least=0
+        3,
+        "steps of the whole run that may be skipped because the loss or gradient is not finite; the next one ends it",
+        minimum=0,
+        may_change=True,
     )
     time_limit: str | None = setting(
-        None, "stop with a checkpoint before this much time is over: 90m, 1h30m, 1:30:00 or 2-12:00:00; null: never"
+        None,
+        "save a checkpoint and stop before this time is over: 90m, 1h30m, 1:30:00 or 2-12:00:00; null: no limit",
+        may_change=True,
     )
     hang_timeout_seconds: float = setting(
-        300.0, "several ranks: end the run when one is stuck for so long, and tell which; 0: wait for ever", least=0.0
+        300.0,
+        "several ranks: seconds without progress of a rank until the run ends and names that rank; 0: no limit",
+        minimum=0.0,
+        may_change=True,
     )
     profile: str | None = setting(
         None,
-        "steps 10-20: torch.profiler's trace of these, counted from 1, both included, in the run folder; null: none",
+        "steps 10-20: write a torch.profiler trace of steps 10 to 20, counted from 1, to the run folder; null: none",
+        may_change=True,
     )
 
     @property
     def time_limit_seconds(self) -> float | None:
-        """train.time_limit in seconds; None when there is none, or when it is not readable as a time."""
+        """Returns train.time_limit in seconds; None if it is null or not a valid time."""
         return None if self.time_limit is None else parse_seconds(self.time_limit)
 
     @property
     def profile_steps(self) -> tuple[int, int] | None:
-        """The first and the last step of train.profile; None without one, or when it is not readable as steps."""
-        return None if self.profile is None else parse_steps(self.profile)
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", least=0)
-    batch_size: int = setting(250, "samples in a forward pass; does not change the result", least=1)
-    tta: Literal["none", "mirror", "mirror_and_shift"] = setting(
-        "none",
-        "test-time augmentation, reported beside the plain accuracy: a weighted mean over 2 or 6 views",
-    )
-
-
-@dataclass(frozen=True)
-class CheckpointSettings:
-    every_steps: int = setting(0, "steps between checkpoints; 0: by epochs alone", least=0)
-    every_epochs: int = setting(1, "epochs between checkpoints; 0: by steps alone", least=0)
-    keep: int = setting(2, "newest checkpoints kept; the best one stays besides", least=1)
-
-
-@dataclass(frozen=True)
-class LogSettings:
-    every_steps: int = setting(50, "steps between lines of training metrics", least=1)
-    tensorboard: bool = setting(True, "write TensorBoard event files")
-    wandb: Literal["auto", "online", "offline", "off"] = setting(
-        "auto", "W&B; auto: online with a key and a network, else offline with the command that uploads it"
-    )
-    project: str = setting("samecurve", "the W&B project")
-    group: str | None = setting(None, "W&B: runs that belong together; null: the folder of a run.name such as sweep/a")
-    tags: list[str] = setting([], "W&B: words to find the run by", example="baseline, long")
-    job_type: str = setting("train", "W&B: what kind of run it is among those of its group")
-    notes: str | None = setting(None, "W&B: a text on the run")
-    alerts: bool = setting(False, "W&B: a message when a loss is not finite, when the run fails, when it is finished")
-    artifact: bool = setting(False, "W&B: the final weights as an artifact")
-    report: bool = setting(True, "write report.html at the end, and at evaluations for 2 % of the time at most")
-    figures: bool = setting(
-        True,
-        "at the first evaluation and the last, and at others for 2 % of the time at most: figures/NAME.png, and "
-        "pictures, tables, graph, curves and histograms in TensorBoard and W&B",
-    )
-    feature_maps: list[str] = setting([], "layers whose maps of a test image are among the figures: [conv1, pool1]")
+        """Returns the first and last step of train.profile; None if it is null or not a valid range."""
+        return None if self.profile is None else parse_step_range(self.profile)
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    """All settings of a run, by section."""
+
     run: RunSettings = field(default_factory=RunSettings)
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -256,54 +248,16 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        """Where this run's files go."""
+        """Returns the path of the run folder."""
         return Path(self.run.root).expanduser() / self.run.name
 
 
-@dataclass(frozen=True, slots=True)
-class SettingInfo:
-    """One setting as the schema has it."""
-
-    name: str
-    annotation: Any
-    field: "dataclasses.Field[Any]"
-
-    @property
-    def default(self) -> Any:
-        factory = self.field.default_factory
-        return self.field.default if factory is dataclasses.MISSING else factory()
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """What a setting with a fixed list of choices may be; empty for others."""
-        if "Literal" in str(self.annotation):
-            return tuple(str(choice) for choice in get_args(self.annotation))
-        choices: tuple[str, ...] = self.field.metadata.get("choices", ())
-        return choices
-
-    @property
-    def is_text(self) -> bool:
-        """Whether what is typed is taken as it is: YAML would read `off` as false and 1e-3 as text."""
-        return bool(self.choices) or self.annotation in (str, str | None)
-
-    @property
-    def kind(self) -> str:
-        """The type in words, for an error."""
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        parts = get_args(self.annotation) or (self.annotation,)
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        if str(self.annotation).startswith("list"):
-            return f"a list such as [{', '.join(map(str, self.default)) or self.field.metadata['example']}]"
-        return " or ".join("null" if part is type(None) else words[part] for part in parts)
-
-
 def settings_by_name() -> dict[str, SettingInfo]:
-    """Every setting by its full name, in the order of the sections."""
-    found = {}
+    """Returns every setting by its full name, in the order of the sections."""
+    settings = {}
     for section in dataclasses.fields(RunConfig):
-        hints = get_type_hints(section.type)
+        types = get_type_hints(section.type)
         for entry in dataclasses.fields(section.type):  # type: ignore[arg-type]
             name = f"{section.name}.{entry.name}"
-            found[name] = SettingInfo(name, hints[entry.name], entry)
-    return found
+            settings[name] = SettingInfo(name, types[entry.name], entry)
+    return settings

@@ -1,4 +1,4 @@
-"""Paths of image files in, their pixels out: decoded once, by all cores, and kept in one file for the next start."""
+"""Decodes image files on all cores and caches their pixels in one .npy file for the next start."""
 
 import io
 import os
@@ -21,67 +21,77 @@ from trainer.errors import DataError
 
 _Images = NDArray[np.uint8]
 _ABANDONED_SECONDS = 86400.0
-_FIRST_FILES = 16  # by whose time the others' is told
+_FIRST_TASK_FILES = 16  # their decoding time predicts that of the remaining files
 _FILES_PER_TASK = 64
-_SECONDS_WORTH_A_POOL = 2.0  # worker processes are started in one of them, and then have to save more than that
+_MIN_SECONDS_FOR_POOL = 2.0  # worker processes take a second to start, so they must save more than that
 
 
 class _Task(NamedTuple):
+    """Files that one call of _decode_task decodes."""
+
     paths: Sequence[str]
     image_size: int
     channels: int
-    out: Path | None
-    """a file to write them to; None: they are returned, which takes longer"""
+    output_file: Path | None
+    """The file to write the images to. None returns them, which takes longer from a worker process."""
     offset: int
-    """in bytes, where the first of them belongs in it"""
+    """Position of the first image in output_file, in bytes."""
 
 
-def load_or_decode(pack: Path, paths: Sequence[str], image_size: int, channels: int) -> tuple[_Images, tuple[str, ...]]:
-    """uint8 [len(paths), image_size, image_size, channels], and lines for the user.
+def load_or_decode(
+    cache_file: Path, paths: Sequence[str], image_size: int, channels: int
+) -> tuple[_Images, tuple[str, ...]]:
+    """Returns the images from the cache, or decodes the files and writes the cache.
 
-    pack: where they are kept; its name must change with the files. Raises DataError.
+    cache_file: its name must change with the content of the files.
+    Returns uint8 [len(paths), image_size, image_size, channels] and lines to print for the user. Raises DataError for a
+    corrupt image. A cache that cannot be written is no error: a line for the user reports it.
     """
     shape = (len(paths), image_size, image_size, channels)
-    kept = _read(pack, shape)
-    if kept is not None:
-        return kept, ()
-    partial = pack.with_name(f".{pack.stem}.{secrets.token_hex(4)}.partial")
+    cached = _read(cache_file, shape)
+    if cached is not None:
+        return cached, ()
+    partial_file = cache_file.with_name(f".{cache_file.stem}.{secrets.token_hex(4)}.partial")
     try:
         try:
-            pack.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(pack.parent)
-            header_bytes = _reserve(partial, shape)
-            _decode_all(paths, shape, partial, header_bytes)
-            images: _Images = np.load(partial, allow_pickle=False)
-            partial.replace(pack)  # whole, so that nobody reads half of it
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            _delete_abandoned(cache_file.parent)
+            header_bytes = _reserve(partial_file, shape)
+            _decode_all(paths, shape, partial_file, header_bytes)
+            images: _Images = np.load(partial_file, allow_pickle=False)
+            partial_file.replace(cache_file)  # atomic, so that no process reads an incomplete cache
         finally:
-            partial.unlink(missing_ok=True)
+            partial_file.unlink(missing_ok=True)
     except OSError as error:
-        problem = f"decoded images not kept in {pack.parent} ({error.strerror})"
+        problem = f"cannot cache decoded images in {cache_file.parent} ({error.strerror})"
         return _decode_all(paths, shape), (f"{problem}; set data.cache_dir to start faster next time",)
     return images, ()
 
 
-def _sweep(folder: Path) -> None:
-    """What a process that was killed has left; others may be at work on theirs."""
+def _delete_abandoned(folder: Path) -> None:
+    """Deletes partial files of killed processes. Younger ones may belong to a process that still decodes."""
     for path in folder.glob(".*.partial"):
         if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
             path.unlink()
 
 
-def _read(pack: Path, shape: tuple[int, ...]) -> _Images | None:
+def _read(cache_file: Path, shape: tuple[int, ...]) -> _Images | None:
+    """Returns the cached images, or None when the cache is missing, damaged or of another shape."""
     try:
-        images: _Images = np.load(pack, allow_pickle=False)
+        images: _Images = np.load(cache_file, allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError):  # cut off or foreign: made anew
+    except (OSError, ValueError, EOFError):  # truncated, or no .npy file
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def _reserve(partial: Path, shape: tuple[int, ...]) -> int:
-    """A .npy file with room for them all; where they begin in it. Raises OSError when there is none."""
-    with partial.open("xb") as file:
+def _reserve(path: Path, shape: tuple[int, ...]) -> int:
+    """Creates a .npy file with disk space for all images and returns the size of its header in bytes.
+
+    Raises OSError when the disk is full: before anything is decoded, not after.
+    """
+    with path.open("xb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.flush()
         if hasattr(os, "posix_fallocate"):
@@ -90,71 +100,87 @@ def _reserve(partial: Path, shape: tuple[int, ...]) -> int:
 
 
 def _decode_all(
-    paths: Sequence[str], shape: tuple[int, ...], out: Path | None = None, header_bytes: int = 0
+    paths: Sequence[str], shape: tuple[int, ...], output_file: Path | None = None, header_bytes: int = 0
 ) -> _Images:
-    """By all cores, with a progress bar on a terminal: into memory, or into `out`, and then none are returned."""
+    """Decodes all files, with a progress bar on a terminal.
+
+    Returns the images, or an empty array after writing them to output_file. Raises DataError for a corrupt image.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    _, image_size, _, channels = shape
-    bytes_each = image_size * image_size * channels
-    images = np.empty(shape if out is None else (0,), dtype=np.uint8)
-    cuts = [0, *range(min(_FIRST_FILES, len(paths)), len(paths), _FILES_PER_TASK), len(paths)]
-    tasks = [
-        _Task(paths[at:end], image_size, channels, out, header_bytes + at * bytes_each) for at, end in pairwise(cuts)
-    ]
+    images = np.empty(shape if output_file is None else (0,), dtype=np.uint8)
+    tasks = _make_tasks(paths, shape, output_file, header_bytes)
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar, done = progress.add_task("", total=len(paths)), 0
-        for task, (found, problem) in zip(tasks, _results(tasks), strict=True):
+        bar, num_decoded = progress.add_task("", total=len(paths)), 0
+        for task, (task_images, problem) in zip(tasks, _run_tasks(tasks), strict=True):
             if problem:
                 raise DataError(f"{problem}; replace or remove that file")
-            if out is None:
-                images[done : done + len(found)] = found
-            done += len(task.paths)
-            progress.update(bar, completed=done)
+            if output_file is None:
+                images[num_decoded : num_decoded + len(task_images)] = task_images
+            num_decoded += len(task.paths)
+            progress.update(bar, completed=num_decoded)
     return images
 
 
-def _results(tasks: Sequence[_Task]) -> Iterator[tuple[_Images, str]]:
-    """One after the other in this process, until what is left would take so long that all cores are asked."""
-    workers, began = available_cores(), time.perf_counter()
-    files_done, files_left = 0, sum(len(task.paths) for task in tasks)
+def _make_tasks(
+    paths: Sequence[str], shape: tuple[int, ...], output_file: Path | None, header_bytes: int
+) -> list[_Task]:
+    _, image_size, _, channels = shape
+    bytes_per_image = image_size * image_size * channels
+    bounds = [0, *range(min(_FIRST_TASK_FILES, len(paths)), len(paths), _FILES_PER_TASK), len(paths)]
+    return [
+        _Task(paths[start:end], image_size, channels, output_file, header_bytes + start * bytes_per_image)
+        for start, end in pairwise(bounds)
+    ]
+
+
+def _run_tasks(tasks: Sequence[_Task]) -> Iterator[tuple[_Images, str]]:
+    """Yields the result of each task, in order.
+
+    Decodes in this process first, and starts a worker per core when the remaining tasks would take too long here.
+    """
+    num_workers, start_time = available_cores(), time.perf_counter()
+    files_done, files_remaining = 0, sum(len(task.paths) for task in tasks)
     for index, task in enumerate(tasks):
-        if files_done and workers > 1 and index + 1 < len(tasks):
-            seconds_left = (time.perf_counter() - began) / files_done * files_left
-            if seconds_left > _SECONDS_WORTH_A_POOL:
-                # Spawned, not forked: this process may hold threads and a GPU, of which a fork takes broken copies.
-                with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                    yield from pool.map(_decode, tasks[index:])
+        if files_done and num_workers > 1 and index + 1 < len(tasks):
+            seconds_remaining = (time.perf_counter() - start_time) / files_done * files_remaining
+            if seconds_remaining > _MIN_SECONDS_FOR_POOL:
+                # Spawned, not forked: this process may own threads and a GPU, which do not survive a fork.
+                with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+                    yield from pool.map(_decode_task, tasks[index:])
                 return
-        yield _decode(task)
+        yield _decode_task(task)
         files_done += len(task.paths)
-        files_left -= len(task.paths)
+        files_remaining -= len(task.paths)
 
 
-def _decode(task: _Task) -> tuple[_Images, str]:
-    """The task's images, or none when they have been written where they belong; what is wrong, of the first file that
-    is no image. Raises OSError when they cannot be written."""
+def _decode_task(task: _Task) -> tuple[_Images, str]:
+    """Decodes the files of a task, and writes the images if the task names an output file.
+
+    Returns the images, or none after writing them, and the problem of the first corrupt file, or an empty text. Raises
+    OSError when the images cannot be written.
+    """
     size, channels = task.image_size, task.channels
     images = np.empty((len(task.paths), size, size, channels), dtype=np.uint8)
-    nothing = images[:0]
-    for place, path in enumerate(task.paths):
+    no_images = images[:0]
+    for index, path in enumerate(task.paths):
         try:
-            with io.FileIO(path) as file:  # read at once: Pillow's own reading of a path takes longer
-                stored = file.read()
-            if decode_plain_jpeg(stored, images[place]):
+            with io.FileIO(path) as file:  # one read of the whole file is faster than Pillow's reads
+                content = file.read()
+            if decode_plain_jpeg(content, images[index]):
                 continue
-            with Image.open(io.BytesIO(stored)) as picture:
-                images[place] = fit_image(picture, size, channels)
+            with Image.open(io.BytesIO(content)) as image:
+                images[index] = fit_image(image, size, channels)
         except UnidentifiedImageError:
-            return nothing, f"corrupt image {path} (no kind of image that is known here)"
+            return no_images, f"corrupt image {path} (unknown image format)"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return nothing, f"corrupt image {path} ({' '.join(str(error).split()) or type(error).__name__})"
-    if task.out is None:
+            return no_images, f"corrupt image {path} ({' '.join(str(error).split()) or type(error).__name__})"
+    if task.output_file is None:
         return images, ""
-    with task.out.open("r+b") as out:
-        out.seek(task.offset)
-        out.write(images.data)
-    return nothing, ""
+    with task.output_file.open("r+b") as file:
+        file.seek(task.offset)
+        file.write(images.data)
+    return no_images, ""

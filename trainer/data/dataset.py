@@ -1,4 +1,4 @@
-"""What every data set is: uint8 images, labels and class names, in memory, as NumPy arrays."""
+"""The in-memory format that every data set module returns from `load`."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class ArraySplit:
+    """Images and labels of one split, as NumPy arrays."""
+
     images: NDArray[np.uint8]
     """[N, H, W, C], C is 1 or 3, H = W = data.image_size."""
     labels: NDArray[np.int64]
@@ -19,8 +21,10 @@ class ArraySplit:
 
 @dataclass(frozen=True, slots=True)
 class ArrayDataset:
+    """Training and test split of a data set, with its class names."""
+
     train: ArraySplit
     test: ArraySplit
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """Lines for the user."""
+    """Lines to print for the user."""

@@ -1,4 +1,4 @@
-"""One picture of any size and mode in, uint8 [image_size, image_size, channels] out."""
+"""Decodes one image of any size and mode to uint8 [image_size, image_size, channels]."""
 
 import struct
 
@@ -7,86 +7,90 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, features
 
-_PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another library may round otherwise
-# EXIF's orientations, but for the first one, which is upright.
-_TURNS = dict(
-    enumerate(
-        (
-            Image.Transpose.FLIP_LEFT_RIGHT,
-            Image.Transpose.ROTATE_180,
-            Image.Transpose.FLIP_TOP_BOTTOM,
-            Image.Transpose.TRANSPOSE,
-            Image.Transpose.ROTATE_270,
-            Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90,
-        ),
-        start=2,
-    )
-)
+_PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another JPEG library may round pixels differently
+_TRANSPOSE_OF_ORIENTATION = {
+    # EXIF orientation 1 is upright.
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def fit_image(picture: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
-    """Upright, opaque, in grey or RGB, the shorter side scaled to image_size, the middle square cut out.
+def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.uint8]:
+    """Returns the image upright, opaque, in grey or RGB: scales its shorter side to image_size and crops the center.
 
-    Transparent pixels are laid on white: what lies under them was never meant to be seen. Raises ValueError for
-    pixels that are fractions.
+    Transparent pixels become white, because the colors stored under them are arbitrary. Returns uint8
+    [image_size, image_size, channels]. Raises ValueError for an image with floating-point pixels.
     """
-    if "exif" in picture.info or picture.format in ("PNG", "TIFF", "MPO"):  # parsing it costs as much as a small JPEG
-        picture = _upright(picture)
-    picture, mode = _opaque(picture), "L" if channels == 1 else "RGB"
-    if picture.mode != mode:  # or it would be copied
-        picture = picture.convert(mode)
-    if picture.size != (image_size, image_size):
-        picture = ImageOps.fit(picture, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(image_size, image_size, channels)
+    if "exif" in image.info or image.format in ("PNG", "TIFF", "MPO"):  # parsing EXIF costs as much as a small JPEG
+        image = _rotate_upright(image)
+    image, mode = _remove_transparency(image), "L" if channels == 1 else "RGB"
+    if image.mode != mode:  # convert() copies the image even where the mode is right
+        image = image.convert(mode)
+    if image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image_size, image_size, channels)
 
 
-def decode_plain_jpeg(stored: bytes, out: NDArray[np.uint8]) -> bool:
-    """A JPEG file of just `out`'s size, [image_size, image_size, channels], decoded into it; whether it was one.
+def fit_images(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArray[np.uint8]:
+    """Applies fit_image to each image of an array.
 
-    The same pixels as by Pillow and fit, as both use libjpeg-turbo, in a seventh of the time at 32 pixels. False leaves
-    to them whatever is not plain: another size, another format, colours to convert, several pictures, one that may
-    have to be turned, and what is damaged.
+    Takes uint8 [N, H, W, C], returns uint8 [N, image_size, image_size, channels].
     """
-    if not _PILLOW_HAS_TURBO or not stored.startswith(b"\xff\xd8") or b"Exif\0\0" in stored or b"MPF\0" in stored:
+    if images.shape[1:] == (image_size, image_size, channels):
+        return images
+    pil_images = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
+    return np.stack([fit_image(image, image_size, channels) for image in pil_images])
+
+
+def decode_plain_jpeg(content: bytes, out: NDArray[np.uint8]) -> bool:
+    """Decodes a plain JPEG file of exactly the size of `out` into it. Returns False when the file is not plain.
+
+    The pixels equal those of Pillow and fit_image, because both use libjpeg-turbo; at 32 pixels it takes a seventh of
+    the time. The caller leaves everything else to Pillow: another size or format, colors that need conversion, several
+    images in a file, an EXIF block that may rotate the image, and damaged files.
+
+    out: uint8 [image_size, image_size, channels].
+    """
+    if not _PILLOW_HAS_TURBO or not content.startswith(b"\xff\xd8") or b"Exif\0\0" in content or b"MPF\0" in content:
         return False
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(stored)
-        stored_as, wanted = ("Gray", "GRAY") if out.shape[2] == 1 else ("YCbCr", "RGB")
-        if (height, width, colors) != (*out.shape[:2], stored_as):
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+        required_colorspace, output_colorspace = ("Gray", "GRAY") if out.shape[2] == 1 else ("YCbCr", "RGB")
+        if (height, width, colorspace) != (*out.shape[:2], required_colorspace):
             return False
-        simplejpeg.decode_jpeg(stored, wanted, buffer=out)
-    except (ValueError, KeyError):  # Pillow says what is wrong; KeyError: a subsampling that simplejpeg has no name for
+        simplejpeg.decode_jpeg(content, output_colorspace, buffer=out)
+    except (ValueError, KeyError):  # ValueError: damaged; KeyError: a chroma subsampling unknown to simplejpeg
         return False
     return True
 
 
-def fit_images(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArray[np.uint8]:
-    """The same for an array of images: uint8 [N, H, W, C] in, [N, image_size, image_size, channels] out."""
-    if images.shape[1:] == (image_size, image_size, channels):
-        return images
-    pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
-    return np.stack([fit_image(picture, image_size, channels) for picture in pictures])
+def _rotate_upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation and ignores an unreadable EXIF block.
 
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """As its EXIF block says; one that cannot be read says nothing. (Pillow's exif_transpose would write it anew.)"""
-    picture.load()  # in a PNG file the block may come last
+    Pillow's exif_transpose does not serve: it also writes the EXIF block again.
+    """
+    image.load()  # in a PNG file the EXIF block may follow the pixels
     try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        transpose = _TRANSPOSE_OF_ORIENTATION.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (struct.error, SyntaxError, ValueError, TypeError, LookupError, OverflowError):
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
+        transpose = None
+    return image if transpose is None else image.transpose(transpose)
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise ValueError("its pixels are fractions, of which nobody says what is white")
-    if picture.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion cuts them off at 255
-        deep = np.asarray(picture, dtype=np.int64)
-        return Image.fromarray((deep >> 8).clip(0, 255).astype(np.uint8))
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture)
+def _remove_transparency(image: Image.Image) -> Image.Image:
+    """Lays transparent pixels on white, and reduces 16-bit grey to 8 bits."""
+    if image.mode == "F":
+        raise ValueError("expected integer pixels, got fractions of unknown range; convert it to 8 bits")
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow's own conversion clips them at 255
+        sixteen_bits = np.asarray(image, dtype=np.int64)
+        return Image.fromarray((sixteen_bits >> 8).clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image)

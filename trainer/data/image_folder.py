@@ -1,8 +1,9 @@
-"""Image files in folders of their class in, a data set out.
+"""Loads a data set of image files that are sorted into class folders.
 
     root/train/<class>/**/*.jpg|png|...      root/test/<class>/**/*.jpg|png|...
 
-Decoded images are kept in a pack (pack.py) that is named by the folder's contents, so that a changed file is seen.
+Decoded images are cached in a file (cache.py) whose name is a hash over the names, sizes and modification times of all
+image files, so that a changed file is never read from the cache.
 """
 
 import hashlib
@@ -20,123 +21,135 @@ from trainer.data.dataset import ArrayDataset, ArraySplit
 from trainer.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_PACK_FORMAT = 1
+_CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    """One image file: path below root, size in bytes, time of change in ns, class."""
-
+class _ImageFile:
     path: str
-    size: int
-    changed: int
+    """Relative to data.root."""
+    size_bytes: int
+    modified_ns: int
     label: int
 
 
 def load(data: DataSettings) -> ArrayDataset:
-    """The images of root/train and root/test, from the pack if the files are still those that went into it.
+    """Returns the images under root/train and root/test, from the cache if no file has changed since it was written.
 
-    Raises DataError: a folder is missing or empty, a class is missing from either split, a file is not an image.
+    Raises DataError when a folder is missing or empty, a class is missing from one split, or a file is not an image.
     """
     root = Path(data.root).expanduser()
     channels = 1 if data.channels == 1 else 3
-    classes = _classes(root)
-    splits = {name: _scan(root, name, classes) for name in ("train", "test")}
-    splits["train"] = _mixed(splits["train"])
-    cache = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
-    pack = cache / f"{_fingerprint(data.side_pixels, channels, classes, splits)}.npy"
+    classes = _list_classes(root)
+    splits = {split: _list_split(root, split, classes) for split in ("train", "test")}
+    splits["train"] = _interleave_classes(splits["train"])
+    cache_folder = Path(data.cache_dir).expanduser() if data.cache_dir else root / ".samecurve"
+    cache_file = cache_folder / f"{_fingerprint(data.side_pixels, channels, classes, splits)}.npy"
     files = [*splits["train"], *splits["test"]]
     paths = [os.path.join(root, file.path) for file in files]
-    images, notes = load_or_decode(pack, paths, data.side_pixels, channels)
+    images, notes = load_or_decode(cache_file, paths, data.side_pixels, channels)
     labels = np.array([file.label for file in files], dtype=np.int64)
-    cut = len(splits["train"])
-    return ArrayDataset(ArraySplit(images[:cut], labels[:cut]), ArraySplit(images[cut:], labels[cut:]), classes, notes)
+    num_train = len(splits["train"])
+    train = ArraySplit(images[:num_train], labels[:num_train])
+    test = ArraySplit(images[num_train:], labels[num_train:])
+    return ArrayDataset(train, test, classes, notes)
 
 
 def count_per_class(data: DataSettings) -> list[int]:
-    """Training images of each class, without decoding one. Raises DataError as load does."""
+    """Returns the number of training images of each class, without decoding any. Raises DataError as load does."""
     root = Path(data.root).expanduser()
-    classes = _classes(root)
-    counts = Counter(file.label for file in _scan(root, "train", classes))
+    classes = _list_classes(root)
+    counts = Counter(file.label for file in _list_split(root, "train", classes))
     return [counts[label] for label in range(len(classes))]
 
 
-def _classes(root: Path) -> tuple[str, ...]:
-    """The class folders of train/, by name; test/ must have the same."""
-    found = {}
+def _list_classes(root: Path) -> tuple[str, ...]:
+    """Returns the names of the class folders, sorted. Raises DataError when train/ and test/ have different ones."""
+    classes_of_split: dict[str, set[str]] = {}
     for split in ("train", "test"):
         folder = root / split
         if not folder.is_dir():
             raise DataError(
-                f"no folder {folder}: wanted train/<class>/ and test/<class>/ with image files. "
-                "Set data.root to the folder that holds train/ and test/"
+                f"no folder {folder}: expected train/<class>/ and test/<class>/ with image files. "
+                "Set data.root to the folder that contains train/ and test/"
             )
-        found[split] = {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
-    if not found["train"]:
-        raise DataError(f"no class folders in {root / 'train'}: wanted one folder a class with image files in it")
-    for name in sorted(found["train"] | found["test"]):
+        with os.scandir(folder) as entries:
+            names = {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+        classes_of_split[split] = names
+    train_classes, test_classes = classes_of_split["train"], classes_of_split["test"]
+    if not train_classes:
+        raise DataError(
+            f"no class folders in {root / 'train'}: expected one folder per class with image files in it. "
+            "Create them, or set data.root to another folder"
+        )
+    for name in sorted(train_classes | test_classes):
         if not name.isprintable():
-            raise DataError(f"class folder {name!a} in {root} has a name that is no readable text (UTF-8); rename it")
-    for split, other in (("test", "train"), ("train", "test")):
-        missing = sorted(found[other] - found[split])
+            raise DataError(f"class folder {name!a} in {root} has a name that is not readable UTF-8 text; rename it")
+    for split, other_split in (("test", "train"), ("train", "test")):
+        missing = sorted(classes_of_split[other_split] - classes_of_split[split])
         if missing:
             raise DataError(
-                f"class {', '.join(missing)} is in {root / other} but missing from {root / split}: "
-                "wanted the same class folders in both; add it there or remove it here"
+                f"class {', '.join(missing)} is in {root / other_split} but missing from {root / split}: "
+                "expected the same class folders in both; add it there or remove it here"
             )
-    return tuple(sorted(found["train"]))
+    return tuple(sorted(train_classes))
 
 
-def _scan(root: Path, split: str, classes: tuple[str, ...]) -> list[_File]:
-    """Every image file of a split, class by class, by name."""
+def _list_split(root: Path, split: str, classes: tuple[str, ...]) -> list[_ImageFile]:
+    """Returns every image file of a split, sorted by class, then by path. Raises DataError for an empty class."""
     files = []
     for label, name in enumerate(classes):
-        found = sorted(_walk(root / split / name, f"{split}/{name}", label), key=lambda file: file.path)
-        if not found:
+        class_files = sorted(_walk(root / split / name, f"{split}/{name}", label), key=lambda file: file.path)
+        if not class_files:
             raise DataError(
-                f"class folder {root / split / name} is empty: wanted image files ({', '.join(EXTENSIONS)}); "
+                f"class folder {root / split / name} is empty: expected image files ({', '.join(EXTENSIONS)}); "
                 "add some or remove the folder from train/ and test/"
             )
-        files += found
+        files += class_files
     return files
 
 
-def _mixed(files: list[_File]) -> list[_File]:
-    """The same files with each class spread evenly over the whole: without data.shuffle an epoch in the folders'
-    order would be one class after the other, which no network survives."""
-    by_class: dict[int, list[_File]] = {}
-    for file in files:
-        by_class.setdefault(file.label, []).append(file)
-    placed = [
-        ((place + 0.5) / len(members), file) for members in by_class.values() for place, file in enumerate(members)
-    ]
-    return [file for _, file in sorted(placed, key=lambda item: (item[0], item[1].label))]
-
-
-def _walk(folder: Path | str, below_root: str, label: int) -> list[_File]:
-    """The image files in a folder and those below it; a link counts as what it points to."""
+def _walk(folder: Path | str, relative_path: str, label: int) -> list[_ImageFile]:
+    """Returns the image files under a folder, at any depth. Follows links."""
     files = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                path = f"{below_root}/{entry.name}"
+                path = f"{relative_path}/{entry.name}"
                 if entry.is_dir():
                     files += _walk(entry.path, path, label)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     status = entry.stat()
-                    files.append(_File(path, status.st_size, status.st_mtime_ns, label))
-    except OSError as error:  # a link to nothing or in a circle, a folder that may not be read
-        raise DataError(f"{error.filename} cannot be read ({error.strerror}); mend or remove it") from None
+                    files.append(_ImageFile(path, status.st_size, status.st_mtime_ns, label))
+    except OSError as error:  # a dangling or circular link, or a folder without permission
+        raise DataError(f"cannot read {error.filename} ({error.strerror}); repair or remove it") from None
     return files
 
 
-def _fingerprint(image_size: int, channels: int, classes: tuple[str, ...], splits: dict[str, list[_File]]) -> str:
-    """Changes with any file's name, size or time of change, and with what is made of them."""
-    digest = hashlib.sha256(json.dumps([_PACK_FORMAT, image_size, channels, classes]).encode())
+def _interleave_classes(files: list[_ImageFile]) -> list[_ImageFile]:
+    """Spreads the files of each class evenly over the list.
+
+    With data.shuffle=false an epoch follows this order. In the folders' order it would be one class after the other,
+    and no network trains on that.
+    """
+    files_of_class: dict[int, list[_ImageFile]] = {}
+    for file in files:
+        files_of_class.setdefault(file.label, []).append(file)
+    positioned_files = [
+        ((index + 0.5) / len(class_files), file)
+        for class_files in files_of_class.values()
+        for index, file in enumerate(class_files)
+    ]
+    return [file for _, file in sorted(positioned_files, key=lambda item: (item[0], item[1].label))]
+
+
+def _fingerprint(image_size: int, channels: int, classes: tuple[str, ...], splits: dict[str, list[_ImageFile]]) -> str:
+    """Returns a hash that changes with the path, size or modification time of any file, and with the image format."""
+    digest = hashlib.sha256(json.dumps([_CACHE_FORMAT, image_size, channels, classes]).encode())
     for split, files in splits.items():
         digest.update(f"\n{split}\n".encode())
-        lines = (f"{file.path}\0{file.size}\0{file.changed}" for file in files)
+        lines = (f"{file.path}\0{file.size_bytes}\0{file.modified_ns}" for file in files)
         digest.update("\n".join(lines).encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

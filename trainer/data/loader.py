@@ -1,8 +1,11 @@
-"""A split and the order in, this rank's shards of each step out: augmented uint8 images on the device.
+"""Cuts each global batch into shards and yields this rank's shards of every step.
 
-The order knows nothing of ranks (sampler.py). Each global batch is cut here into one shard a rank, or into
-train.virtual_ranks of them; accelerate's own dealing (split_batches) refuses batch sizes that the number of ranks does
-not divide. Some steps are fetched and augmented at once.
+sampler.py gives the global batches, which do not depend on ranks. A batch has one shard per rank, or
+train.virtual_ranks shards. Accelerate's own way to split a batch (`split_batches`) does not serve: it refuses batch
+sizes that the world size does not divide.
+
+A chunk is this rank's shards of several consecutive steps of one epoch. The loader fetches and augments a chunk at
+once, because a small batch would spend more time on the overhead of each call than on its pixels.
 """
 
 import itertools
@@ -24,153 +27,175 @@ from trainer.distributed.sharding import ShardLayout
 from trainer.distributed.world import World
 from trainer.run import stop
 
+_SAMPLES_PER_ORDER_CALL = 1 << 14  # of this rank: computing sample ids has a fixed cost per call
+_CHUNK_BYTES = 3 << 20  # uint8 images of a chunk: a thousand of 32 pixels, which fit into a CPU's caches
+# On a GPU every call costs the same, so chunks are larger. The limit lets the crop count in 32 bits: it indexes a view
+# with about 80 elements per byte of images (32 pixels, flipped, data.crop_padding=2).
+_GPU_CHUNK_BYTES = 16 << 20
+
 
 class Samples(NamedTuple):
+    """Images of some samples, with their labels and ids."""
+
     images: Tensor
-    """uint8 [B, C, H, W], augmented"""
+    """uint8 [B, C, H, W], augmented."""
     labels: Tensor
-    """int64 [B]"""
+    """int64 [B]."""
     ids: Tensor
-    """int64 [B], their places in the training set"""
+    """int64 [B], indices into the training set."""
 
 
 class Shard(NamedTuple):
-    """A part of a global batch that goes through the network at once."""
+    """The part of a global batch that goes through the network in one forward pass."""
 
-    own: Samples
+    samples: Samples
     partners: Samples | None
-    """what mixup and cutmix mix them with, one by one; from anywhere in the global batch"""
-    number: int
-    """its place among the shards of the global batch"""
+    """The samples that mixup and cutmix mix `samples` with, in the same order. They are from the same global batch."""
+    position: int
+    """Position among the shards of the global batch, from 0."""
     weight: float
-    """1, or 0 for a sample that only keeps a rank without any of its own in step with the others"""
-
-
-_RUN_SAMPLES = 1 << 14  # of a rank whose ids are found at once: a hash has a fixed cost
-_BLOCK_BYTES = 3 << 20  # of uint8 images fetched at once: a thousand of 32 pixels, which fit into a CPU's caches
-_GPU_BLOCK_BYTES = 16 << 20  # where every call costs the same; cropping counts 80 places a byte, in 32 bits
+    """1, or 0 for a placeholder: under DDP a rank without samples gets one, since it must run forward and backward."""
 
 
 class _ShardSpec(NamedTuple):
-    """A shard: its number among those of the global batch. In a block they lie one after the other."""
+    """Describes one shard of a chunk. A chunk stores its shards one after the other."""
 
-    number: int
-    samples: int
+    position: int
+    """As in Shard."""
+    num_samples: int
     weight: float
-    """0: one sample that only keeps a rank without any of its own in step"""
+    """As in Shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ChunkSpec:
-    """Of a block. No tuple: DataLoader and Accelerate would look for tensors in every number of it."""
+    """Describes a chunk. Not a tuple: DataLoader and Accelerate would search every number in it for tensors."""
 
     epoch: int
     steps: list[list[_ShardSpec]]
+    """The shards of each step."""
 
 
 class _ChunkRequest(NamedTuple):
-    """This rank's shards of some steps of one epoch, fetched and augmented at once: a small batch would pay for every
-    call what it pays for its pixels."""
+    """A chunk to fetch."""
 
-    plan: _ChunkSpec
+    spec: _ChunkSpec
     ids: Tensor
-    """int64 [n], sample ids of all shards, one after the other"""
-    partners: Tensor | None
-    """int64 [n], what they are mixed with, if they are"""
+    """int64 [n], the sample ids of all shards."""
+    partner_ids: Tensor | None
+    """int64 [n], None without mixup and cutmix."""
 
 
 class _Chunk(NamedTuple):
-    plan: _ChunkSpec
-    own: Samples
+    """A chunk that was fetched but not yet augmented."""
+
+    spec: _ChunkSpec
+    samples: Samples
     partners: Samples | None
 
 
 class _ChunkDataset(Dataset[_Chunk]):
-    """Fetches whole blocks by their ids; DataLoader calls __getitems__ once for each."""
+    """Fetches a chunk by its sample ids. DataLoader calls __getitems__ once per chunk."""
 
-    def __init__(self, part: TensorSplit) -> None:
-        self._labels = part.labels
-        self._pixels = part.images.permute(0, 2, 3, 1)  # as they lie in memory, where an image is one run of bytes
+    def __init__(self, split: TensorSplit) -> None:
+        self._labels = split.labels
+        self._pixels = split.images.permute(0, 2, 3, 1)  # the order in memory: an image is one run of bytes
 
     def __len__(self) -> int:
         return len(self._labels)
 
-    def __getitems__(self, block: _ChunkRequest) -> _Chunk:
-        partners = None if block.partners is None else self._samples(block.partners)
-        return _Chunk(block.plan, self._samples(block.ids), partners)
+    def __getitems__(self, request: _ChunkRequest) -> _Chunk:
+        partners = None if request.partner_ids is None else self._fetch(request.partner_ids)
+        return _Chunk(request.spec, self._fetch(request.ids), partners)
 
-    def _samples(self, ids: Tensor) -> Samples:
+    def _fetch(self, ids: Tensor) -> Samples:
         if self._labels.is_cuda:
-            ids = ids.pin_memory()  # or the copy would wait for what the GPU has queued
-        place = ids.to(self._labels.device, non_blocking=True)
-        images = self._pixels.index_select(0, place).permute(0, 3, 1, 2)
-        return Samples(images, self._labels.index_select(0, place), place)
+            ids = ids.pin_memory()  # from other memory the copy would wait for the work queued on the GPU
+        ids = ids.to(self._labels.device, non_blocking=True)
+        images = self._pixels.index_select(0, ids).permute(0, 3, 1, 2)
+        return Samples(images, self._labels.index_select(0, ids), ids)
+
+
+class _RankSlice(NamedTuple):
+    """This rank's samples [first, end) of a step's global batch, and how they are cut into shards."""
+
+    step: int
+    first: int
+    end: int
+    shards: list[_ShardSpec]
 
 
 class _RankChunkSampler(Sampler[_ChunkRequest]):
-    """The blocks of this rank, from one step to another."""
+    """Yields the chunks of this rank for steps [first_step, end_step)."""
 
     def __init__(
         self,
-        part: TensorSplit,
+        split: TensorSplit,
         batches: BatchSampler,
-        mixes: bool,
+        uses_partners: bool,
         shard_layout: ShardLayout,
         world: World,
         first_step: int,
         end_step: int,
     ) -> None:
         self._batches, self._shard_layout = batches, shard_layout
-        self._mixes = mixes
+        self._uses_partners = uses_partners
         self._rank, self._world_size = world.rank, world.size
         self._first_step, self._end_step = first_step, end_step
         samples_per_step = batches.global_batch_size / world.size
-        block_bytes = _GPU_BLOCK_BYTES if part.images.is_cuda else _BLOCK_BYTES
-        self._block_steps = max(1, int(block_bytes / (part.images[0].numel() * samples_per_step)))
-        self._run_steps = max(self._block_steps, int(_RUN_SAMPLES / samples_per_step))
+        chunk_bytes = _GPU_CHUNK_BYTES if split.images.is_cuda else _CHUNK_BYTES
+        self._steps_per_chunk = max(1, int(chunk_bytes / (split.images[0].numel() * samples_per_step)))
+        self._steps_per_order_call = max(self._steps_per_chunk, int(_SAMPLES_PER_ORDER_CALL / samples_per_step))
 
     def __iter__(self) -> Iterator[_ChunkRequest]:
         step = self._first_step
         while step < self._end_step:
-            epoch = self._batches.epoch(step)
-            end = min(step + self._run_steps, self._end_step, (epoch + 1) * self._batches.steps_per_epoch)
-            yield from self._blocks(epoch, range(step, end))
+            epoch = self._batches.epoch_of(step)
+            end_of_epoch = (epoch + 1) * self._batches.steps_per_epoch
+            end = min(step + self._steps_per_order_call, self._end_step, end_of_epoch)
+            yield from self._chunks(epoch, range(step, end))
             step = end
 
-    def _blocks(self, epoch: int, steps: range) -> Iterator[_ChunkRequest]:
-        """The order is asked for all steps at once, which costs little more than one, then they are dealt to blocks."""
-        cuts = [self._cuts(step) for step in steps]
-        ids = self._ids(epoch, [self._batches.positions(*cut[:3]) for cut in cuts])
-        partners: list[Tensor] | None = None
-        if self._mixes:
-            partners = self._ids(epoch, [self._batches.partner_positions(*cut[:3]) for cut in cuts])
-        for start in range(0, len(steps), self._block_steps):
-            at = slice(start, start + self._block_steps)
-            mixed = None if partners is None else torch.cat(partners[at])
-            yield _ChunkRequest(_ChunkSpec(epoch, [places for *_, places in cuts[at]]), torch.cat(ids[at]), mixed)
+    def _chunks(self, epoch: int, steps: range) -> Iterator[_ChunkRequest]:
+        """Computes the sample ids of all steps in one call, which costs little more than one step, and splits them."""
+        slices = [self._rank_slice(step) for step in steps]
+        positions = [self._batches.positions(part.step, part.first, part.end) for part in slices]
+        ids = self._ids_at(epoch, positions)
+        partner_ids: list[Tensor] | None = None
+        if self._uses_partners:
+            positions = [self._batches.partner_positions(part.step, part.first, part.end) for part in slices]
+            partner_ids = self._ids_at(epoch, positions)
+        for start in range(0, len(steps), self._steps_per_chunk):
+            chunk = slice(start, start + self._steps_per_chunk)
+            spec = _ChunkSpec(epoch, [part.shards for part in slices[chunk]])
+            chunk_partner_ids = None if partner_ids is None else torch.cat(partner_ids[chunk])
+            yield _ChunkRequest(spec, torch.cat(ids[chunk]), chunk_partner_ids)
 
-    def _ids(self, epoch: int, positions: list[Tensor]) -> list[Tensor]:
-        return list(torch.split(self._batches.order(epoch, torch.cat(positions)), [len(each) for each in positions]))
+    def _ids_at(self, epoch: int, positions: list[Tensor]) -> list[Tensor]:
+        """Returns the sample ids at the positions of each step."""
+        ids = self._batches.ids_at(epoch, torch.cat(positions))
+        return list(torch.split(ids, [len(step_positions) for step_positions in positions]))
 
-    def _cuts(self, step: int) -> tuple[int, int, int, list[_ShardSpec]]:
-        """A step, from where to where this rank's samples are in its batch, and how these are cut."""
-        places = self._places(self._batches.size(step))
-        first, end = (places[0][1], places[-1][2]) if places else (0, 0)
-        if places and first == end:
-            return step, 0, 1, [_ShardSpec(places[0][0], 1, 0.0)]
-        return step, first, end, [_ShardSpec(number, stop - start, 1.0) for number, start, stop in places]
+    def _rank_slice(self, step: int) -> _RankSlice:
+        bounds = self._shard_bounds(self._batches.batch_size(step))
+        first, end = (bounds[0][1], bounds[-1][2]) if bounds else (0, 0)
+        if bounds and first == end:  # no samples for this rank: the batch's first sample is its placeholder
+            return _RankSlice(step, 0, 1, [_ShardSpec(bounds[0][0], 1, 0.0)])
+        shards = [_ShardSpec(position, shard_end - start, 1.0) for position, start, shard_end in bounds]
+        return _RankSlice(step, first, end, shards)
 
-    def _places(self, num_samples: int) -> list[tuple[int, int, int]]:
-        """Numbers of this rank's shards of a global batch, and where each begins and ends there."""
-        number = self._shard_layout.number(num_samples)
-        places = sharding.split_evenly(num_samples, number)
-        first, end = sharding.split_evenly(number, self._world_size)[self._rank]
-        # Numbered without the empty ones, each of which is beside shards of one sample.
-        return [(min(shard, places[shard][0]), *places[shard]) for shard in range(first, end)]
+    def _shard_bounds(self, batch_size: int) -> list[tuple[int, int, int]]:
+        """Returns position, start and end in the global batch of each shard of this rank."""
+        num_shards = self._shard_layout.num_shards(batch_size)
+        bounds = sharding.split_evenly(batch_size, num_shards)
+        first, end = sharding.split_evenly(num_shards, self._world_size)[self._rank]
+        # Positions do not count empty shards. A batch with empty shards has one sample in each other shard, so that the
+        # start of a shard equals the number of non-empty shards before it.
+        return [(min(shard, bounds[shard][0]), *bounds[shard]) for shard in range(first, end)]
 
 
 def train_loader(
-    part: TensorSplit,
+    split: TensorSplit,
     batches: BatchSampler,
     augment: Augment,
     shard_layout: ShardLayout,
@@ -179,49 +204,54 @@ def train_loader(
     first_step: int,
     end_step: int,
 ) -> Iterator[list[Shard]]:
-    """This rank's shards for each step from first_step up to end_step: augmented uint8 images on the device.
+    """Yields this rank's shards of each step in [first_step, end_step), augmented, on the device.
 
-    One loader for the whole run: workers start once, and to resume is to begin at another step.
+    One loader serves the whole session: worker processes start once, and a resumed run passes a later first_step.
     """
     loader = DataLoader(
-        _ChunkDataset(part),
-        batch_sampler=_RankChunkSampler(part, batches, augment.mixes, shard_layout, world, first_step, end_step),  # type: ignore[arg-type]
-        collate_fn=_whole,  # type: ignore[arg-type]
+        _ChunkDataset(split),
+        batch_sampler=_RankChunkSampler(  # type: ignore[arg-type]
+            split, batches, augment.uses_partners, shard_layout, world, first_step, end_step
+        ),
+        collate_fn=_return_unchanged,  # type: ignore[arg-type]
         num_workers=config.data.workers,
         worker_init_fn=stop.ignore_signals_in_worker,
-        pin_memory=world.device.type == "cuda" and part.images.device.type == "cpu",
+        pin_memory=world.device.type == "cuda" and split.images.device.type == "cpu",
     )
-    # One process as far as accelerate can see: the shards are cut already, and would be cut again.
+    # Accelerate sees one process, because the chunks are this rank's own already and must not be split again.
     prepared = prepare_data_loader(
         loader, world.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=True
     )
-    for plan, own, partners in prepared:
-        own = _augmented(own, augment, plan.epoch)
-        partners = None if partners is None else _augmented(partners, augment, plan.epoch)
-        dealt = _shards(plan, own, partners)
-        for cuts in plan.steps:
-            yield list(itertools.islice(dealt, len(cuts)))
+    for spec, samples, partners in prepared:
+        samples = _augment_samples(samples, augment, spec.epoch)
+        partners = None if partners is None else _augment_samples(partners, augment, spec.epoch)
+        chunk_shards = _split_chunk(_Chunk(spec, samples, partners))
+        for step_specs in spec.steps:
+            yield list(itertools.islice(chunk_shards, len(step_specs)))
 
 
-def _augmented(samples: Samples, augment: Augment, epoch: int) -> Samples:
-    return samples._replace(images=augment.pixels(samples.images, samples.ids, epoch))
+def _augment_samples(samples: Samples, augment: Augment, epoch: int) -> Samples:
+    return samples._replace(images=augment.transform(samples.images, samples.ids, epoch))
 
 
-def _shards(plan: _ChunkSpec, own: Samples, partners: Samples | None) -> Iterator[Shard]:
-    """Of all steps of a block."""
-    cuts = [cut for places in plan.steps for cut in places]
-    sizes = [cut.samples for cut in cuts]
-    others = _split(partners, sizes) if partners is not None else itertools.repeat(None, len(cuts))
-    for cut, mine, theirs in zip(cuts, _split(own, sizes), others, strict=True):
-        if not cut.weight:
-            mine.images.zero_()
-        yield Shard(mine, theirs, cut.number, cut.weight)
+def _split_chunk(chunk: _Chunk) -> Iterator[Shard]:
+    """Yields the shards of all steps of a chunk."""
+    specs = [spec for step_specs in chunk.spec.steps for spec in step_specs]
+    sizes = [spec.num_samples for spec in specs]
+    shard_samples = _split_samples(chunk.samples, sizes)
+    shard_partners: Iterator[Samples | None] = itertools.repeat(None, len(specs))
+    if chunk.partners is not None:
+        shard_partners = _split_samples(chunk.partners, sizes)
+    for spec, samples, partners in zip(specs, shard_samples, shard_partners, strict=True):
+        if not spec.weight:
+            samples.images.zero_()
+        yield Shard(samples, partners, spec.position, spec.weight)
 
 
-def _split(samples: Samples, sizes: list[int]) -> Iterator[Samples]:
+def _split_samples(samples: Samples, sizes: list[int]) -> Iterator[Samples]:
     return map(Samples._make, zip(*(torch.split(tensor, sizes) for tensor in samples), strict=True))
 
 
-def _whole(block: _Chunk) -> _Chunk:
-    """DataLoader's collate step, with nothing left to do."""
-    return block
+def _return_unchanged(chunk: _Chunk) -> _Chunk:
+    """Replaces DataLoader's collate step: a chunk is a batch already."""
+    return chunk

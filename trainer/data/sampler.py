@@ -1,8 +1,8 @@
-"""The order: (seed, epoch, position) in, sample ids out, one global batch a step. Knows nothing of ranks.
+"""Computes the sample order: which samples form the global batch of each step. It does not depend on ranks.
 
-An epoch's order is a keyed bijection of positions, so position p of epoch e is found without storing or replaying
-anything: a Feistel network over the next power of four, with cycle walking back into range (Black and Rogaway 2002,
-"Ciphers with arbitrary finite domains").
+The order of an epoch is a keyed bijection of positions, so the sample at position p of epoch e is computed without
+storing or replaying anything: a Feistel network over the next power of four, with cycle walking back into range (Black
+and Rogaway 2002, "Ciphers with arbitrary finite domains").
 """
 
 import torch
@@ -15,7 +15,7 @@ _ROUNDS = 8
 
 
 def permute(positions: Tensor, num_samples: int, key: int) -> Tensor:
-    """Where a keyed bijection of [0, num_samples) sends each position: int64 [n] in, int64 [n] out."""
+    """Applies a keyed bijection of [0, num_samples) to each position. Takes int64 [n], returns int64 [n]."""
     half_bits = max(1, ((num_samples - 1).bit_length() + 1) // 2)
     ids = _feistel(positions, half_bits, key)
     outside = (ids >= num_samples).nonzero().squeeze(1)
@@ -26,16 +26,17 @@ def permute(positions: Tensor, num_samples: int, key: int) -> Tensor:
     return ids
 
 
-def _feistel(x: Tensor, half_bits: int, key: int) -> Tensor:
+def _feistel(values: Tensor, half_bits: int, key: int) -> Tensor:
+    """Applies the Feistel network, a bijection of [0, 4**half_bits)."""
     mask = (1 << half_bits) - 1
-    left, right = x >> half_bits, x & mask
+    high, low = values >> half_bits, values & mask
     for index in range(_ROUNDS):
-        left, right = right, left ^ (rng.bits(right, rng.key(key, index)) & mask)
-    return (left << half_bits) | right
+        high, low = low, high ^ (rng.bits(low, rng.key(key, index)) & mask)
+    return (high << half_bits) | low
 
 
 class BatchSampler:
-    """A run's endless sequence of global batches; batch number `step` is the one that optimizer step takes."""
+    """The endless sequence of global batches of a run, one per optimizer step."""
 
     def __init__(
         self, num_samples: int, global_batch_size: int, seed: int, shuffle: bool = True, drop_last: bool = False
@@ -48,41 +49,50 @@ class BatchSampler:
         self.steps_per_epoch = steps_per_epoch(num_samples, global_batch_size, drop_last)
         self.samples_per_epoch = self.steps_per_epoch * global_batch_size if drop_last else num_samples
 
-    def epoch(self, step: int) -> int:
-        """The epoch that a step's batch belongs to, from 0."""
+    def epoch_of(self, step: int) -> int:
+        """Returns the epoch that a step belongs to, counted from 0."""
         return step // self.steps_per_epoch
 
-    def size(self, step: int) -> int:
-        """Samples in a step's batch: the global batch size, or what is left of the epoch."""
-        start = (step % self.steps_per_epoch) * self.global_batch_size
-        return min(self.global_batch_size, self.samples_per_epoch - start)
+    def batch_size(self, step: int) -> int:
+        """Returns the number of samples in a step's batch. The last one of an epoch may be smaller."""
+        return min(self.global_batch_size, self.samples_per_epoch - self._first_position(step))
 
     def samples_before(self, step: int) -> int:
-        """Samples that the steps before this one have taken, all epochs together."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.samples_per_epoch + rest * self.global_batch_size
+        """Returns the number of samples that all earlier steps have taken, over all epochs."""
+        epochs, steps = divmod(step, self.steps_per_epoch)
+        return epochs * self.samples_per_epoch + steps * self.global_batch_size
 
-    def ids(self, step: int) -> Tensor:
-        """The sample ids of a step's batch: int64 [size(step)], in [0, num_samples)."""
-        return self.order(self.epoch(step), self.positions(step, 0, self.size(step)))
+    def sample_ids(self, step: int) -> Tensor:
+        """Returns the sample ids of a step's batch: int64 [batch_size(step)], in [0, num_samples)."""
+        return self.ids_at(self.epoch_of(step), self.positions(step, 0, self.batch_size(step)))
 
-    def partners(self, step: int) -> Tensor:
-        """For each sample of a step's batch the one that it is mixed with, of the same batch: int64 [size(step)]."""
-        return self.order(self.epoch(step), self.partner_positions(step, 0, self.size(step)))
+    def partner_ids(self, step: int) -> Tensor:
+        """Returns the ids of the samples that mixup and cutmix mix a step's batch with: int64 [batch_size(step)].
+
+        The partners are the samples of the same batch in another order.
+        """
+        return self.ids_at(self.epoch_of(step), self.partner_positions(step, 0, self.batch_size(step)))
 
     def positions(self, step: int, first: int, end: int) -> Tensor:
-        """Where samples first to end of a step's batch are in the epoch's order: int64 [end - first]."""
-        start = (step % self.steps_per_epoch) * self.global_batch_size
+        """Returns the positions of samples [first, end) of a step's batch in the epoch: int64 [end - first]."""
+        start = self._first_position(step)
         return torch.arange(start + first, start + end)
 
     def partner_positions(self, step: int, first: int, end: int) -> Tensor:
-        """The same of what these samples are mixed with."""
-        start = (step % self.steps_per_epoch) * self.global_batch_size
-        return start + permute(torch.arange(first, end), self.size(step), rng.key(self.seed, step, "partners"))
+        """Returns the positions of the partners of samples [first, end) in the epoch: int64 [end - first]."""
+        samples = torch.arange(first, end)
+        partners = permute(samples, self.batch_size(step), rng.key(self.seed, step, "partners"))
+        return self._first_position(step) + partners
 
-    def order(self, epoch: int, positions: Tensor) -> Tensor:
-        """The sample ids at these positions of an epoch's order: int64 [n] in, int64 [n] out. Nothing is stored, and
-        nothing but these is computed; one call for many is cheaper than many calls."""
+    def ids_at(self, epoch: int, positions: Tensor) -> Tensor:
+        """Returns the sample ids at these positions of an epoch. Takes int64 [n], returns int64 [n].
+
+        Computes only these ids and stores nothing. One call with many positions is cheaper than many calls.
+        """
         if not self.shuffle:
             return positions
         return permute(positions, self.num_samples, rng.key(self.seed, epoch, "order"))
+
+    def _first_position(self, step: int) -> int:
+        """Returns the position of a step's first sample in its epoch."""
+        return (step % self.steps_per_epoch) * self.global_batch_size

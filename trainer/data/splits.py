@@ -1,4 +1,4 @@
-"""A data set in, its splits out: uint8 tensors in memory, channels last; and their chunks for evaluation."""
+"""Loads the splits of a data set as uint8 tensors, and cuts them into chunks for evaluation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,18 +11,19 @@ from trainer import rng
 from trainer.config.plugins import DATASETS, load_plugin
 from trainer.config.schema import DataSettings
 from trainer.data.dataset import ArraySplit
+from trainer.data.image_counts import count_held_out
 from trainer.distributed.world import World
 from trainer.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSplit:
-    """One split in memory."""
+    """Images and labels of one split, in memory or on a GPU."""
 
     images: Tensor
-    """uint8 [N, C, H, W], channels last in memory"""
+    """uint8 [N, C, H, W], channels last in memory."""
     labels: Tensor
-    """int64 [N]"""
+    """int64 [N]."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -30,97 +31,108 @@ class TensorSplit:
 
 @dataclass(frozen=True, slots=True)
 class DataSplits:
+    """All splits of a run's data set."""
+
     train: TensorSplit
     validation: TensorSplit | None
+    """None without data.validation_fraction."""
     test: TensorSplit
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """Lines for the user."""
+    """Lines to print for the user."""
 
 
 def load_splits(data: DataSettings, seed: int, world: World) -> DataSplits:
-    """All splits, read by rank 0 first. Raises DataError on every rank."""
-    source = world.rank0_first(lambda: load_plugin(DATASETS, data.name).load(data))
-    train, test = _tensors(source.train), _tensors(source.test)
+    """Returns all splits. Rank 0 reads the data set first, so that it alone downloads or decodes.
+
+    Raises DataError on every rank.
+    """
+    dataset = world.rank0_first(lambda: load_plugin(DATASETS, data.name).load(data))
+    train, test = _to_tensors(dataset.train), _to_tensors(dataset.test)
     validation = None
     if data.validation_fraction:
-        held_out = hold_out_validation(train.labels, data.validation_fraction, seed)
-        for label, name in enumerate(source.classes):
-            if held_out[train.labels == label].all():
+        is_held_out = hold_out_validation(train.labels, data.validation_fraction, seed)
+        for label, name in enumerate(dataset.classes):
+            if is_held_out[train.labels == label].all():
                 raise DataError(
-                    f"class {name} has too few training images to hold some out; "
+                    f"class {name} has too few training images to hold some out for validation; "
                     "add some, or set data.validation_fraction=0"
                 )
-        validation, train = _some(train, held_out), _some(train, ~held_out)
-        test = _some(test, torch.ones(len(test), dtype=torch.bool))  # a copy: it may lie in one block with train
-    splits = DataSplits(train, validation, test, source.classes, source.notes)
-    _check(data, splits)
+        validation, train = _select(train, is_held_out), _select(train, ~is_held_out)
+        # A copy: the test images may be a view of the memory that holds the training images, which is then freed.
+        test = _select(test, torch.ones(len(test), dtype=torch.bool))
+    splits = DataSplits(train, validation, test, dataset.classes, dataset.notes)
+    _check_batch_size(data, splits)
     return splits
 
 
 def hold_out_validation(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Which samples are held out: the same share of each class, at least one. labels int64 [N] -> bool [N]."""
+    """Chooses the same fraction of each class, at least one sample. Takes int64 [N], returns a mask, bool [N]."""
     draws = rng.uniform(torch.arange(len(labels)), rng.key(seed, "validation"))
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().squeeze(1)
-        count = max(1, round(fraction * len(members)))
-        held_out[members[draws[members].argsort(stable=True)[:count]]] = True
-    return held_out
+        count = count_held_out(len(members), fraction)
+        is_held_out[members[draws[members].argsort(stable=True)[:count]]] = True
+    return is_held_out
 
 
-def _tensors(split: ArraySplit) -> TensorSplit:
-    images = np.ascontiguousarray(split.images)  # torchvision's CIFAR-10 comes channel by channel
-    return TensorSplit(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
-
-
-def _some(part: TensorSplit, which: Tensor) -> TensorSplit:
-    """which: bool [N]. In memory of their own, laid out as before."""
-    return TensorSplit(part.images.permute(0, 2, 3, 1)[which].permute(0, 3, 1, 2), part.labels[which])
-
-
-def _check(data: DataSettings, splits: DataSplits) -> None:
-    samples = len(splits.train)
-    if data.global_batch_size > samples:
+def _check_batch_size(data: DataSettings, splits: DataSplits) -> None:
+    """Raises DataError when the training split has fewer images than a global batch."""
+    num_samples = len(splits.train)
+    if data.global_batch_size > num_samples:
         raise DataError(
             f"data.global_batch_size={data.global_batch_size} is larger than the training set "
-            f"of {samples} images; lower it"
+            f"of {num_samples} images; lower it"
         )
 
 
 def move_to_device(splits: DataSplits, data: DataSettings, world: World) -> DataSplits:
-    """The splits where batches are cut from them: on the GPU if they fit in half of what is free, else in memory.
+    """Returns the splits on the GPU if they fit into half of its free memory, else unchanged.
 
-    With worker processes they stay in memory: a worker cannot share what lies on a GPU.
+    They also stay in main memory with DataLoader workers: a worker process cannot share the GPU's memory.
     """
     if world.device.type != "cuda" or data.workers:
         return splits
-    parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
+    all_splits = [split for split in (splits.train, splits.validation, splits.test) if split is not None]
     free_bytes, _ = torch.cuda.mem_get_info(world.device)
-    if sum(part.images.nbytes for part in parts) > free_bytes // 2:
+    if sum(split.images.nbytes for split in all_splits) > free_bytes // 2:
         return splits
 
-    def moved(part: TensorSplit) -> TensorSplit:
-        return TensorSplit(part.images.to(world.device), part.labels.to(world.device))
+    def move(split: TensorSplit) -> TensorSplit:
+        return TensorSplit(split.images.to(world.device), split.labels.to(world.device))
 
-    validation = moved(splits.validation) if splits.validation is not None else None
-    return replace(splits, train=moved(splits.train), validation=validation, test=moved(splits.test))
-
-
-def evaluation_chunks(part: TensorSplit, batch_size: int, world: World) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """This rank's chunks of a split for evaluation: number, images uint8 [B, C, H, W], labels int64 [B]."""
-    for chunk in range(world.rank, num_chunks(part, batch_size), world.size):
-        at = slice(chunk * batch_size, (chunk + 1) * batch_size)
-        yield chunk, _moved(part.images[at], world.device), _moved(part.labels[at], world.device)
+    validation = move(splits.validation) if splits.validation is not None else None
+    return replace(splits, train=move(splits.train), validation=validation, test=move(splits.test))
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """What a GPU is sent need not be waited for."""
+def evaluation_chunks(split: TensorSplit, batch_size: int, world: World) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields this rank's chunks of a split: chunk number, images uint8 [B, C, H, W], labels int64 [B].
+
+    A split has the same chunks on any number of ranks; rank r takes chunks r, r + world size, ...
+    """
+    for chunk in range(world.rank, num_chunks(split, batch_size), world.size):
+        samples = slice(chunk * batch_size, (chunk + 1) * batch_size)
+        yield chunk, _send(split.images[samples], world.device), _send(split.labels[samples], world.device)
+
+
+def num_chunks(split: TensorSplit, batch_size: int) -> int:
+    """Returns the number of chunks of a split, on all ranks together."""
+    return -(-len(split) // batch_size)
+
+
+def _to_tensors(split: ArraySplit) -> TensorSplit:
+    images = np.ascontiguousarray(split.images)  # torchvision stores CIFAR-10 channels first
+    return TensorSplit(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(split.labels))
+
+
+def _select(split: TensorSplit, mask: Tensor) -> TensorSplit:
+    """Copies the samples of a mask, bool [N]. The copy is channels last too."""
+    return TensorSplit(split.images.permute(0, 2, 3, 1)[mask].permute(0, 3, 1, 2), split.labels[mask])
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor to the device. From pinned memory, so that the CPU does not wait for a GPU."""
     if device.type == tensor.device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def num_chunks(part: TensorSplit, batch_size: int) -> int:
-    """Chunks of a split: the same for any number of ranks."""
-    return -(-len(part) // batch_size)

@@ -1,1 +1,1 @@
-"""The processes of a run: process group, devices, gradient reduction."""
+"""Process group, device selection and gradient reduction."""

@@ -1,4 +1,4 @@
-"""Parameters in, buckets: their gradients side by side, for one shard after the other."""
+"""Groups parameters into buckets, whose gradients lie side by side in one vector per shard."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,58 +7,74 @@ from torch import Tensor, nn
 
 from trainer.distributed import sharding
 
-_BUCKET_ELEMENTS = 1 << 21  # 8 MB of float32; half or twice as much measured the same
+_BUCKET_ELEMENTS = 1 << 21  # 8 MB of float32; half and twice this size measured the same
 
 
 @dataclass
 class Bucket:
-    """Some parameters' gradients side by side, or the buffers' moves, for one shard after the other. Behind the
-    gradients is one number a parameter: in how many shards' losses it took no part, so that it has no gradient there.
+    """Collects the gradients of some parameters, or the buffer changes, for one shard after another.
+
+    Each vector of a bucket ends with one number per parameter: the number of shards whose loss does not depend on that
+    parameter, so that autograd computes no gradient for it.
     """
 
     like: Tensor
+    """tensor with the dtype and device of the bucket's vectors"""
     length: int = 0
-    places: list[tuple[nn.Parameter, int]] = field(default_factory=list)
-    """each parameter and where its gradient begins"""
+    """elements of a vector, including the counts at its end"""
+    parameters: list[tuple[nn.Parameter, int]] = field(default_factory=list)
+    """each parameter with the offset of its gradient"""
     missing: set[int] = field(default_factory=set)
-    """of which parameters the shard in hand has no gradient yet"""
-    filling: Tensor | None = None
+    """indices of the parameters that have no gradient of the current shard yet"""
+    current: Tensor | None = None
+    """vector of the current shard; None once it is on the stack"""
     stack: list[tuple[sharding.Block, Tensor]] = field(default_factory=list)
+    """this rank's partial sums, from left to right"""
     total: Tensor | None = None
-    spare: list[Tensor] = field(default_factory=list)
+    """sum over all shards of all ranks"""
+    free_vectors: list[Tensor] = field(default_factory=list)
+    """vectors that the next shard can use again"""
     _views: dict[int, tuple[Tensor, list[Tensor], Tensor]] = field(default_factory=dict)
 
-    def take(self) -> Tensor:
-        return self.spare.pop() if self.spare else self.like.new_empty(self.length)
+    def allocate(self) -> Tensor:
+        """Returns a vector of the bucket's length with undefined contents."""
+        return self.free_vectors.pop() if self.free_vectors else self.like.new_empty(self.length)
 
-    def views(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Of one of its vectors: each parameter's gradient, laid out as the parameter is, and the numbers behind."""
-        if id(flat) not in self._views:  # they are few, and used again at each step
-            parts = [(flat[place : place + parameter.numel()], parameter) for parameter, place in self.places]
-            lacking = flat[self.length - len(self.places) :]
-            self._views[id(flat)] = flat, [view_like(part, parameter) for part, parameter in parts], lacking
-        _, gradients, lacking = self._views[id(flat)]
-        return gradients, lacking
+    def views(self, vector: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Returns views of one of the bucket's vectors: each parameter's gradient, with the parameter's shape and
+        strides, and the counts of shards without a gradient."""
+        if id(vector) not in self._views:  # a bucket has few vectors, and each step uses them again
+            gradients = [
+                view_like(vector[offset : offset + parameter.numel()], parameter)
+                for parameter, offset in self.parameters
+            ]
+            self._views[id(vector)] = vector, gradients, vector[self.length - len(self.parameters) :]
+        _, gradients, missing_counts = self._views[id(vector)]
+        return gradients, missing_counts
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        self.spare.append(right)
+        """Adds `right` to `left` in place, frees `right`, and returns `left`."""
+        self.free_vectors.append(right)
         return left.add_(right)
 
 
 def make_buckets(parameters: Iterable[nn.Parameter]) -> list[Bucket]:
-    """Consecutive parameters of one dtype, up to a bucket's length."""
-    found: list[Bucket] = []
+    """Returns buckets of consecutive parameters of one dtype, each up to `_BUCKET_ELEMENTS` long."""
+    buckets: list[Bucket] = []
     for parameter in parameters:
-        fits = found and found[-1].like.dtype == parameter.dtype
-        if not fits or found[-1].length + parameter.numel() > _BUCKET_ELEMENTS:
-            found.append(Bucket(parameter.detach()))
-        found[-1].places.append((parameter, found[-1].length))
-        found[-1].length += parameter.numel()
-    for bucket in found:
-        bucket.length += len(bucket.places)
-    return found
+        has_same_dtype = buckets and buckets[-1].like.dtype == parameter.dtype
+        if not has_same_dtype or buckets[-1].length + parameter.numel() > _BUCKET_ELEMENTS:
+            buckets.append(Bucket(parameter.detach()))
+        buckets[-1].parameters.append((parameter, buckets[-1].length))
+        buckets[-1].length += parameter.numel()
+    for bucket in buckets:
+        bucket.length += len(bucket.parameters)
+    return buckets
 
 
-def view_like(flat: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A view of [parameter.numel()] with the parameter's shape, and its layout: an optimizer runs over both at once."""
-    return flat.as_strided(parameter.shape, parameter.stride())
+def view_like(vector: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Returns a view of `vector` [parameter.numel()] with the parameter's shape and strides.
+
+    Fused optimizers read gradient and parameter in memory order, so both need the same strides.
+    """
+    return vector.as_strided(parameter.shape, parameter.stride())

@@ -1,7 +1,7 @@
-"""A network's buffers - BatchNorm's running statistics and counters - as two vectors that can be kept and put back.
+"""Stores a network's buffers (BatchNorm statistics and counters) as two flat vectors that a step can save and restore.
 
-Each shard of a global batch moves the statistics from where they were before the step; the step's move is the mean of
-the shards' moves. It is the moves that are added up, not the places: a buffer that is a constant stays what it is.
+Each shard of a global batch updates the statistics from their values before the step. The step's change is the mean of
+the shards' changes. Changes are averaged, not values, so that a buffer that holds a constant keeps its exact value.
 """
 
 import torch
@@ -9,42 +9,52 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """The float32 and int64 buffers of a module become views of `floats` and `counters`; what is in evaluation mode,
-    because it is frozen, keeps its own."""
+    """Turns a module's float32 and int64 buffers into views of `floats` and `counters`.
+
+    Modules in evaluation mode are frozen; their buffers are left alone.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        """To be called when the module is on its device; a later `.to()` would undo it."""
+        """Call this after the module is on its device: a later `.to()` replaces the views."""
         self.floats = _flatten(module, torch.float32)
         self.counters = _flatten(module, torch.int64)
         self._floats_before, self._counters_before = self.floats.clone(), self.counters.clone()
 
-    def begin(self) -> None:
-        """Remembers where a step begins."""
+    def save(self) -> None:
+        """Saves the values at the start of a step."""
         if self._floats_before.numel():
             self._floats_before.copy_(self.floats)
             self._counters_before.copy_(self.counters)
 
-    def rewind(self, where: Tensor | None = None) -> None:
-        """Back to where the step began, if `where`, float32 [] on the device, is not 0."""
-        if self._floats_before.numel():
-            for now, before in ((self.floats, self._floats_before), (self.counters, self._counters_before)):
-                now.copy_(before if where is None else torch.where(where > 0, before, now))
+    def restore(self, condition: Tensor | None = None) -> None:
+        """Restores the values saved by `save`.
 
-    def moves(self, out: Tensor) -> None:
-        """How far the statistics are from where the step began, into `out`: float32 [floats.numel()]."""
+        condition: float32 [] on the device; if given, the values are restored only where it is not 0.
+        """
+        if self._floats_before.numel():
+            for current, before in ((self.floats, self._floats_before), (self.counters, self._counters_before)):
+                current.copy_(before if condition is None else torch.where(condition > 0, before, current))
+
+    def write_changes(self, out: Tensor) -> None:
+        """Writes the change of the statistics since `save` to `out`, float32 [floats.numel()]."""
         torch.sub(self.floats, self._floats_before, out=out)
 
-    def move(self, moves: Tensor, shards: int) -> None:
-        """The statistics, from where the step began, by the mean of the shards' moves, whose sum is given."""
-        torch.add(self._floats_before, moves / shards, out=self.floats)
+    def apply_mean_change(self, change_sum: Tensor, num_shards: int) -> None:
+        """Sets the statistics to the saved values plus `change_sum / num_shards`.
+
+        change_sum: float32 [floats.numel()], the sum of the shards' changes.
+        """
+        torch.add(self._floats_before, change_sum / num_shards, out=self.floats)
 
 
 def _flatten(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    trained = [part for part in module.modules() if part.training]
-    found = [buffer for part in trained for buffer in part.buffers(recurse=False) if buffer.dtype == dtype]
-    if not found:
+    training_modules = [submodule for submodule in module.modules() if submodule.training]
+    buffers = [
+        buffer for submodule in training_modules for buffer in submodule.buffers(recurse=False) if buffer.dtype == dtype
+    ]
+    if not buffers:
         return next(module.parameters()).new_empty(0, dtype=dtype)
-    flat = torch.cat([buffer.flatten() for buffer in found])
-    for buffer, view in zip(found, torch.split(flat, [buffer.numel() for buffer in found]), strict=True):
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    for buffer, view in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.data = view.view_as(buffer)
     return flat

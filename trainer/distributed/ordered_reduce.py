@@ -1,8 +1,8 @@
-"""The gradients of a global batch's shards in, their sum out: the same bits on any number of ranks.
+"""Sums the gradients of a global batch's shards in a fixed order, so that any number of ranks gives the same bits.
 
-DDP's all-reduce adds in an order that depends on the number of ranks. Here a rank adds its own shards along one tree
-(shards.py) and exchanges what is left with the others, who go on along that tree. It is handed over bucket by bucket,
-as soon as the last shard's backward pass has filled one, while that pass goes on.
+DDP's all-reduce adds in an order that depends on the number of ranks. Here each rank adds its own shards along the
+binary tree of sharding.py, and GradientExchange adds the ranks' partial sums along the same tree. Communication
+overlaps with the backward pass: a bucket is sent as soon as the rank's last shard has filled it.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,103 +16,112 @@ from trainer.distributed.exchange import GradientExchange
 
 
 class OrderedReduction:
-    """Adds up the gradients, and the moves of the buffers, of a step's shards."""
+    """Sums a step's gradients and the changes of module buffers (BatchNorm's running statistics) over all shards.
+
+    Call order in a step: `begin`; for each shard of this rank `begin_shard`, the forward pass, `end_forward`, the
+    backward pass, `end_shard`; then `finish`.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], buffers: Buffers, exchange: GradientExchange) -> None:
+        """Registers a hook on each trainable parameter. The hook moves the gradient to a bucket."""
         self._buffers, self._exchange = buffers, exchange
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        # The first bucket is filled by the forward pass; the others in the order in which a backward pass comes by.
-        self._buckets = [Bucket(buffers.floats, buffers.floats.numel()), *make_buckets(reversed(trained))]
-        self._num_shards, self._shard, self._is_last, self._num_sent = 1, 0, False, 0
-        self._has_all = False
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        # The first bucket has the buffer changes, known after the forward pass. The others: gradients, last layer
+        # first.
+        self._buffer_bucket = Bucket(buffers.floats, buffers.floats.numel())
+        self._buckets = [self._buffer_bucket, *make_buckets(reversed(trainable))]
+        self._num_shards, self._shard, self._is_last_shard, self._num_sent = 1, 0, False, 0
+        self._local_shard_has_all_gradients = False
         for bucket in self._buckets:
-            for index, (parameter, _) in enumerate(bucket.places):
-                hook = self._filler(bucket, index)
-                parameter.register_post_accumulate_grad_hook(hook)
+            for index, (parameter, _) in enumerate(bucket.parameters):
+                parameter.register_post_accumulate_grad_hook(self._gradient_hook(bucket, index))
 
     def begin(self, num_shards: int) -> None:
-        """A step of so many shards, on all ranks together."""
-        self._num_shards, self._is_last, self._num_sent = num_shards, False, 0
-        self._has_all = False  # no shard of this rank yet, that has a gradient of each parameter
+        """Starts a step. num_shards: number of shards of the global batch, over all ranks."""
+        self._num_shards, self._is_last_shard, self._num_sent = num_shards, False, 0
+        self._local_shard_has_all_gradients = False
         for bucket in self._buckets:
             if bucket.total is not None:
-                bucket.spare.append(bucket.total)
+                bucket.free_vectors.append(bucket.total)
                 bucket.total = None
 
     def begin_shard(self, shard: int, is_last: bool) -> None:
-        """Before the forward pass of one of this rank's shards; is_last: it has no more in this step."""
-        self._shard, self._is_last = shard, is_last
+        """Starts a shard of this rank, before its forward pass. is_last: whether it is the rank's last in this step."""
+        self._shard, self._is_last_shard = shard, is_last
         for bucket in self._buckets:
-            bucket.filling = bucket.take()
-            bucket.missing = set(range(len(bucket.places)))
-            bucket.views(bucket.filling)[1].zero_()
-        self._buffers.rewind()
+            bucket.current = bucket.allocate()
+            bucket.missing = set(range(len(bucket.parameters)))
+            _, missing_counts = bucket.views(bucket.current)
+            missing_counts.zero_()
+        self._buffers.restore()
 
-    def forward_done(self) -> None:
-        """Between the forward and the backward pass of a shard."""
-        moved = self._buckets[0]
-        assert moved.filling is not None
-        self._buffers.moves(out=moved.filling)
-        self._filled(moved)
+    def end_forward(self) -> None:
+        """Records the shard's buffer changes. Call it between the forward and the backward pass."""
+        assert self._buffer_bucket.current is not None
+        self._buffers.write_changes(out=self._buffer_bucket.current)
+        self._add_to_partial_sums(self._buffer_bucket)
 
     def end_shard(self) -> None:
-        """After the backward pass; where a parameter took no part in it, zeros are added, and that is counted."""
-        has_all = True
+        """Ends a shard, after its backward pass. A parameter without a gradient adds zeros and is counted."""
+        has_all_gradients = True
         for bucket in self._buckets:
-            if bucket.filling is not None:
-                has_all &= _fill_rest(bucket, bucket.filling)
-                self._filled(bucket)
-        self._has_all |= has_all
+            if bucket.current is not None:
+                has_all_gradients &= not bucket.missing
+                _zero_missing_gradients(bucket, bucket.current)
+                self._add_to_partial_sums(bucket)
+        self._local_shard_has_all_gradients |= has_all_gradients
 
     def finish(self) -> None:
-        """Leaves the sum over all shards in the parameters' gradients, none where no shard has any, and the mean move
-        in the buffers."""
-        self._is_last = True  # also where this rank had no shard at all
-        self._send_filled()
+        """Ends a step: waits for the sums over all shards, then writes them to the parameters' .grad and the buffers.
+
+        A parameter's gradient is the sum over all shards, or None if no shard has a gradient for it. Each buffer
+        changes by the mean of the shards' changes.
+        """
+        self._send_filled_buckets()  # a rank without shards has sent none yet
         self._exchange.wait()
         for bucket in self._buckets:
             assert bucket.total is not None
-            views, lacking = bucket.views(bucket.total)
-            lack = [0.0] * len(views) if self._has_all else lacking.tolist()
-            for (parameter, _), view, shards_without in zip(bucket.places, views, lack, strict=True):
-                parameter.grad = view if shards_without < self._num_shards else None
-        moves = self._buckets[0].total
-        assert moves is not None
-        self._buffers.move(moves, self._num_shards)
+            gradients, missing_counts = bucket.views(bucket.total)
+            # If a local shard had every gradient, no count equals num_shards. Reading the counts would wait for a GPU.
+            counts = [0.0] * len(gradients) if self._local_shard_has_all_gradients else missing_counts.tolist()
+            for (parameter, _), gradient, count in zip(bucket.parameters, gradients, counts, strict=True):
+                parameter.grad = gradient if count < self._num_shards else None
+        assert self._buffer_bucket.total is not None
+        self._buffers.apply_mean_change(self._buffer_bucket.total, self._num_shards)
 
-    def _filler(self, bucket: Bucket, index: int) -> Callable[[nn.Parameter], None]:
-        """What autograd calls when a parameter's gradient is there."""
+    def _gradient_hook(self, bucket: Bucket, index: int) -> Callable[[nn.Parameter], None]:
+        """Returns the hook that autograd calls when a parameter's gradient of this shard is complete."""
 
-        def fill(parameter: nn.Parameter) -> None:
-            assert bucket.filling is not None and parameter.grad is not None
-            bucket.views(bucket.filling)[0][index].copy_(parameter.grad)
+        def move_to_bucket(parameter: nn.Parameter) -> None:
+            assert bucket.current is not None and parameter.grad is not None
+            gradients, _ = bucket.views(bucket.current)
+            gradients[index].copy_(parameter.grad)
             parameter.grad = None
             bucket.missing.remove(index)
             if not bucket.missing:
-                self._filled(bucket)
+                self._add_to_partial_sums(bucket)
 
-        return fill
+        return move_to_bucket
 
-    def _filled(self, bucket: Bucket) -> None:
-        """Adds a shard's part to those left of it, as far as the tree allows."""
-        assert bucket.filling is not None
-        filling, bucket.filling = bucket.filling, None
-        sharding.push_block(bucket.stack, (self._shard, self._shard + 1), filling, self._num_shards, bucket.add)
-        if self._is_last:
-            self._send_filled()
+    def _add_to_partial_sums(self, bucket: Bucket) -> None:
+        """Adds the current shard's vector to the rank's partial sums, and merges the subtrees that are complete."""
+        assert bucket.current is not None
+        vector, bucket.current = bucket.current, None
+        sharding.push_block(bucket.stack, (self._shard, self._shard + 1), vector, self._num_shards, bucket.add)
+        if self._is_last_shard:
+            self._send_filled_buckets()
 
-    def _send_filled(self) -> None:
-        """Hands over the buckets that are ready, in the order that is the same on all ranks."""
-        while self._num_sent < len(self._buckets) and self._buckets[self._num_sent].filling is None:
+    def _send_filled_buckets(self) -> None:
+        """Sends filled buckets in list order, because all ranks must send in the same order."""
+        while self._num_sent < len(self._buckets) and self._buckets[self._num_sent].current is None:
             bucket = self._buckets[self._num_sent]
             self._num_sent += 1
             self._exchange.send(bucket, self._num_shards)
 
 
-def _fill_rest(bucket: Bucket, filling: Tensor) -> bool:
-    """What autograd has not called for. Returns whether that was nothing."""
-    views, lacking = bucket.views(filling)
+def _zero_missing_gradients(bucket: Bucket, vector: Tensor) -> None:
+    """Writes zeros for the parameters that autograd did not reach, and counts them as missing."""
+    gradients, missing_counts = bucket.views(vector)
     for index in bucket.missing:
-        views[index].zero_()
-        lacking[index] = 1
-    return not bucket.missing
+        gradients[index].zero_()
+        missing_counts[index] = 1

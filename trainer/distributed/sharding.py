@@ -1,9 +1,9 @@
-"""How a global batch is cut into shards, which rank computes which, and the one order in which shards are added up.
+"""Splits a global batch into shards, assigns shards to ranks, and defines the order in which shard sums are added.
 
-Floating-point addition is not associative, so a sum is the same on any number of ranks only when it is taken in one
-order. That order is a binary tree over the shards: a node joins a left half, whose length is the largest power of
-two that is shorter than the node, with the rest. A rank that computes neighbouring shards can add whole subtrees of
-its own before anything is sent, so that as a rule it sends one sum and not one for each shard.
+Floating-point addition is not associative, so a sum has the same bits on any number of ranks only if the order of
+additions is fixed. That order is a binary tree over the shards. The left child of a node holds the largest power of two
+of shards that is smaller than the node; the right child holds the others. A rank with neighboring shards can add whole
+subtrees before it sends anything, so it usually sends one partial sum instead of one per shard.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,50 +15,57 @@ Block = tuple[int, int]
 
 
 class ShardLayout(NamedTuple):
-    """Into how many shards global batches are cut."""
+    """How many shards a global batch is split into."""
 
-    most: int
-    """where there are samples for all"""
-    may_be_empty: bool
-    """DDP wants one of each rank; else no shard is empty, and a rank may have none"""
+    max_shards: int
+    """number of shards of a batch that has at least this many samples"""
+    allows_empty_shards: bool
+    """True under DDP, which needs one shard per rank; False with virtual ranks, where a rank may have no shard"""
 
-    def number(self, num_samples: int) -> int:
-        """Of a batch of so many samples, with the empty ones."""
-        return self.most if self.may_be_empty else min(num_samples, self.most)
+    def num_shards(self, num_samples: int) -> int:
+        """Returns the number of shards, including empty ones, for a batch of `num_samples` samples."""
+        return self.max_shards if self.allows_empty_shards else min(num_samples, self.max_shards)
 
 
-def split_evenly(count: int, parts: int) -> list[tuple[int, int]]:
-    """[0, count) in `parts` runs [first, end) whose lengths differ by at most one."""
-    return [(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+def split_evenly(count: int, num_ranges: int) -> list[tuple[int, int]]:
+    """Splits [0, count) into consecutive ranges [first, end) whose lengths differ by at most one."""
+    return [(count * index // num_ranges, count * (index + 1) // num_ranges) for index in range(num_ranges)]
 
 
 def push_block(stack: list[tuple[Block, T]], block: Block, value: T, num_shards: int, add: Callable[[T, T], T]) -> None:
-    """Puts a block's sum on a stack of its left neighbours, then joins what the tree joins: add(left, right)."""
-    while stack and _is_node(stack[-1][0], block, num_shards):
-        (first, _), left = stack.pop()
-        block, value = (first, block[1]), add(left, value)
+    """Pushes a block's sum onto the stack of its left neighbors, then adds sums as far as the tree allows.
+
+    add: called as add(left, right).
+    """
+    while stack and _form_node(stack[-1][0], block, num_shards):
+        (first, _), left_value = stack.pop()
+        block, value = (first, block[1]), add(left_value, value)
     stack.append((block, value))
 
 
 def partial_sum_blocks(first: int, end: int, num_shards: int) -> list[Block]:
-    """What is left to send when shards [first, end) of `num_shards` have been added as far as the tree allows."""
+    """Returns the blocks that remain after shards [first, end) of `num_shards` are added as far as the tree allows."""
     stack: list[tuple[Block, None]] = []
     for shard in range(first, end):
         push_block(stack, (shard, shard + 1), None, num_shards, lambda left, right: None)
     return [block for block, _ in stack]
 
 
-def tree_sum(values: Iterable[tuple[Block, T]], num_shards: int, add: Callable[[T, T], T]) -> T:
-    """The sum over all shards of blocks given from left to right."""
+def tree_sum(sums: Iterable[tuple[Block, T]], num_shards: int, add: Callable[[T, T], T]) -> T:
+    """Returns the sum over all shards, given block sums from left to right."""
     stack: list[tuple[Block, T]] = []
-    for block, value in values:
+    for block, value in sums:
         push_block(stack, block, value, num_shards, add)
     assert [block for block, _ in stack] == [(0, num_shards)], "the blocks do not cover the shards"
     return stack[0][1]
 
 
-def _is_node(left: Block, right: Block, num_shards: int) -> bool:
-    length, rest = left[1] - left[0], right[1] - right[0]
-    is_power_of_two = length & (length - 1) == 0
-    is_left_child = is_power_of_two and left[0] % (2 * length) == 0
-    return left[1] == right[0] and is_left_child and (rest == length or (rest < length and right[1] == num_shards))
+def _form_node(left: Block, right: Block, num_shards: int) -> bool:
+    """Returns whether two blocks are the two children of one node.
+
+    A left child does not end at `num_shards`, so its length is a power of two.
+    """
+    left_length, right_length = left[1] - left[0], right[1] - right[0]
+    is_left_child = left[0] % (2 * left_length) == 0
+    is_right_child = right_length == left_length or (right_length < left_length and right[1] == num_shards)
+    return left[1] == right[0] and is_left_child and is_right_child

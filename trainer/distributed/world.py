@@ -1,15 +1,17 @@
-"""The processes of this run: the Accelerator, ranks; sums, agreement, who prints.
+"""Forms the process group, creates the Accelerator, and offers the collectives that the trainer uses.
 
-Only this file makes an Accelerator. It refuses to start as N strangers: processes that were launched together and do
-not form one group would each train the whole run and write over each other.
+Only this file creates an Accelerator. It refuses to start when processes that were launched together do not form one
+group: each of them would train the whole run alone, and all would write to the same run folder.
 """
 
 import os
+import shlex
 import socket
 import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,37 +30,44 @@ from trainer.errors import PeerError, UserError, WorldError
 
 T = TypeVar("T")
 
-_MEET_TIMEOUT = timedelta(minutes=2)  # for all ranks to be there: one that failed at its start never comes
-_EXCHANGE_TIMEOUT = timedelta(minutes=30)  # for one exchange: the others wait while rank 0 decodes a data set
-# A group is formed under the short timeout, then given the long one; before torch 2.15 it has the long one at once.
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=2)  # for all ranks to arrive: a rank that failed at its start never does
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for one collective: the other ranks wait while rank 0 decodes a data set
+# The group forms under the short timeout and then gets the long one. torch before 2.15 cannot change the timeout.
 _CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
-_GROUP_TIMEOUT = _MEET_TIMEOUT if _CAN_SET_TIMEOUT else _EXCHANGE_TIMEOUT
+_GROUP_TIMEOUT = _RENDEZVOUS_TIMEOUT if _CAN_SET_TIMEOUT else _COLLECTIVE_TIMEOUT
 _POLL_SECONDS = 0.01
-# accelerate lets these win over what it is called with; launch sets them from a file in the user's home folder.
-_OVERRULING = (
+# Accelerate prefers these variables to its arguments; accelerate launch sets them from a file in the home folder.
+_OVERRIDING_VARIABLES = (
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE",
     "ACCELERATE_USE_CPU",
 )  # fmt: skip
+_ACCELERATE_CONFIGS = Path(__file__).resolve().parents[2] / "launch" / "accelerate"
 
 
 class World:
-    """Handed to whoever needs it; nobody else asks for a rank."""
+    """This process's rank, device and precision, and the collectives over all ranks.
+
+    Only World reads the rank from the environment; other code receives a World.
+    """
 
     def __init__(self, train: TrainSettings) -> None:
-        """Raises WorldError when the processes, devices or precision are not what was asked for, PeerError when those
-        that have met cannot reach each other."""
+        """Chooses the device and joins the process group.
+
+        Raises WorldError if processes, device or precision are not as the settings and the launcher require.
+        Raises PeerError if the ranks have met but cannot reach each other.
+        """
         env = read_environment()
         on_gpu = use_gpu(train.device, env)
         self.precision = resolve_precision(train.precision, on_gpu)
         self.threads = resolve_threads(train.threads_per_rank, env.local_world_size)
-        # Of a convolution over one channel, whose weights have two layouts that are the same.
+        # A convolution over one channel has weights with two equivalent layouts; DDP warns, but copies correctly.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
             choose_kernels(train.virtual_ranks is not None, self.precision)
         else:
-            memory.keep()
-        self.attempt_id, self.accelerator = _accelerator(on_gpu, self.precision, env)
-        # Whatever OMP_NUM_THREADS a launcher left behind, and whatever accelerate set where none did.
+            memory.keep_freed_memory()
+        self.attempt_id, self.accelerator = _create_accelerator(on_gpu, self.precision, env)
+        # Launchers set OMP_NUM_THREADS=1, and without a launcher accelerate sets its own number.
         torch.set_num_threads(self.threads)
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
@@ -66,68 +75,74 @@ class World:
         self.device = self.accelerator.device
         self.is_rank0 = self.rank == 0
         _check_group(env, self.size)
-        self._control: Any = None
+        self._cpu_group: Any = None
         if self.size > 1:
             if on_gpu:
-                self._control = _connect(self.device)
-                _allow_exchange_timeout(self._control)
-            _allow_exchange_timeout()
+                self._cpu_group = _create_cpu_group(self.device)
+                _set_collective_timeout(self._cpu_group)
+            _set_collective_timeout()
 
     def raise_together(self, work: Callable[[], T]) -> T:
-        """Every rank does `work`; where it raises UserError on any, all raise that of the lowest such rank.
+        """Runs `work` on every rank and returns its result.
 
-        A rank that failed alone would leave the others waiting for it in their next exchange.
+        If `work` raises UserError on any rank, all ranks raise the error of the lowest such rank. A rank that failed
+        alone would leave the others waiting in their next collective.
         """
-        result, problem = None, None
+        result, error = None, None
         try:
             result = work()
-        except UserError as error:
-            problem = error
+        except UserError as own_error:
+            error = own_error
         if self.size > 1:
-            problems = gather_object([problem])
-            problem = next((found for found in problems if found is not None), None)
-        if problem is not None:
-            raise problem
+            errors = gather_object([error])
+            error = next((rank_error for rank_error in errors if rank_error is not None), None)
+        if error is not None:
+            raise error
         return result  # type: ignore[return-value]
 
     def rank0_first(self, work: Callable[[], T]) -> T:
-        """Rank 0 does `work` alone (downloads, decodes), then the first rank of each other machine, whose disk may be
-        another, then all the rest, who find it done; errors as above."""
+        """Runs `work` on every rank in three turns and returns its result.
+
+        Rank 0 downloads and decodes alone. Then the first rank of each other machine follows, whose disk may be
+        another. Then all other ranks follow, and find the files ready. Errors are as in `raise_together`.
+        """
         own_turn = 0 if self.is_rank0 else 1 if self._local_rank == 0 else 2
         result: T | None = None
         for turn in range(3 if self.size > 1 else 1):
-            done = self.raise_together(lambda turn=turn: work() if turn == own_turn else None)  # type: ignore[misc]
-            result = done if turn == own_turn else result
+            turn_result = self.raise_together(lambda turn=turn: work() if turn == own_turn else None)  # type: ignore[misc]
+            result = turn_result if turn == own_turn else result
         return result  # type: ignore[return-value]
 
-    def check_equal(self, what: str, value: str) -> None:
-        """Raises WorldError on every rank unless all have the same value."""
+    def check_equal(self, name: str, value: str) -> None:
+        """Raises WorldError on every rank unless all ranks have the same value. name: what the message calls it."""
         values = gather_object([value]) if self.size > 1 else [value]
-        odd = next((rank for rank, other in enumerate(values) if other != values[0]), None)
-        if odd is not None:
-            raise WorldError(f"rank {odd} was started with other {what} than rank 0; start all with the same command")
+        odd_rank = next((rank for rank, rank_value in enumerate(values) if rank_value != values[0]), None)
+        if odd_rank is not None:
+            raise WorldError(
+                f"rank {odd_rank} differs from rank 0 in its {name}. Start all ranks with the same command"
+            )
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, on every rank; errors as above. Only rank 0 does it."""
+        """Runs `work` on rank 0 only and returns its result on every rank. Errors are as in `raise_together`."""
         result = self.raise_together(lambda: work() if self.is_rank0 else None)
         return broadcast_object_list([result])[0] if self.size > 1 else result  # type: ignore[return-value]
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The ranks' tensors added, on every rank; any shape and dtype, all the same."""
+        """Adds the ranks' tensors in place and returns the sum. Shape and dtype must be equal on all ranks."""
         if self.size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     def all_reduce_max(self, values: list[float]) -> list[float]:
-        """The largest of each value over the ranks, on every rank. It waits for the ranks, but for no GPU."""
+        """Returns each value's maximum over the ranks. Waits for the other ranks, but not for this rank's GPU."""
         if self.size == 1:
             return values
-        found = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._control)
-        return found.tolist()
+        maxima = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(maxima, torch.distributed.ReduceOp.MAX, group=self._cpu_group)
+        return maxima.tolist()
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Rank 0's weights and buffers, on every rank, as DDP does when it wraps a network."""
+        """Copies rank 0's weights and buffers to every rank, as DDP does when it wraps a network."""
         if self.size > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 torch.distributed.broadcast(tensor.detach(), 0)
@@ -136,15 +151,15 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Leaves the group: gloo's threads abort a process, one time in three, that ends without it.
+        """Destroys the process group. Without this, gloo's threads abort one process in three at its exit.
 
-        After a defect on a GPU it is left as it is: NCCL would wait for collectives that never end.
+        After a defect on a GPU the group stays: NCCL would wait for collectives that never end.
         """
         if self.device.type == "cpu" or kind is None or issubclass(kind, UserError):
             PartialState().destroy_process_group()
 
     def describe(self) -> dict[str, object]:
-        """For environment.json: what this run computes on."""
+        """Returns the entries of environment.json about ranks and devices. A collective: call it on every rank."""
         backend = torch.distributed.get_backend() if self.size > 1 else None
         return {
             "world_size": self.size,
@@ -157,99 +172,111 @@ class World:
         }
 
 
-def _connect(gpu: torch.device) -> Any:
-    """A group for numbers that the CPU must know at once: they need not wait for what the GPUs have queued.
+def _create_cpu_group(gpu: torch.device) -> Any:
+    """Returns a gloo group, for values that the CPU needs before the GPUs finish their queued work.
 
-    NCCL makes its connections at the first exchange, which is this one: it may take as long as a meeting, and not as
-    long as an exchange, which others may come late to. Raises PeerError.
+    Also makes NCCL connect, which it does at its first collective. The connection gets the rendezvous timeout: a later
+    collective may wait 30 minutes for a slow rank, a connection may not.
+
+    Raises PeerError if the ranks cannot connect.
     """
-    until = time.monotonic() + 0.9 * _MEET_TIMEOUT.total_seconds()  # then NCCL itself would abort the process
+    # 0.9: at the full timeout NCCL itself aborts the process.
+    deadline = time.monotonic() + 0.9 * _RENDEZVOUS_TIMEOUT.total_seconds()
     try:
-        control = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
+        cpu_group = torch.distributed.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
         torch.distributed.all_reduce(torch.zeros(1, device=gpu))
-        done = torch.cuda.Event()
-        done.record()
-        while not done.query():
-            if time.monotonic() > until:
-                raise RuntimeError("nothing came")
+        connected = torch.cuda.Event()
+        connected.record()
+        while not connected.query():
+            if time.monotonic() > deadline:
+                raise RuntimeError("timeout")
             time.sleep(_POLL_SECONDS)
     except RuntimeError as error:
         raise PeerError(
-            f"the ranks have met, but cannot send numbers to each other ({_short(error)}); samecurve doctor looks for "
-            "the GPUs or machines between which that fails"
+            f"the ranks have met, but cannot send data to each other ({_shorten(error)}). Run samecurve doctor to find "
+            "the GPUs or machines that fail to connect"
         ) from None
-    return control
+    return cpu_group
 
 
-def _allow_exchange_timeout(group: Any = None) -> None:
-    """Lets an exchange of a group, by default of all ranks, take as long as it may."""
+def _set_collective_timeout(group: Any = None) -> None:
+    """Gives a formed group, by default the group of all ranks, the timeout of collectives."""
     if _CAN_SET_TIMEOUT:
-        torch.distributed.set_timeout(_EXCHANGE_TIMEOUT, group)
+        torch.distributed.set_timeout(_COLLECTIVE_TIMEOUT, group)
 
 
-def _short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-def _accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> tuple[str, Accelerator]:
-    """The word that the ranks have agreed on, and the Accelerator, with it the group. Raises WorldError when not all
-    processes come, PeerError when those that have come fail."""
-    for name in _OVERRULING:
+def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> tuple[str, Accelerator]:
+    """Forms the process group; returns the attempt id ("" without a launcher's store) and the Accelerator.
+
+    Raises WorldError if some processes never arrive, PeerError if those that arrive cannot form a group.
+    """
+    for name in _OVERRIDING_VARIABLES:
         os.environ.pop(name, None)
+    start = time.monotonic()
     try:
-        word = _meet(on_gpu, env) if env.keeps_store else ""
-        return word, Accelerator(
+        attempt_id = _form_group(on_gpu, env) if env.has_launcher_store else ""
+        return attempt_id, Accelerator(
             cpu=not on_gpu,
             mixed_precision={"fp32": "no"}.get(precision, precision),
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                # Rank 0's buffers are not sent around before each step: what all ranks saw is averaged (step.py).
+                # DDP need not broadcast rank 0's buffers before each step: step.py averages those of all ranks.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
             ],
         )
     except (torch.distributed.DistError, TimeoutError) as error:
         raise WorldError(
-            f"not all {env.announced_world_size} processes met within {_MEET_TIMEOUT.seconds} s ({_short(error)}); "
-            "look at what the other machines say"
+            f"expected {env.announced_world_size} processes, but not all arrived within "
+            f"{time.monotonic() - start:.0f} s ({_shorten(error)}). Check the output of the other processes and "
+            "machines for their errors"
         ) from None
     except RuntimeError as error:
         if env.announced_world_size == 1:
             raise
         raise PeerError(
-            f"the {env.announced_world_size} processes could not form a group ({_short(error)}); samecurve doctor "
-            "looks for the GPUs or machines at fault"
+            f"the {env.announced_world_size} processes could not form a group ({_shorten(error)}). Run samecurve "
+            "doctor to find the GPUs or machines that fail to connect"
         ) from None
 
 
-def _meet(on_gpu: bool, env: RankEnvironment) -> str:
-    """The group, under keys that only this attempt's ranks know (meeting.py); accelerate takes one that is there."""
+def _form_group(on_gpu: bool, env: RankEnvironment) -> str:
+    """Forms the process group under keys of this attempt only (rendezvous.py); returns the attempt id.
+
+    Accelerate uses a process group that exists already.
+    """
     if on_gpu:
         torch.cuda.set_device(env.local_rank)
-    store = TCPStore(*store_address(), is_master=False, wait_for_workers=False, timeout=_MEET_TIMEOUT)
-    word = agree_on_attempt_id(
-        PrefixStore("samecurve", store), env.rank, env.announced_world_size, _MEET_TIMEOUT.total_seconds()
+    store = TCPStore(*store_address(), is_master=False, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
+    attempt_id = agree_on_attempt_id(
+        PrefixStore("samecurve", store), env.rank, env.announced_world_size, _RENDEZVOUS_TIMEOUT.total_seconds()
     )
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=PrefixStore(f"samecurve/{word}", store),
+        store=PrefixStore(f"samecurve/{attempt_id}", store),
         rank=env.rank,
         world_size=env.announced_world_size,
         timeout=_GROUP_TIMEOUT,
     )
-    return word
+    return attempt_id
 
 
-def _check_group(env: RankEnvironment, size: int) -> None:
-    if env.announced_world_size != size:
+def _check_group(env: RankEnvironment, world_size: int) -> None:
+    """Raises WorldError if the launcher started more processes than the group has, or lost some."""
+    config_file = shlex.quote(str(_ACCELERATE_CONFIGS / "multi_cpu.yaml"))
+    if env.announced_world_size != world_size:
         raise WorldError(
-            f"the launcher started {env.announced_world_size} processes but this one sees a group of {size}: "
-            "they would train apart. Start them with torchrun, or with accelerate launch "
-            "--config_file launch/accelerate/multi_cpu.yaml (or another file of that folder)"
+            f"the launcher started {env.announced_world_size} processes, but this one sees a group of {world_size}, so "
+            f"each would train alone. Start them with torchrun, or with accelerate launch --config_file {config_file} "
+            "(or another file in that folder)"
         )
-    if env.lost_siblings:
+    if env.is_launch_incomplete:
         raise WorldError(
-            "the launcher was asked for several processes (it set MASTER_PORT) but started one: accelerate's --cpu "
-            "does that. Use torchrun --nproc_per_node N, or accelerate launch --config_file "
-            "launch/accelerate/multi_cpu.yaml --num_processes N"
+            "the launcher was asked for several processes (it set MASTER_PORT), but started one; accelerate launch "
+            f"--cpu does this. Use torchrun --nproc_per_node N, or accelerate launch --config_file {config_file} "
+            "--num_processes N"
         )

@@ -1,1 +1,1 @@
-"""Evaluation, prediction and export of a trained network."""
+"""Evaluation, prediction and export of trained networks."""

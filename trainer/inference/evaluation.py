@@ -1,8 +1,8 @@
-"""A model and uint8 images in, loss, confusion counts and per-class scores out; each sample counted exactly once.
+"""Evaluates a network on a split: loss, accuracy, confusion matrix and scores of each class, equal on any world size.
 
-The split is cut into fixed chunks, whatever the number of ranks; rank r takes chunks r, r + world size, ...
-Each sample fills its own row of tables that are zero elsewhere, so that adding the ranks' tables is exact, and the sum
-of the losses is the exact one, rounded once: the result is the same on any number of ranks.
+The split is cut into fixed chunks of eval.batch_size. Rank r evaluates chunks r, r + world size, ..., so that each
+sample is evaluated exactly once. Each sample fills its own row of tables that are zero elsewhere, so that the sum over
+the ranks is exact. The losses are added exactly and rounded once.
 """
 
 import math
@@ -19,51 +19,57 @@ from trainer.distributed.world import World
 from trainer.inference.tta import Views, build_views
 from trainer.optim.losses import SampleLoss
 
-MAX_CURVES = 20  # classes of which each sample's probability is kept, for precision-recall curves
-# How chunks are joined depends on the ranks. From as many numbers in a row on, a CPU's threads would share a sum.
-_LOGITS_AT_ONCE = 1 << 15
+MAX_CURVES = 20  # classes with precision-recall curves: the first ones, whose probabilities are kept for each sample
+# Chunks are joined until they have this many logits. The number of joined chunks depends on the world size, and must
+# not change a row's results. A CPU splits a row's sum among threads only if the row has at least this many numbers, and
+# then its chunk is never joined with another.
+_JOINED_LOGITS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """precision, recall, f1 in [0, 1]; 0 where nothing was predicted or nothing is there. support: true samples."""
+    """Scores of one class. precision, recall and f1 are in [0, 1], and 0 where their denominator is 0."""
 
     name: str
     precision: float
     recall: float
     f1: float
     support: int
+    """number of samples of this class"""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
+    """Scores of a network on a split; all but tta_accuracy are without test-time augmentation."""
+
     loss: float
+    """mean over the samples, without label smoothing"""
     accuracy: float
+    """in [0, 1]"""
     num_samples: int
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
-    """confusion[true][predicted], counts."""
+    """confusion[true][predicted], counts"""
     tta_accuracy: float | None = None
-    """with test-time augmentation, where it is asked for; all else here is without"""
+    """in [0, 1], with test-time augmentation; None if eval.tta is none"""
 
 
 class Predictions(NamedTuple):
-    """Of each sample of a split, in its order."""
+    """A prediction for each sample of a split, in the order of the split."""
 
     labels: Tensor
-    """int64 [N], the class that was predicted"""
+    """int64 [N], the predicted class"""
     confidence: Tensor
-    """float32 [N], in [0, 1]: how sure the network was of it"""
+    """float32 [N], in [0, 1], the probability of the predicted class"""
     probabilities: Tensor
-    """float32 [N, CURVES or num_classes], in [0, 1], of each of the first classes"""
+    """float32 [N, min(num_classes, MAX_CURVES)], in [0, 1], of the first classes"""
 
 
 class EvaluationCounts:
-    """What one rank counts of a split: a loss, a class and probabilities a sample, and confusion counts; all zero where
-    another rank has to count.
+    """One rank's results for a split. Rows of samples that other ranks evaluate are zero: add the ranks' tensors.
 
-    On a CPU logits of some chunks are counted at once: after a convolution each small operation costs 20 to 40 µs. On a
-    GPU each chunk is counted alone: how a row is reduced there may depend on how many there are.
+    On a CPU the logits of several chunks are counted together: after a convolution each small operation costs 20 to
+    40 µs. On a GPU each chunk is counted alone: how a row is reduced there may depend on the number of rows.
     """
 
     def __init__(
@@ -74,9 +80,10 @@ class EvaluationCounts:
         loss: Callable[[Tensor, Tensor], Tensor],
         device: torch.device,
     ) -> None:
+        """num_samples: in the whole split; batch_size: samples in a chunk; loss: (logits, labels) to float [B]."""
         self._batch_size, self._num_classes, self._loss = batch_size, num_classes, loss
-        self._waiting: list[tuple[int, Tensor, Tensor]] = []
-        self._num_waiting = 0
+        self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self._num_pending_logits = 0
         self.predicted = torch.zeros(num_samples, dtype=torch.int64, device=device)
         self.confidence = torch.zeros(num_samples, device=device)
         self.probabilities = torch.zeros(num_samples, min(num_classes, MAX_CURVES), device=device)
@@ -85,26 +92,30 @@ class EvaluationCounts:
         self.tta_correct = torch.zeros(1, dtype=torch.int64, device=device)
 
     def add(self, chunk: int, logits: Tensor, labels: Tensor) -> None:
-        """logits float32 [B, num_classes], labels int64 [B]; stays on the device, waits for nothing."""
-        self._waiting.append((chunk * self._batch_size, logits, labels))
-        self._num_waiting += logits.numel()
-        if self._num_waiting >= _LOGITS_AT_ONCE or logits.device.type != "cpu":
-            self.count()
+        """Adds the results of a chunk: logits float32 [B, num_classes], labels int64 [B]. Does not wait for a GPU."""
+        self._pending.append((chunk * self._batch_size, logits, labels))
+        self._num_pending_logits += logits.numel()
+        if self._num_pending_logits >= _JOINED_LOGITS or logits.device.type != "cpu":
+            self.flush()
 
-    def count(self) -> None:
-        """What has been added and not been counted yet."""
-        if not self._waiting:
+    def flush(self) -> None:
+        """Counts the chunks that were added since the last flush."""
+        if not self._pending:
             return
-        firsts, all_logits, all_labels = zip(*self._waiting, strict=True)
+        starts, all_logits, all_labels = zip(*self._pending, strict=True)
         logits, labels = torch.cat(all_logits), torch.cat(all_labels)
-        cuts = [(first, first + len(some)) for first, some in zip(firsts, all_labels, strict=True)]
-        places = torch.cat([torch.arange(first, end, device=labels.device) for first, end in cuts])
-        self._waiting, self._num_waiting = [], 0
+        positions = torch.cat(
+            [
+                torch.arange(start, start + len(chunk_labels), device=labels.device)
+                for start, chunk_labels in zip(starts, all_labels, strict=True)
+            ]
+        )
+        self._pending, self._num_pending_logits = [], 0
         predicted, probabilities = logits.argmax(1), logits.softmax(1)
-        self.losses.index_copy_(0, places, self._loss(logits, labels))
-        self.predicted.index_copy_(0, places, predicted)
-        self.confidence.index_copy_(0, places, probabilities.gather(1, predicted.unsqueeze(1)).squeeze(1))
-        self.probabilities.index_copy_(0, places, probabilities[:, :MAX_CURVES])
+        self.losses.index_copy_(0, positions, self._loss(logits, labels))
+        self.predicted.index_copy_(0, positions, predicted)
+        self.confidence.index_copy_(0, positions, probabilities.gather(1, predicted.unsqueeze(1)).squeeze(1))
+        self.probabilities.index_copy_(0, positions, probabilities[:, :MAX_CURVES])
         cells = labels * self._num_classes + predicted
         self.confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
 
@@ -112,27 +123,31 @@ class EvaluationCounts:
 def compute_scores(
     loss_sum: float, confusion: Tensor, classes: tuple[str, ...], tta_correct: int | None = None
 ) -> Evaluation:
-    """Scores from the counts of all ranks: confusion int64 [num_classes, num_classes], true by predicted."""
+    """Returns the scores of a split from the sums over all ranks.
+
+    confusion: int64 [num_classes, num_classes], true by predicted; tta_correct: samples that test-time augmentation
+    classified correctly.
+    """
     counts = confusion.double()
     hits, support, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     precision, recall = _ratio(hits, predicted), _ratio(hits, support)
     f1 = _ratio(2 * hits, support + predicted)
-    total = int(confusion.sum())
+    num_samples = int(confusion.sum())
     return Evaluation(
-        loss=loss_sum / total,
-        accuracy=int(confusion.trace()) / total,
-        num_samples=total,
+        loss=loss_sum / num_samples,
+        accuracy=int(confusion.trace()) / num_samples,
+        num_samples=num_samples,
         classes=tuple(
             ClassScore(name, float(precision[i]), float(recall[i]), float(f1[i]), int(support[i]))
             for i, name in enumerate(classes)
         ),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
-        tta_accuracy=None if tta_correct is None else tta_correct / total,
+        tta_accuracy=None if tta_correct is None else tta_correct / num_samples,
     )
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator.clamp(min=1), 0.0)
 
 
 def evaluate_chunks(
@@ -143,48 +158,56 @@ def evaluate_chunks(
     num_samples: int,
     batch_size: int,
     classes: tuple[str, ...],
-    add_ranks: Callable[[Tensor], Tensor],
+    all_reduce_sum: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> tuple[Evaluation, Predictions]:
-    """This rank's chunks through `predict` (uint8 images to logits), the counts of all ranks into scores.
+    """Evaluates this rank's chunks and returns the scores and predictions of all ranks.
 
-    num_samples: of the split; batch_size: of its chunks, the last one may be shorter.
+    predict: uint8 [B, C, H, W] to logits [B, num_classes]; views: for test-time augmentation; loss: (logits, labels) to
+    float [B]; chunks: (index, images, labels) of this rank; num_samples: in the whole split; batch_size: samples in a
+    chunk, the last may have fewer; all_reduce_sum: adds a tensor over the ranks, and is called on every rank.
     """
-    tally = EvaluationCounts(num_samples, batch_size, len(classes), loss, device)
+    counts = EvaluationCounts(num_samples, batch_size, len(classes), loss, device)
     with torch.no_grad():
         for chunk, images, labels in chunks:
             logits = predict(images).float()
-            tally.add(chunk, logits, labels)
+            counts.add(chunk, logits, labels)
             if views is not None:
-                others = views(images)
-                mean = logits * (1 - sum(view.weight for view in others))
-                for view in others:
+                more_views = views(images)
+                mean = logits * (1 - sum(view.weight for view in more_views))
+                for view in more_views:
                     mean += view.weight * predict(view.images).float()
-                tally.tta_correct += (mean.argmax(1) == labels).sum()
-        tally.count()
-    loss_sum = math.fsum(add_ranks(tally.losses).tolist())
-    confusion = add_ranks(tally.confusion).view(len(classes), -1).cpu()
-    tta_correct = None if views is None else int(add_ranks(tally.tta_correct))
-    kept = (add_ranks(part).cpu() for part in (tally.predicted, tally.confidence, tally.probabilities))
-    predictions = Predictions(*kept)
+                counts.tta_correct += (mean.argmax(1) == labels).sum()
+        counts.flush()
+    loss_sum = math.fsum(all_reduce_sum(counts.losses).tolist())
+    confusion = all_reduce_sum(counts.confusion).view(len(classes), -1).cpu()
+    tta_correct = None if views is None else int(all_reduce_sum(counts.tta_correct))
+    predictions = Predictions(
+        all_reduce_sum(counts.predicted).cpu(),
+        all_reduce_sum(counts.confidence).cpu(),
+        all_reduce_sum(counts.probabilities).cpu(),
+    )
     return compute_scores(loss_sum, confusion, classes, tta_correct), predictions
 
 
 def evaluate_split(
-    predict: Callable[[Tensor], Tensor], part: TensorSplit, classes: tuple[str, ...], config: RunConfig, world: World
+    predict: Callable[[Tensor], Tensor], split: TensorSplit, classes: tuple[str, ...], config: RunConfig, world: World
 ) -> tuple[Evaluation, Predictions]:
-    """Each sample once, on whichever rank. predict: uint8 [B, C, H, W] in, logits [B, num_classes] out."""
+    """Evaluates each sample of a split once, shared among the ranks. Every rank must call it.
+
+    predict: uint8 [B, C, H, W] to logits [B, num_classes].
+    """
     batch_size = config.eval.batch_size
-    found, predictions = evaluate_chunks(
+    evaluation, predictions = evaluate_chunks(
         predict,
         build_views(config.eval.tta),
         SampleLoss(config.loss, training=False),
-        evaluation_chunks(part, batch_size, world),
-        len(part),
+        evaluation_chunks(split, batch_size, world),
+        len(split),
         batch_size,
         classes,
         world.all_reduce_sum,
         world.device,
     )
-    assert found.num_samples == len(part), f"evaluated {found.num_samples} of {len(part)} samples"
-    return found, predictions
+    assert evaluation.num_samples == len(split), f"evaluated {evaluation.num_samples} of {len(split)} samples"
+    return evaluation, predictions

@@ -1,8 +1,4 @@
-"""Image files of any kind and size in, the most probable classes of each out; `samecurve predict`, and from Python:
-
-for found in trainer.predict.load("runs/cifar10").predict(["cat.png", "folder/"]):
-    print(found.image, found.top[0].name, found.top[0].probability)
-"""
+"""Predicts the classes of image files, PIL images and arrays with a trained network."""
 
 import csv
 import itertools
@@ -27,14 +23,18 @@ from trainer.errors import DataError
 from trainer.inference.saved_model import SavedModel, load_model
 from trainer.run.files import finite_json
 
-Picture = str | Path | Image.Image | NDArray[np.uint8]
-_PIXELS_AT_ONCE = 256 * 32 * 32
+ImageInput = str | Path | Image.Image | NDArray[np.uint8]
+"""A path, a PIL image, or an array uint8 [H, W] or [H, W, C]."""
 _EXTENSIONS = (*EXTENSIONS, ".avif", ".ico", ".jfif", ".jp2", ".jpe", ".pbm", ".tga")
-_MOST_READERS = 8
+_PIXELS_PER_BATCH = 256 * 32 * 32
+_SMALLEST_BATCH = 8
+_MAX_READER_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ClassProbability:
+    """A class and its probability for an image."""
+
     name: str
     probability: float
     """in [0, 1]"""
@@ -42,161 +42,194 @@ class ClassProbability:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
+    """The most probable classes of an image, or the reason why the image cannot be read."""
+
     image: str
-    """its path, or its place among those that were given"""
+    """the path, or "image N" for the N-th input (from 0) if it is not a path"""
     top: tuple[ClassProbability, ...]
-    """the most probable first; empty for an image that cannot be read"""
-    problem: str = ""
-    """why it cannot be read"""
+    """the most probable class first; empty if the image cannot be read"""
+    error: str = ""
+    """the reason why the image cannot be read"""
 
 
 class Predictor:
-    def __init__(self, network: SavedModel, images_at_once: int | None = None) -> None:
-        """images_at_once: in one forward pass; by default fewer of large ones."""
-        self.trained = network
-        self._images_at_once = images_at_once or max(8, _PIXELS_AT_ONCE // network.about.image_size**2)
+    """Predicts classes with a saved model. See load_predictor for an example."""
+
+    def __init__(self, model: SavedModel, batch_size: int | None = None) -> None:
+        """batch_size: images in a forward pass; by default about 256 of 32 x 32 pixels, fewer if they are larger."""
+        self.model = model
+        image_pixels = model.metadata.image_size**2
+        self._batch_size = batch_size or max(_SMALLEST_BATCH, _PIXELS_PER_BATCH // image_pixels)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.trained.about.classes
+        """The names of the network's classes, in the order of its logits."""
+        return self.model.metadata.classes
 
-    def predict(self, images: Iterable[Picture] | Picture, top: int = 5) -> list[Prediction]:
-        """Of image files, folders of them, PIL images, or arrays uint8 [H, W] or [H, W, C]; `top` classes of each.
+    def predict(self, images: Iterable[ImageInput] | ImageInput, top: int = 5) -> list[Prediction]:
+        """Returns a prediction with the `top` most probable classes for each image.
 
-        Raises DataError at the first that is no image.
+        images: one or more paths of image files or folders, PIL images, or arrays uint8 [H, W] or [H, W, C]. A folder
+        stands for all image files in it and below it. Raises DataError at the first image that cannot be read.
         """
-        found = []
-        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
-        given = expand_paths([images] if single else images)  # type: ignore[list-item, arg-type]
-        for prediction in self.each(given, top):
-            if prediction.problem:
-                raise DataError(f"{prediction.image}: {prediction.problem}")
-            found.append(prediction)
-        return found
+        is_single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        inputs = expand_paths([images] if is_single else images)  # type: ignore[list-item, arg-type]
+        predictions = []
+        for prediction in self.predict_each(inputs, top):
+            if prediction.error:
+                raise DataError(f"{prediction.image} cannot be read as an image ({prediction.error}); leave it out")
+            predictions.append(prediction)
+        return predictions
 
-    def each(self, images: Iterable[Picture], top: int = 5) -> Iterator[Prediction]:
-        """The same of images alone, one after the other, in their order; one that cannot be read has a `problem`."""
-        named = iter(enumerate(images))
-        with ThreadPoolExecutor(min(_MOST_READERS, available_cores())) as readers:
-            while some := list(itertools.islice(named, self._images_at_once)):
-                yield from self._some(some, readers, top)
+    def predict_each(self, images: Iterable[ImageInput], top: int = 5) -> Iterator[Prediction]:
+        """Yields a prediction for each image, in order. An image that cannot be read has an `error`.
 
-    def _some(self, some: list[tuple[int, Picture]], readers: ThreadPoolExecutor, top: int) -> Iterator[Prediction]:
-        read = list(readers.map(self._read, (picture for _, picture in some)))
-        pixels = [one for one in read if not isinstance(one, str)]
-        guesses: Iterator[tuple[ClassProbability, ...]] = iter(())
+        Unlike predict, takes no folders, keeps only a batch of images in memory, and continues after an error.
+        """
+        numbered = iter(enumerate(images))
+        with ThreadPoolExecutor(min(_MAX_READER_THREADS, available_cores())) as readers:
+            while batch := list(itertools.islice(numbered, self._batch_size)):
+                yield from self._predict_batch(batch, readers, top)
+
+    def _predict_batch(
+        self, batch: list[tuple[int, ImageInput]], readers: ThreadPoolExecutor, top: int
+    ) -> Iterator[Prediction]:
+        pixels_or_errors = list(readers.map(self._read, (image for _, image in batch)))
+        pixels = [result for result in pixels_or_errors if not isinstance(result, str)]
+        tops: Iterator[tuple[ClassProbability, ...]] = iter(())
         if pixels:
-            images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-            guesses = iter(self._guesses(images, top))
-        for (place, picture), one in zip(some, read, strict=True):
-            name = str(picture) if isinstance(picture, (str, Path)) else f"image {place}"
-            yield Prediction(name, (), one) if isinstance(one, str) else Prediction(name, next(guesses))
+            tops = iter(self._top_classes(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), top))
+        for (number, image), result in zip(batch, pixels_or_errors, strict=True):
+            name = str(image) if isinstance(image, (str, Path)) else f"image {number}"
+            yield Prediction(name, (), result) if isinstance(result, str) else Prediction(name, next(tops))
 
-    def _guesses(self, images: torch.Tensor, top: int) -> list[tuple[ClassProbability, ...]]:
-        probabilities = self.trained.logits(images).double().softmax(1)
-        best = probabilities.topk(min(top, len(self.classes)), 1)
+    def _top_classes(self, images: torch.Tensor, top: int) -> list[tuple[ClassProbability, ...]]:
+        """Returns the most probable classes for each of the images, uint8 [B, C, H, W]."""
+        probabilities = self.model.logits(images).double().softmax(1)
+        highest = probabilities.topk(min(top, len(self.classes)), 1)
         return [
             tuple(ClassProbability(self.classes[index], value) for index, value in zip(indices, values, strict=True))
-            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for indices, values in zip(highest.indices.tolist(), highest.values.tolist(), strict=True)
         ]
 
-    def _read(self, picture: Picture) -> NDArray[np.uint8] | str:
-        """uint8 [image_size, image_size, channels] as in training, or why not."""
-        about = self.trained.about
+    def _read(self, image: ImageInput) -> NDArray[np.uint8] | str:
+        """Returns uint8 [image_size, image_size, channels], resized as in training, or an error message."""
+        metadata = self.model.metadata
         try:
-            if isinstance(picture, np.ndarray):
-                picture = Image.fromarray(picture.squeeze(2) if picture.shape[2:] == (1,) else picture)
-            if isinstance(picture, Image.Image):
-                return fit_image(picture, about.image_size, about.channels)
-            with Image.open(picture) as opened:
-                return fit_image(opened, about.image_size, about.channels)
+            if isinstance(image, np.ndarray):
+                image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
+            if isinstance(image, Image.Image):
+                return fit_image(image, metadata.image_size, metadata.channels)
+            with Image.open(image) as opened:
+                return fit_image(opened, metadata.image_size, metadata.channels)
         except UnidentifiedImageError:
-            return "no kind of image that is known here"
+            return "its image format is not supported"
         except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
             return " ".join(str(error).split()) or type(error).__name__
         except MemoryError:
             raise
-        except Exception as error:  # each of Pillow's decoders has its own for a damaged file: told of it, by its name
+        except Exception as error:  # each of Pillow's decoders has its own for damaged files: report it with its name
             return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def load_predictor(
-    run: str | Path, which: str = "auto", device: str | None = None, allow_pickle: bool = False
+    run: str | Path, weights: str = "auto", device: str | None = None, allow_pickle: bool = False
 ) -> Predictor:
-    """The network of a run's folder, a checkpoint's, or a file of weights, as trained.load finds it; a run of a GPU
-    predicts on a CPU too. device: as torch names it. Raises FolderError."""
-    return Predictor(load_model(Path(run), which, torch.device(device) if device else None, allow_pickle))
+    """Returns a predictor for a run folder, a checkpoint folder, or a file of weights.
+
+        from trainer.inference.predict import load_predictor
+
+        predictor = load_predictor("runs/cifar10")
+        for prediction in predictor.predict(["cat.png", "folder/"], top=3):
+            print(prediction.image, prediction.top[0].name, prediction.top[0].probability)
+
+    weights, allow_pickle: as load_model takes them; device: a torch device such as "cpu" or "cuda:1", by default the
+    first GPU, or the CPU if there is none. The device does not have to be the one of the training.
+    Raises FolderError if there are no such weights or no such device.
+    """
+    return Predictor(load_model(Path(run), weights, torch.device(device) if device else None, allow_pickle))
 
 
-def expand_paths(given: Iterable[Picture]) -> list[Picture]:
-    """Files as they are, and for a folder the image files in it and below it, by name. Raises DataError for a path
-    where nothing is, or a folder without images."""
-    found: list[Picture] = []
-    for one in given:
-        if not isinstance(one, (str, Path)):
-            found.append(one)
+def expand_paths(images: Iterable[ImageInput]) -> list[ImageInput]:
+    """Replaces each folder by the sorted image files in it and below it.
+
+    Raises DataError for a path that does not exist, and for a folder without image files.
+    """
+    expanded: list[ImageInput] = []
+    for image in images:
+        if not isinstance(image, (str, Path)):
+            expanded.append(image)
             continue
-        path = Path(one)
+        path = Path(image)
         if path.is_dir():
-            inside = [Path(top) / name for top, _, names in os.walk(path) for name in names]
-            images = sorted(file for file in inside if file.name.lower().endswith(_EXTENSIONS))
-            if not images:
-                raise DataError(f"no image files in folder {path}: wanted {', '.join(_EXTENSIONS)}")
-            found += images
+            files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
+            image_files = sorted(file for file in files if file.name.lower().endswith(_EXTENSIONS))
+            if not image_files:
+                raise DataError(
+                    f"folder {path} has no image files; expected names that end in one of {', '.join(_EXTENSIONS)}"
+                )
+            expanded += image_files
         elif path.exists():
-            found.append(path)
+            expanded.append(path)
         else:
-            raise DataError(f"no image {path}: wanted image files or folders of them")
-    return found
+            raise DataError(f"image {path} does not exist; give image files, or folders with image files")
+    return expanded
 
 
-def print_predictions(predictions: Iterator[Prediction], form: str, total: int) -> int:
-    """Prints each as it comes, with a progress bar on a terminal that is not printed on; returns how many could not be
-    read. form: text, json or csv."""
+def print_predictions(predictions: Iterator[Prediction], format: str, total: int) -> int:
+    """Prints each prediction as soon as it is made. Returns the number of images that could not be read.
+
+    format: text, json or csv; total: number of predictions. Shows a progress bar if stderr is a terminal and stdout is
+    not.
+    """
     from rich.console import Console
     from rich.progress import track
 
     terminal = Console(stderr=True)
-    hidden = not terminal.is_terminal or sys.stdout.isatty() or total < 2
-    tracked = track(predictions, "predicting", total, console=terminal, disable=hidden, transient=True)
-    writer = {"text": _text, "json": _json, "csv": _csv}[form]
-    return writer(tracked)
+    is_hidden = not terminal.is_terminal or sys.stdout.isatty() or total < 2
+    tracked = track(predictions, "predicting", total, console=terminal, disable=is_hidden, transient=True)
+    print_all = {"text": _print_text, "json": _print_json, "csv": _print_csv}[format]
+    return print_all(tracked)
 
 
 def _printable(name: str) -> str:
     return name if name.isprintable() else ascii(name)
 
 
-def _text(predictions: Iterable[Prediction]) -> int:
-    problems = 0
-    for one in predictions:
-        problems += bool(one.problem)
-        guesses = "  ".join(f"{_printable(guess.name)} {guess.probability:.1%}" for guess in one.top)
-        print(f"{_printable(one.image)}: {guesses or one.problem}")
-    return problems
+def _print_text(predictions: Iterable[Prediction]) -> int:
+    num_errors = 0
+    for prediction in predictions:
+        num_errors += bool(prediction.error)
+        classes = "  ".join(f"{_printable(entry.name)} {entry.probability:.1%}" for entry in prediction.top)
+        print(f"{_printable(prediction.image)}: {classes or prediction.error}")
+    return num_errors
 
 
-def _json(predictions: Iterable[Prediction]) -> int:
-    """One list, with a line for each image."""
-    problems, before = 0, "["
-    for one in predictions:
-        problems += bool(one.problem)
-        guesses = [{"class": guess.name, "probability": guess.probability} for guess in one.top]
-        content: dict[str, Any] = {"image": one.image} | ({"error": one.problem} if one.problem else {"top": guesses})
-        print(f"{before}\n{json.dumps(finite_json(content), allow_nan=False)}", end="")
-        before = ","
+def _print_json(predictions: Iterable[Prediction]) -> int:
+    """Prints a list with one line for each image."""
+    num_errors, separator = 0, "["
+    for prediction in predictions:
+        num_errors += bool(prediction.error)
+        content: dict[str, Any] = {"image": prediction.image}
+        if prediction.error:
+            content["error"] = prediction.error
+        else:
+            content["top"] = [{"class": entry.name, "probability": entry.probability} for entry in prediction.top]
+        print(f"{separator}\n{json.dumps(finite_json(content), allow_nan=False)}", end="")
+        separator = ","
     print("\n]")
-    return problems
+    return num_errors
 
 
-def _csv(predictions: Iterable[Prediction]) -> int:
-    """A row for each guess: image, rank (from 1), class, probability, error."""
-    problems, writer = 0, csv.writer(sys.stdout, lineterminator="\n")
+def _print_csv(predictions: Iterable[Prediction]) -> int:
+    """Prints one row for each class of each image: image, rank (from 1), class, probability, error."""
+    num_errors, writer = 0, csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "class", "probability", "error"])
-    for one in predictions:
-        problems += bool(one.problem)
-        if one.problem:
-            writer.writerow([_printable(one.image), "", "", "", one.problem])
-        for rank, guess in enumerate(one.top, 1):
-            writer.writerow([_printable(one.image), rank, _printable(guess.name), f"{guess.probability:.6g}", ""])
-    return problems
+    for prediction in predictions:
+        num_errors += bool(prediction.error)
+        if prediction.error:
+            writer.writerow([_printable(prediction.image), "", "", "", prediction.error])
+        for rank, entry in enumerate(prediction.top, 1):
+            row = [_printable(prediction.image), rank, _printable(entry.name), f"{entry.probability:.6g}", ""]
+            writer.writerow(row)
+    return num_errors

@@ -1,6 +1,6 @@
-"""A run in, its trained network out, with what it takes to feed it: classes, normalization, size of images.
+"""Loads the trained network of a run, a checkpoint or a file of weights, with its classes and normalization.
 
-What could execute something when it is read, a pickle, is read only if that is asked for by name.
+Only allow_pickle permits reading a pickle, which can execute code.
 """
 
 import json
@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trainer.config.schema import DataSettings, ModelSettings
-from trainer.data.augment import Augment, Normalization
+from trainer.data.augment import Augment
+from trainer.data.normalization import Normalization
 from trainer.errors import FolderError
 from trainer.models.lookup import build_model
 from trainer.run import checkpoint
 
-METADATA_KEY = (
-    "samecurve"  # one name, because safetensors writes several in any order: the same run leaves the same file
-)
-_WEIGHTS = "model.safetensors"
-_PROGRAMS = (".torchscript.pt", ".pt2", ".onnx")
-# What a file that is cut off, foreign or empty makes the loaders raise.
-_BAD_FILE = (
+# All metadata is JSON under one key: safetensors writes several keys in any order, and equal runs leave equal files.
+METADATA_KEY = "samecurve"
+_WEIGHTS_FILE = "model.safetensors"
+_PROGRAM_SUFFIXES = (".torchscript.pt", ".pt2", ".onnx")
+_MAX_REASON_LENGTH = 160
+# The loaders raise these for a file that is truncated, empty or of another format.
+_BAD_FILE_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
     SafetensorError,
 )  # fmt: skip
@@ -35,7 +37,7 @@ _BAD_FILE = (
 
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
-    """What is written beside a network's weights, wherever these are."""
+    """The facts about a network that every file of its weights contains."""
 
     model: ModelSettings
     classes: tuple[str, ...]
@@ -44,8 +46,8 @@ class ModelMetadata:
     """side in pixels"""
     channels: int
 
-    def metadata(self) -> dict[str, str]:
-        """For a safetensors file. What was frozen is of how the network was trained, not of what it is."""
+    def to_file_metadata(self) -> dict[str, str]:
+        """Returns the metadata for a file of weights. Leaves out model.freeze, which only affects training."""
         content = asdict(self)
         del content["model"]["freeze"]
         return {METADATA_KEY: json.dumps(content)}
@@ -53,148 +55,178 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class SavedModel:
-    """A network in evaluation mode, on a device."""
+    """A trained network on a device, in evaluation mode."""
 
     path: Path
     """the file of its weights"""
-    about: ModelMetadata
+    metadata: ModelMetadata
     module: nn.Module
     device: torch.device
     augment: Augment
-    """whose normalization it was trained with"""
+    """normalizes images as in training"""
 
     def logits(self, images: Tensor) -> Tensor:
-        """images: uint8 [B, channels, image_size, image_size], on any device. float32 [B, num_classes] out."""
+        """Returns float32 [B, num_classes] for uint8 images [B, channels, image_size, image_size] on any device."""
         with torch.no_grad():
             logits: Tensor = self.module(self.augment.normalize(images.to(self.device)))
         return logits.float()
 
 
 def load_model(
-    run: Path, which: str = "auto", device: torch.device | None = None, allow_pickle: bool = False
+    run: Path, weights: str = "auto", device: torch.device | None = None, allow_pickle: bool = False
 ) -> SavedModel:
-    """The network of a run's folder, of a checkpoint's, or of a file of weights.
+    """Loads the network of a run folder, a checkpoint folder, or a file of weights.
 
-    which: of a run's folder, `final`, `best`, `latest`, a step, or `auto`: the final weights, or the latest checkpoint
-    of a run that has none yet. device: the first GPU, or the CPU where there is none. allow_pickle: a file may be one
-    that torch.save wrote of a whole module, which can run any code. Raises FolderError.
+    weights: for a run folder `final`, `best`, `latest`, a step, or `auto`: the final weights, or the latest checkpoint
+    if that is newer; for the others `auto`.
+    device: by default the first GPU, or the CPU if there is none.
+    allow_pickle: permits a file with a whole module that torch.save has pickled, which can run any code.
+    Raises FolderError if there are no such weights, they cannot be read, or there is no such device.
     """
-    path = find_weights(run, which)
+    path = find_weights(run, weights)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise FolderError(f"device {device}: this machine has no such GPU; choose cpu, or none to have what there is")
-    weights, text = _read(path, allow_pickle)
-    about = _about(path, text)
+        raise FolderError(
+            f"device {device} does not exist, this machine has {torch.cuda.device_count()} usable GPUs; choose cpu, or "
+            "leave the device out"
+        )
+    state, metadata_text = _read_file(path, allow_pickle)
+    metadata = _parse_metadata(path, metadata_text)
     try:
-        if isinstance(weights, nn.Module):
-            module = weights
-        else:
-            bare = replace(about.model, pretrained=None)  # all weights are here
-            module = build_model(bare, len(about.classes), about.channels, about.image_size)
-            module.load_state_dict(weights)
+        module = state if isinstance(state, nn.Module) else _build_module(metadata, state)
     except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FolderError(f"{path} does not hold the weights of its {about.model.name} ({reason})") from None
+        raise FolderError(
+            f"{path} does not contain the weights of its network {metadata.model.name} ({_short_reason(error)}); use "
+            "other weights, or the version of samecurve that wrote them"
+        ) from None
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shape = torch.Size([about.channels, about.image_size, about.image_size])
-    feed = Augment(DataSettings(), about.normalization, 0, device, shape)
-    return SavedModel(path, about, module.eval(), device, feed)
+    shape = torch.Size([metadata.channels, metadata.image_size, metadata.image_size])
+    augment = Augment(DataSettings(), metadata.normalization, 0, device, shape)
+    return SavedModel(path, metadata, module.eval(), device, augment)
 
 
-def find_weights(run: Path, which: str = "auto") -> Path:
-    """The file of weights that `load` would read. Raises FolderError, with what there is."""
+def _build_module(metadata: ModelMetadata, state: dict[str, Tensor]) -> nn.Module:
+    settings = replace(metadata.model, pretrained=None)  # the state has all weights: read no other file
+    module = build_model(settings, len(metadata.classes), metadata.channels, metadata.image_size)
+    module.load_state_dict(state)
+    return module
+
+
+def find_weights(run: Path, weights: str = "auto") -> Path:
+    """Returns the file of weights that load_model would read. Raises FolderError, which lists the choices."""
     if run.is_file() or (run / "manifest.json").is_file():
-        if which != "auto":
-            raise FolderError(f"{run} is no run's folder, of whose weights '{which}' could be chosen; leave that out")
-        return run if run.is_file() else _sound(run)
-    final, places = run / _WEIGHTS, checkpoint.list_checkpoints(run / "checkpoints")
-    if final.is_file() and (which == "final" or (which == "auto" and _is_newest(run, places))):
+        if weights != "auto":
+            raise FolderError(
+                f"{run} is not a run folder, so weights '{weights}' cannot be chosen; leave the choice out, or give a "
+                "run folder"
+            )
+        return run if run.is_file() else _weights_of_valid(run)
+    final, checkpoints = run / _WEIGHTS_FILE, checkpoint.list_checkpoints(run / "checkpoints")
+    if final.is_file() and (weights == "final" or (weights == "auto" and _is_final_newest(run, checkpoints))):
         return final
-    if which in ("auto", "latest"):
-        place, _ = checkpoint.newest_valid(run / "checkpoints")
-        if place is not None:
-            return place / _WEIGHTS
-    if which == "best":
-        step = _best_step(places)
-        which = which if step is None else str(step)
-    if re.fullmatch(r"\d+", which):
-        place = run / "checkpoints" / checkpoint.folder_name(int(which))
-        if place.is_dir():
-            return _sound(place)
-    there = ", ".join(str(int(place.name.removeprefix("step-"))) for place in reversed(places)) or "none"
-    finished = "final weights" if final.is_file() else "no final weights"
+    if weights in ("auto", "latest"):
+        newest, _ = checkpoint.find_newest_valid(run / "checkpoints")
+        if newest is not None:
+            return newest / _WEIGHTS_FILE
+    step = _best_step(checkpoints) if weights == "best" else None
+    if re.fullmatch(r"\d+", weights):
+        step = int(weights)
+    if step is not None:
+        folder = run / "checkpoints" / checkpoint.folder_name(step)
+        if folder.is_dir():
+            return _weights_of_valid(folder)
+    steps = ", ".join(str(_step_of(folder)) for folder in reversed(checkpoints)) or "none"
+    final_weights = "final weights" if final.is_file() else "no final weights"
     raise FolderError(
-        f"{run} has no weights '{which}': there are {finished}, and checkpoints of steps {there}; "
+        f"{run} has no weights '{weights}': there are {final_weights}, and checkpoints of steps {steps}; "
         "choose final, best, latest or a step"
     )
 
 
-def _is_newest(run: Path, places: list[Path]) -> bool:
-    """Whether the final weights are: a finished run may have been trained on since."""
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _is_final_newest(run: Path, checkpoints: list[Path]) -> bool:
+    """Returns whether no checkpoint is newer than the final weights: a finished run may continue with more steps."""
     summary = run / "summary.json"
     try:
         steps = json.loads(summary.read_text())["steps"] if summary.is_file() else 0
     except (ValueError, KeyError, TypeError):
         steps = 0
-    return not places or steps >= int(places[0].name.removeprefix("step-"))
+    return not checkpoints or steps >= _step_of(checkpoints[0])
 
 
-def _sound(place: Path) -> Path:
-    problem = checkpoint.find_damage(place)
-    if problem:
-        raise FolderError(f"checkpoint {place}: {problem}; choose another one")
-    return place / _WEIGHTS
+def _weights_of_valid(folder: Path) -> Path:
+    """Returns the file of weights of a checkpoint. Raises FolderError if the checkpoint is damaged."""
+    damage = checkpoint.find_damage(folder)
+    if damage:
+        raise FolderError(f"checkpoint {folder} is damaged: {damage}; choose another checkpoint")
+    return folder / _WEIGHTS_FILE
 
 
-def _best_step(places: list[Path]) -> int | None:
-    """As the newest checkpoint that can be read tells it."""
-    for place in places:
-        if not checkpoint.find_damage(place):
-            best = json.loads((place / "progress.json").read_text())["progress"]["best"]
+def _best_step(checkpoints: list[Path]) -> int | None:
+    """Returns the best step that the newest valid checkpoint records, or None."""
+    for folder in checkpoints:
+        if not checkpoint.find_damage(folder):
+            best = json.loads((folder / "progress.json").read_text())["progress"]["best"]
             return int(best["step"]) if best else None
     return None
 
 
-def _read(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module, str | None]:
-    """Weights, or a whole module, and what is said of them."""
-    if path.name.endswith(_PROGRAMS):
+def _read_file(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module, str | None]:
+    """Returns the weights, or a whole pickled module, and the JSON text of the metadata if the file has it."""
+    if path.name.endswith(_PROGRAM_SUFFIXES):
         raise FolderError(
-            f"{path} is a whole program, for its own reader; predict and evaluate take a run, or its weights"
+            f"{path} is an exported program, which only its runtime can load; give a run folder or a file of weights"
         )
     try:
         if path.suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-            own: dict[str, Any] = found if isinstance(found, dict) else {}
-            state = own.get("module") or own.get("state_dict", {})
-            if not isinstance(state, nn.Module) and not all(isinstance(one, Tensor) for one in dict(state).values()):
-                raise ValueError("its state_dict is none")
-            return state, own.get(METADATA_KEY)
-        path.open("rb").close()  # safetensors says of a file that may not be read that it is not there
+            return _read_torch_file(path, allow_pickle)
+        path.open("rb").close()  # without permission to read, safetensors would report that the file does not exist
         with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # it is no dict
-            return weights, (file.metadata() or {}).get(METADATA_KEY)
+            metadata_text = (file.metadata() or {}).get(METADATA_KEY)
+        return load_file(path), metadata_text
     except pickle.UnpicklingError:
         raise FolderError(
-            f"{path} holds more than weights: to load it could run any code. If you trust who made it: --allow-pickle"
+            f"{path} has more than weights, so loading it could run any code; use --allow-pickle only if you trust its "
+            "author"
         ) from None
-    except _BAD_FILE as error:
-        reason = " ".join(str(error).split())[:160]
-        raise FolderError(f"{path} cannot be read ({reason}); give a run, or a file of weights of one") from None
+    except _BAD_FILE_ERRORS as error:
+        raise FolderError(
+            f"{path} cannot be read as a file of weights ({_short_reason(error)}); give a run folder or its weights"
+        ) from None
 
 
-def _about(path: Path, text: str | None) -> ModelMetadata:
+def _read_torch_file(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.Module, str | None]:
+    loaded = torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    content: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
+    state = content.get("module") or content.get("state_dict", {})
+    if not isinstance(state, nn.Module) and not all(isinstance(value, Tensor) for value in dict(state).values()):
+        raise ValueError("its state_dict contains values that are not tensors")
+    return state, content.get(METADATA_KEY)
+
+
+def _parse_metadata(path: Path, text: str | None) -> ModelMetadata:
     if text is None:
         raise FolderError(
-            f"{path} does not say of which network its weights are; wanted a file that samecurve has written"
+            f"{path} has no metadata about its network; expected a file of weights that samecurve has written"
         )
     try:
-        found: dict[str, Any] = json.loads(text)
+        content: dict[str, Any] = json.loads(text)
+        normalization = content["normalization"]
         return ModelMetadata(
-            ModelSettings(**found["model"]),
-            tuple(found["classes"]),
-            Normalization(tuple(found["normalization"]["mean"]), tuple(found["normalization"]["std"])),
-            int(found["image_size"]),
-            int(found["channels"]),
+            ModelSettings(**content["model"]),
+            tuple(content["classes"]),
+            Normalization(tuple(normalization["mean"]), tuple(normalization["std"])),
+            int(content["image_size"]),
+            int(content["channels"]),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{path} describes its network in a way that is not known here ({error!r})") from None
+        raise FolderError(
+            f"{path} has metadata that this version cannot read ({error!r}); use the version that wrote it"
+        ) from None
+
+
+def _short_reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MAX_REASON_LENGTH]

@@ -1,1 +1,1 @@
-"""Networks, by name."""
+"""Networks: one file per family, and functions that build, inspect and freeze them."""

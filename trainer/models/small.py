@@ -1,4 +1,4 @@
-"""The tutorials' own small networks."""
+"""The small networks of the tutorials, for images of 32 pixels."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,9 +8,9 @@ from trainer.errors import ConfigError
 
 
 class LeNet(nn.Module):
-    """Two convolutions, three linear layers: "Net" of the PyTorch tutorials, after LeCun et al. 1998.
+    """Two convolutions and three linear layers: "Net" of the PyTorch tutorials. (After LeCun et al. 1998.)
 
-    [B, channels, 32, 32] -> [B, num_classes]; channels is 3, or 1 as in the tutorial's grey one.
+    [B, channels, 32, 32] -> [B, num_classes]. The tutorials use 3 channels, and 1 for grey images.
     """
 
     def __init__(self, num_classes: int, channels: int) -> None:
@@ -23,7 +23,7 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The tutorials have ReLU before pooling, of four times as many values: the same numbers and gradients.
+        # The tutorials apply ReLU before pooling, to four times as many values. Outputs and gradients are the same.
         x = F.relu(self.pool(self.conv1(x)))
         x = F.relu(self.pool(self.conv2(x)))
         x = F.relu(self.fc1(x.flatten(1)))
@@ -33,7 +33,9 @@ class LeNet(nn.Module):
 
 
 class Tudui(nn.Module):
-    """Three convolutions, each pooled, and two linear layers, with no nonlinearity but the pooling: as taught.
+    """Three convolutions, each with max pooling, and two linear layers: the network of the Tudui tutorial.
+
+    As in the tutorial, it has no activation functions: max pooling is its only nonlinearity.
 
     [B, channels, 32, 32] -> [B, num_classes].
     """
@@ -58,16 +60,18 @@ class Tudui(nn.Module):
 
 
 def lenet(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    _only_32(model.name, image_size)
+    """Returns LeNet. Raises ConfigError for images that are not 32 pixels wide."""
+    _check_image_size(model.name, image_size)
     return LeNet(num_classes, channels)
 
 
 def tudui(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    _only_32(model.name, image_size)
+    """Returns Tudui. Raises ConfigError for images that are not 32 pixels wide."""
+    _check_image_size(model.name, image_size)
     return Tudui(num_classes, channels)
 
 
-def _only_32(name: str, image_size: int) -> None:
+def _check_image_size(name: str, image_size: int) -> None:
     if image_size != 32:
         raise ConfigError(
             f"model.name={name} takes images of 32 pixels, got data.image_size={image_size}; set it to 32"

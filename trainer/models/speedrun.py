@@ -1,10 +1,11 @@
-"""The network of the speedruns: a whitening layer that is not trained, groups of convolutions, a small linear head.
+"""The network of the CIFAR-10 speedruns: a fixed whitening layer, groups of convolutions, and a small linear head.
 
-After Jordan, "94 % on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498), which builds on Page's "How to
-train your ResNet" (2018): patches whitened first, norms without scales, convolutions that begin as the identity.
+After Jordan, "94 % on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498), and Page, "How to train your
+ResNet" (2018). Patches are whitened first, norms have no scale, and convolutions start as the identity.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,40 +14,45 @@ from torch import Tensor, nn
 from trainer.config.schema import ModelSettings
 from trainer.errors import ConfigError
 
-_PATCH = 2  # side of what the first layer whitens, pixels
-_VARIANCE_FLOOR = 5e-4  # added to each direction's variance: what hardly varies is noise
+_PATCH_SIZE = 2  # side of the whitened patches, pixels
+_VARIANCE_FLOOR = 5e-4  # added to the variance of each direction, so that noise in weak directions is not amplified
 _NORM_MOMENTUM = 0.4
 _NORM_EPSILON = 1e-12
-_PIXELS_AT_ONCE = 1 << 18
+_MAX_FITTED_IMAGES = 5000
+_PIXELS_PER_PASS = 1 << 18
 
 
 class Whitening(nn.Module):
-    """2 x 2 patches along the eigenvectors of their covariance, each scaled to variance 1, and the same negated.
+    """Projects 2x2 patches on the eigenvectors of their covariance, scaled to variance 1, and on their negatives.
 
-    [B, C, H, W] -> [B, 8 C, H - 1, W - 1].
+    [B, C, H, W] -> [B, 8 C, H - 1, W - 1]. Random orthogonal filters until fit_to_data is called; not trained.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(2 * channels * _PATCH**2, channels, _PATCH, _PATCH), requires_grad=False)
+        filters = torch.empty(2 * channels * _PATCH_SIZE**2, channels, _PATCH_SIZE, _PATCH_SIZE)
+        self.weight = nn.Parameter(filters, requires_grad=False)
         nn.init.orthogonal_(self.weight)
 
-    def fit(self, images: Tensor, std: Tensor) -> None:
-        """Takes the patches' covariance from images, uint8 [N, C, H, W]; std: float [C], what values in [0, 1] will be
-        divided by. It is made of sums of whole numbers: the same for any number of threads."""
+    def fit_to_data(self, images: Tensor, std: Sequence[float]) -> None:
+        """Computes the filters from the covariance of the patches of up to 5,000 images, spread over the training set.
+
+        images: uint8 [N, C, H, W]. std: standard deviation that each channel, in [0, 1], is divided by.
+        The covariance comes from sums of integers, which are exact: it is the same for any number of threads.
+        """
+        images = images[:: -(-len(images) // _MAX_FITTED_IMAGES)].cpu()  # spread: the set may be sorted by class
         channels = images.shape[1]
-        size = channels * _PATCH**2
-        products, sums, count = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64), 0
-        at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-        for start in range(0, len(images), at_once):
-            some = images[start : start + at_once].double()
-            patches = some.unfold(2, _PATCH, 1).unfold(3, _PATCH, 1)  # [N, C, H - 1, W - 1, 2, 2]
-            rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
-            products, sums, count = products + rows.T @ rows, sums + rows.sum(0), count + len(rows)
-        scale = (255 * std.double()).repeat_interleave(_PATCH**2)
-        covariance = (products / count - sums.outer(sums) / count**2) / scale.outer(scale)
+        patch_values = channels * _PATCH_SIZE**2
+        products = torch.zeros(patch_values, patch_values, dtype=torch.float64)
+        sums, num_patches = torch.zeros(patch_values, dtype=torch.float64), 0
+        for batch in torch.split(images, max(1, _PIXELS_PER_PASS // images[0, 0].numel())):
+            patches = batch.double().unfold(2, _PATCH_SIZE, 1).unfold(3, _PATCH_SIZE, 1)  # [N, C, H - 1, W - 1, 2, 2]
+            rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, patch_values)
+            products, sums, num_patches = products + rows.T @ rows, sums + rows.sum(0), num_patches + len(rows)
+        scale = (255 * torch.tensor(std).double()).repeat_interleave(_PATCH_SIZE**2)
+        covariance = (products / num_patches - sums.outer(sums) / num_patches**2) / scale.outer(scale)
         variances, directions = torch.linalg.eigh(covariance)
-        filters = (directions / (variances + _VARIANCE_FLOOR).sqrt()).T.reshape(-1, channels, _PATCH, _PATCH)
+        filters = (directions / (variances + _VARIANCE_FLOOR).sqrt()).T.reshape(-1, channels, _PATCH_SIZE, _PATCH_SIZE)
         self.weight.data.copy_(torch.cat([filters, -filters]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,35 +60,40 @@ class Whitening(nn.Module):
 
 
 class Group(nn.Module):
-    """Convolutions, the first one pooled; with three and more, what the first gives is added to what the last does.
+    """A group of convolutions with max pooling after the first one.
+
+    With three or more convolutions, a shortcut adds the output of the first one to that of the last one.
 
     [B, C, H, W] -> [B, width, H // 2, W // 2].
     """
 
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
-        inputs = [channels] + [width] * (depth - 1)
-        convs = [nn.Conv2d(number, width, 3, padding=1, bias=False) for number in inputs]
-        norms = [nn.BatchNorm2d(width, _NORM_EPSILON, _NORM_MOMENTUM) for _ in inputs]
+        input_channels = [channels] + [width] * (depth - 1)
+        convs = [nn.Conv2d(count, width, 3, padding=1, bias=False) for count in input_channels]
+        norms = [nn.BatchNorm2d(width, _NORM_EPSILON, _NORM_MOMENTUM) for _ in input_channels]
         self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
         for conv, norm in zip(convs, norms, strict=True):
             nn.init.dirac_(conv.weight.data[: conv.weight.shape[1]])
             norm.weight.requires_grad = False
 
     def forward(self, x: Tensor) -> Tensor:
-        first = x
+        first_output = x
         last = len(self.convs) - 1
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x)) if index else norm(F.max_pool2d(conv(x), 2))
             if index == last and last > 1:
-                x = x + first
+                x = x + first_output
             x = F.gelu(x)
-            first = x if index == 0 else first
+            first_output = x if index == 0 else first_output
         return x
 
 
 class Speedrun(nn.Module):
-    """[B, channels, H, W] -> [B, num_classes], for any H and W that the groups can halve."""
+    """Whitening, one group per width, global max pooling, linear head.
+
+    [B, channels, H, W] -> [B, num_classes]. H and W are at least 2 ** len(widths) + 1: each group halves them.
+    """
 
     def __init__(self, num_classes: int, channels: int, widths: list[int], depth: int) -> None:
         super().__init__()
@@ -100,10 +111,11 @@ class Speedrun(nn.Module):
 
 
 def speedrun(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    smallest = 2 ** len(model.widths) + 1
-    if image_size < smallest:
+    """Returns Speedrun with model.widths and model.depth. Raises ConfigError for images that are too small."""
+    min_image_size = 2 ** len(model.widths) + 1
+    if image_size < min_image_size:
         raise ConfigError(
-            f"model.widths={model.widths} takes images of {smallest} pixels and more, got {image_size}; "
-            "shorten it, or raise data.image_size"
+            f"model.widths={model.widths} takes images of at least {min_image_size} pixels, got {image_size}; "
+            "shorten model.widths, or raise data.image_size"
         )
     return Speedrun(num_classes, channels, model.widths, model.depth)

@@ -1,4 +1,4 @@
-"""torchvision's classifiers, with or without ImageNet weights, their head replaced or one layer appended to it."""
+"""torchvision's classifiers, with or without ImageNet weights, and with a new or an extended head."""
 
 import pickle
 import re
@@ -8,164 +8,181 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config.schema import ModelSettings
 from trainer.config.validate import check_pretrained_file
-from trainer.data.augment import Normalization
+from trainer.data.normalization import Normalization
 from trainer.errors import ConfigError, suggest_choice
 
-# What a file that is cut off, foreign, or a pickle that would run code makes torch's and safetensors' loaders raise.
-_BAD_FILE = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
-# Their weights were TensorFlow's and want values in [-1, 1]: torchvision's own networks turn ImageNet's normalization
-# into that at their first layer when they load weights (`transform_input`). Both have auxiliary heads.
-_OF_TENSORFLOW = ("googlenet", "inception_v3")
+# Raised by the loaders of torch and safetensors for a file that is truncated, of another kind, or a pickle that would
+# run code.
+_LOAD_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
+# Networks whose weights come from TensorFlow and expect values in [-1, 1]. When torchvision loads these weights, it
+# converts ImageNet's normalization to that range in the first layer (`transform_input`). Both have auxiliary heads.
+_TENSORFLOW_MODELS = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a network's weights were made for."""
+    """Image size and normalization that pretrained weights expect."""
 
     image_size: int
-    """side in pixels"""
+    """Side in pixels."""
     normalization: Normalization
 
 
 def vgg16(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """VGG16 as torchvision has it: 134 million weights. (Simonyan and Zisserman, arXiv 1409.1556.)"""
-    return _with_head("vgg16", model, num_classes, channels, image_size)
+    """Returns torchvision's VGG16, with 134 million weights. (Simonyan and Zisserman, arXiv 1409.1556.)
+
+    Raises ConfigError as torchvision_model does.
+    """
+    return _build("vgg16", model, num_classes, channels, image_size)
 
 
 def torchvision_model(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """`torchvision/NAME`: any classifier of torchvision's registry."""
-    return _with_head(_registered(model.name), model, num_classes, channels, image_size)
+    """Returns the classifier of torchvision that `torchvision/NAME` names.
+
+    Raises ConfigError for an unknown name, images that the network cannot take, or an unusable file of weights.
+    """
+    return _build(_torchvision_name(model.name), model, num_classes, channels, image_size)
 
 
-def preprocessing(model: ModelSettings) -> Preprocessing:
-    """That of model.pretrained, if the file has the name that torchvision gave it; else of the default weights."""
+def pretrained_preprocessing(model: ModelSettings) -> Preprocessing:
+    """Returns the preprocessing for the weights in model.pretrained, which the name of torchvision's file identifies.
+
+    A file of another name gets the preprocessing of torchvision's default weights.
+    """
     import torchvision
 
-    file = Path(model.pretrained or "").name
-    known: Any = torchvision.models.get_model_weights(_registered(model.name))
-    weights = next((one for one in known if Path(one.url).name == file), known.DEFAULT)
-    shown = weights.transforms()
-    if _registered(model.name) in _OF_TENSORFLOW:
-        return Preprocessing(shown.crop_size[0], Normalization((0.5,) * 3, (0.5,) * 3))
-    return Preprocessing(shown.crop_size[0], Normalization(tuple(shown.mean), tuple(shown.std)))
+    name = _torchvision_name(model.name)
+    file_name = Path(model.pretrained or "").name
+    known_weights: Any = torchvision.models.get_model_weights(name)
+    weights = next((known for known in known_weights if Path(known.url).name == file_name), known_weights.DEFAULT)
+    transforms = weights.transforms()
+    if name in _TENSORFLOW_MODELS:
+        return Preprocessing(transforms.crop_size[0], Normalization((0.5,) * 3, (0.5,) * 3))
+    return Preprocessing(transforms.crop_size[0], Normalization(tuple(transforms.mean), tuple(transforms.std)))
 
 
-def _registered(model_name: str) -> str:
-    """A model's name in torchvision. Raises ConfigError for one that it does not have."""
-    import torchvision  # late: 2 s
+def pretrained_file(model: ModelSettings) -> Path:
+    """Returns the path of the weights in model.pretrained, which must be set. Raises ConfigError for a missing file."""
+    source = model.pretrained or ""
+    path = _hub_file(_torchvision_name(model.name)) if source == "hub" else Path(source).expanduser()
+    check_pretrained_file(model, path)
+    return path
+
+
+def _torchvision_name(model_name: str) -> str:
+    """Returns a model's name in torchvision. Raises ConfigError for a name that torchvision does not have."""
+    import torchvision  # lazy import: 2 s
 
     name = model_name.removeprefix("torchvision/")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
+    known_names = torchvision.models.list_models(module=torchvision.models)
+    if name not in known_names:
         raise ConfigError(
-            f"model.name={model_name}: torchvision has no classifier '{name}'; {suggest_choice(name, known)}"
+            f"model.name={model_name}: torchvision has no classifier '{name}'; {suggest_choice(name, known_names)}"
         )
     return name
 
 
-def _with_head(name: str, model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
+def _build(name: str, model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
     import torchvision
 
     if channels != 3:
         raise ConfigError(f"model.name={model.name} takes 3 channels, the data set has {channels}; set data.channels=3")
     options: dict[str, Any] = {"weights": None}
-    if name in _OF_TENSORFLOW:  # their auxiliary heads would return more than logits
+    if name in _TENSORFLOW_MODELS:  # with auxiliary heads they would return more than logits
         options |= {"aux_logits": False, "init_weights": True}
-    if name.startswith("vit_"):  # one weight for each place in the image
+    if name.startswith("vit_"):  # their position embedding depends on the image size
         options |= {"image_size": image_size}
     try:
-        net: nn.Module = torchvision.models.get_model(name, **options)
+        network: nn.Module = torchvision.models.get_model(name, **options)
     except AssertionError as error:
-        raise ConfigError(f"model.name={model.name} cannot take data.image_size={image_size} ({error})") from None
+        raise ConfigError(
+            f"model.name={model.name} cannot take data.image_size={image_size} ({error}); try 224"
+        ) from None
     if model.pretrained:
-        _load_weights(net, name, model.pretrained, pretrained_file(model))
-    _change_head(net, model.head, num_classes)
-    _check_input(net, model.name, image_size)
-    return net
+        _load_weights(network, name, model.pretrained, pretrained_file(model))
+    _change_head(network, model.head, num_classes)
+    _check_image_size(network, model.name, image_size)
+    return network
 
 
-def pretrained_file(model: ModelSettings) -> Path:
-    """Where model.pretrained, which is set, lies. Raises ConfigError when it does not."""
-    source = model.pretrained or ""
-    path = _hub_file(_registered(model.name)) if source == "hub" else Path(source).expanduser()
-    check_pretrained_file(model, path)
-    return path
+def _load_weights(network: nn.Module, name: str, source: str, path: Path) -> None:
+    """Loads ImageNet weights from a file without executing code in it. Ignores weights of auxiliary heads.
 
-
-def _load_weights(net: nn.Module, name: str, source: str, path: Path) -> None:
-    """ImageNet weights from a file, without executing anything in it; auxiliary heads in it are left out."""
+    Raises ConfigError for a file that does not contain weights of this network.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: dict[str, Tensor] = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise ValueError(f"it holds a {type(state).__name__} that is no state dict")
-        net.load_state_dict(
-            {_new_name(key): value for key, value in state.items() if not key.lower().startswith("aux")}
+            raise ValueError(f"expected a state dict, got an object of type {type(state).__name__}")
+        network.load_state_dict(
+            {_current_key(key): value for key, value in state.items() if not key.lower().startswith("aux")}
         )
-    except _BAD_FILE as error:
+    except _LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
-        size = "; data.image_size=auto is the size that they are for" if "pos_embedding" in reason else ""
+        # The position embedding has another shape if the weights are for another image size.
+        fix = "set data.image_size=auto" if "pos_embedding" in reason else "choose another file"
         raise ConfigError(
-            f"model.pretrained={source}: {path} does not hold weights of {name} ({reason}){size}"
+            f"model.pretrained={source}: {path} does not contain weights of {name} ({reason}); {fix}"
         ) from None
 
 
-def _new_name(key: str) -> str:
-    """torchvision's files of densenets still have `norm.1` where their layers are called `norm1`."""
+def _current_key(key: str) -> str:
+    """Renames weights in torchvision's files for DenseNets, which have `norm.1` where the layer's name is `norm1`."""
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
 
 
 def _hub_file(name: str) -> Path:
-    """Where torch.hub keeps torchvision's default weights of a model."""
+    """Returns the path where torch.hub stores torchvision's default weights of a model."""
     import torchvision
 
     weights: Any = torchvision.models.get_model_weights(name)
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.DEFAULT.url).name
 
 
-def _change_head(net: nn.Module, head: str, num_classes: int) -> None:
-    """The tutorials' two ways: the last linear layer gives way to a new one, or a new one comes after it."""
-    name, last = _last_classifying_layer(net)
-    parent_name, _, own_name = name.rpartition(".")
-    parent = net.get_submodule(parent_name)
-    if isinstance(last, nn.Conv2d):  # squeezenet classifies by a 1x1 convolution
+def _change_head(network: nn.Module, head: str, num_classes: int) -> None:
+    """Replaces the last linear layer by a new one, or appends a new one to it: the tutorials teach both."""
+    name, last = _last_classifying_layer(network)
+    parent_name, _, child_name = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    if isinstance(last, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
         if head == "append":
             raise ConfigError("model.head=append: this model's last layer is a convolution; use model.head=replace")
-        setattr(parent, own_name, nn.Conv2d(last.in_channels, num_classes, kernel_size=1))
+        setattr(parent, child_name, nn.Conv2d(last.in_channels, num_classes, kernel_size=1))
     elif head == "replace":
-        setattr(parent, own_name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
+        setattr(parent, child_name, nn.Linear(last.in_features, num_classes, bias=last.bias is not None))
     elif isinstance(parent, nn.Sequential) and list(parent.children())[-1] is last:
         parent.add_module("add_linear", nn.Linear(last.out_features, num_classes))
     else:
-        setattr(parent, own_name, nn.Sequential(last, nn.Linear(last.out_features, num_classes)))
+        setattr(parent, child_name, nn.Sequential(last, nn.Linear(last.out_features, num_classes)))
 
 
-def _last_classifying_layer(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """The layer that gives ImageNet's 1,000 outputs."""
-    found = [
+def _last_classifying_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Returns name and module of the layer with ImageNet's 1,000 outputs."""
+    layers = [
         (name, module)
-        for name, module in net.named_modules()
+        for name, module in network.named_modules()
         if (isinstance(module, nn.Linear) and module.out_features == 1000)
         or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)
     ]
-    return found[-1]
+    return layers[-1]
 
 
-def _check_input(net: nn.Module, name: str, image_size: int) -> None:
-    """One image goes through before the data is read: some networks refuse small ones, each in its own words."""
-    training = net.training
+def _check_image_size(network: nn.Module, name: str, image_size: int) -> None:
+    """Runs one image through the network before the data is read. Raises ConfigError if the image is too small."""
+    is_training = network.training
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:  # how the networks refuse, each its own way
+            network.eval()(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:  # networks raise different errors for small images
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"model.name={name} cannot take data.image_size={image_size} ({reason}); try 224") from None
-    net.train(training)
+    network.train(is_training)

@@ -1,4 +1,7 @@
-"""A network in, an optimizer out. Parts of it, or weights of three kinds, may have learning rates of their own."""
+"""Builds the optimizer of a network, with learning rates of their own for parts of it or for kinds of weights.
+
+To add an optimizer, write a function like `adamw` and list it in OPTIMIZERS in config/plugins.py.
+"""
 
 from typing import Any
 
@@ -13,12 +16,12 @@ from trainer.optim import compiler_import
 from trainer.optim.muon import Muon
 
 Groups = list[dict[str, Any]]
-"""What torch's optimizers take: {"params": [...], "part": a name, "kind": "matrices", "head" or "vectors"}, the latter
-two where they matter."""
+"""Parameter groups as torch.optim takes them: {"params": [weights]}, with two optional keys. "part" is a name from
+optim.lr_parts. "kind" is "matrices", "head" (the last linear layer's weights) or "vectors" (biases, norms, tokens)."""
 
 
 def sgd(groups: Groups, optim: OptimSettings, precision: str) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, by torch's fused kernel."""
+    """Returns stochastic gradient descent with momentum, with torch's fused kernel."""
     optimizer = torch.optim.SGD(
         groups,
         optim.lr,
@@ -29,91 +32,104 @@ def sgd(groups: Groups, optim: OptimSettings, precision: str) -> torch.optim.Opt
     )
     for group in optimizer.param_groups:
         for weight in group["params"] if optim.momentum else ():
-            # PyTorch makes these in the first step, and leaves them as they come from memory where that is skipped.
+            # PyTorch allocates the buffers in the first step, and does not initialize them if that step is skipped.
             optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return optimizer
 
 
 def adamw(groups: Groups, optim: OptimSettings, precision: str) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay, torch's own. (Loshchilov and Hutter, arXiv 1711.05101.)"""
-    first, second = optim.betas
-    return torch.optim.AdamW(groups, optim.lr, betas=(first, second), weight_decay=optim.weight_decay, fused=True)
+    """Returns Adam with decoupled weight decay, in torch's fused kernel. (Loshchilov, Hutter, arXiv 1711.05101.)"""
+    beta1, beta2 = optim.betas
+    return torch.optim.AdamW(groups, optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
 
 
 def muon(groups: Groups, optim: OptimSettings, precision: str) -> torch.optim.Optimizer:
-    """Muon for matrices, SGD for head and vectors."""
+    """Returns Muon for matrices, which updates head and vectors by SGD. (Jordan et al. 2024.)"""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     return Muon(groups, optim.lr, optim.muon_momentum, optim.momentum, optim.weight_decay, dtype)
 
 
-def build_optimizer(module: nn.Module, optim: OptimSettings, precision: str = "fp32") -> torch.optim.Optimizer:
-    """The named optimizer of all weights that are trained: in one group where one learning rate does for all.
+def build_optimizer(network: nn.Module, optim: OptimSettings, precision: str = "fp32") -> torch.optim.Optimizer:
+    """Returns the optimizer that the settings name, over all trainable weights.
 
-    precision: the training's; weights and their updates are fp32 whatever it is.
+    All weights are in one group unless the settings or the optimizer need several. A checkpoint stores the groups, so
+    the same settings must give the same groups in every version.
+    precision: that of the forward and backward pass. Weights and their updates are always fp32.
+    Raises ConfigError for a learning rate without weights that it applies to.
     """
-    compiler_import.avoid()
-    groups: Groups = [{"params": [weight for weight in module.parameters() if weight.requires_grad]}]
+    compiler_import.skip_for_optimizer_methods()
+    groups: Groups = [{"params": [weight for weight in network.parameters() if weight.requires_grad]}]
     if optim.lr_parts:
-        groups = _by_part(module, optim)
+        groups = _split_by_part(network, optim)
     if optim.name == "muon" or optim.lr_vectors is not None or optim.lr_head is not None:
-        groups = [finer for group in groups for finer in _by_kind(module, optim, group)]
+        groups = [subgroup for group in groups for subgroup in _split_by_kind(network, optim, group)]
     optimizer: torch.optim.Optimizer = load_plugin(OPTIMIZERS, optim.name)(groups, optim, precision)
-    compiler_import.unwrap_step(optimizer)
+    compiler_import.skip_for_step(optimizer)
     return optimizer
 
 
-def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether step() changes nothing where the attribute `found_inf`, float32 [] on the device, is 1. PyTorch's fused
-    optimizers do, as its GradScaler asks of them; others would take the step."""
-    return isinstance(optimizer, Muon) or bool(optimizer.defaults.get("fused"))
+def supports_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether step() changes nothing when the attribute `found_inf`, float32 [] on the device, is 1.
 
-
-def _by_part(module: nn.Module, optim: OptimSettings) -> Groups:
-    """The trained weights under each name of optim.lr_parts and under no longer one, then those under none."""
-    setting = f"optim.lr_parts={optim.lr_parts}"
-    parts: dict[str, list[Tensor]] = {name: [] for name in optim.lr_of_parts}
-    for name in parts:
-        find_module(module, name, setting)
-    rest: list[Tensor] = []
-    for own_name, weight in module.named_parameters():
-        if weight.requires_grad:
-            over = [name for name in parts if is_under(own_name, name)]
-            (parts[max(over, key=len)] if over else rest).append(weight)
-    for name, weights in parts.items():
-        if not weights:
-            raise ConfigError(f"{setting}: no weight that is trained has the rate of '{name}'; leave it out")
-    groups: Groups = [{"params": weights, "part": name} for name, weights in parts.items()]
-    return [*groups, {"params": rest}] if rest else groups
-
-
-def _by_kind(module: nn.Module, optim: OptimSettings, group: dict[str, Any]) -> Groups:
-    heads = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)][-1:]
-    if optim.lr_head is not None and not any(head.requires_grad for head in heads):
-        raise ConfigError(f"optim.lr_head={optim.lr_head}: the network has no linear layer that is trained; unset it")
-    kinds: dict[str, list[Tensor]] = {"matrices": [], "head": [], "vectors": []}
-    for weight in group["params"]:
-        # Scales of channels and learned tokens are vectors too, whatever their shape.
-        is_vector = weight.numel() == max(weight.shape, default=1) or weight.shape[0] == 1
-        kind = "head" if any(weight is head for head in heads) else "vectors" if is_vector else "matrices"
-        kinds[kind].append(weight)
-    return [group | {"params": weights, "kind": kind} for kind, weights in kinds.items() if weights]
+    PyTorch's fused optimizers support it for GradScaler. Other optimizers ignore it and update the weights.
+    """
+    is_from_torch = type(optimizer).__module__.startswith("torch.optim.")
+    return isinstance(optimizer, Muon) or (is_from_torch and bool(optimizer.defaults.get("fused")))
 
 
 def restore_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Loads a checkpoint's state. Its tensors get the layout of the parameters: fused kernels run over both at once."""
+    """Loads a checkpoint's optimizer state, and converts its tensors to the memory layout of their weights.
+
+    A fused kernel walks through a weight and its state in memory order, so that both must have the same layout.
+    """
     optimizer.load_state_dict(state)
-    for parameter, entry in optimizer.state.items():
-        for name, value in entry.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for weight, weight_state in optimizer.state.items():
+        for name, value in weight_state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                weight_state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, optim: OptimSettings, lr_factor: float) -> None:
-    """Sets the rate of every group to its peak times a factor in [0, 1]; called before each step."""
-    kinds = {"vectors": optim.lr_vectors, "head": optim.lr_head}
-    parts = optim.lr_of_parts
+    """Sets the learning rate of each group to its peak times lr_factor, in [0, 1]. Call it before each step."""
+    lr_by_kind = {"vectors": optim.lr_vectors, "head": optim.lr_head}
+    lr_by_part = optim.lr_by_part
     for group in optimizer.param_groups:
-        peak = parts.get(group.get("part", ""), kinds.get(group.get("kind", "")))
+        peak = lr_by_part.get(group.get("part", ""), lr_by_kind.get(group.get("kind", "")))
         group["lr"] = lr_factor * (optim.lr if peak is None else peak)
         if "lr_factor" in group:
             group["lr_factor"] = lr_factor
+
+
+def _split_by_part(network: nn.Module, optim: OptimSettings) -> Groups:
+    """Returns a group for each name in optim.lr_parts, and a last one for all other trainable weights.
+
+    A weight under several of the names belongs to the longest one.
+    """
+    setting = f"optim.lr_parts={optim.lr_parts}"
+    weights_by_part: dict[str, list[Tensor]] = {name: [] for name in optim.lr_by_part}
+    for part in weights_by_part:
+        find_module(network, part, setting)
+    other_weights: list[Tensor] = []
+    for name, weight in network.named_parameters():
+        if weight.requires_grad:
+            parts = [part for part in weights_by_part if is_under(name, part)]
+            (weights_by_part[max(parts, key=len)] if parts else other_weights).append(weight)
+    for part, weights in weights_by_part.items():
+        if not weights:
+            raise ConfigError(f"{setting}: the rate of '{part}' applies to no trainable weight; remove it")
+    groups: Groups = [{"params": weights, "part": part} for part, weights in weights_by_part.items()]
+    return [*groups, {"params": other_weights}] if other_weights else groups
+
+
+def _split_by_kind(network: nn.Module, optim: OptimSettings, group: dict[str, Any]) -> Groups:
+    """Splits a group into matrices, head and vectors, without empty groups."""
+    heads = [layer.weight for layer in network.modules() if isinstance(layer, nn.Linear)][-1:]
+    if optim.lr_head is not None and not any(head.requires_grad for head in heads):
+        raise ConfigError(f"optim.lr_head={optim.lr_head}: the network has no trainable linear layer; set it to null")
+    weights_by_kind: dict[str, list[Tensor]] = {"matrices": [], "head": [], "vectors": []}
+    for weight in group["params"]:
+        # Channel scales and learned tokens are vectors too, even with more than one dimension.
+        is_vector = weight.numel() == max(weight.shape, default=1) or weight.shape[0] == 1
+        kind = "head" if any(weight is head for head in heads) else "vectors" if is_vector else "matrices"
+        weights_by_kind[kind].append(weight)
+    return [group | {"params": weights, "kind": kind} for kind, weights in weights_by_kind.items() if weights]

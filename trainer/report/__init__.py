@@ -1,1 +1,1 @@
-"""report.html, figures and media of a run."""
+"""The report of a run: report.html, figures, and media for trackers."""

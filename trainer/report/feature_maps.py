@@ -1,5 +1,4 @@
-"""A network and an image in, what named layers make of it out: the pictures of a tutorial's convolution, activation and
-pooling."""
+"""Computes feature maps: the outputs of named layers for one image."""
 
 from collections.abc import Sequence
 
@@ -8,23 +7,25 @@ from torch import Tensor, nn
 
 from trainer.models.inspect import eval_copy
 
-_DIMENSIONS = (2, 3, 4)
 
+def compute_feature_maps(module: nn.Module, image: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Returns each layer's output as float32 [channels, h, w] on the CPU. The module is not changed.
 
-def compute_feature_maps(module: nn.Module, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """image: the network's input, float32 [1, C, H, W]. Of each layer float32 [channels, h, w], on the CPU; a layer
-    that gives a vector has maps of one pixel, one that gives a vector for each place a single map of [places, length].
-    Of a layer that is run several times it is the last; one that is not run, or gives no tensor, is left out."""
-    found: dict[str, Tensor] = {}
-    watched = eval_copy(module)
-    for name in names:
+    image: network input, float32 [1, C, H, W].
+    layers: module names as in `named_modules()`.
+    An output [1, channels] becomes maps of one pixel. An output [1, positions, length] becomes one map. If a layer runs
+    several times, its last output counts. A layer that does not run, or does not return such a tensor, is left out.
+    """
+    maps: dict[str, Tensor] = {}
+    network = eval_copy(module)
+    for layer in layers:
 
-        def keep(_: nn.Module, __: object, output: object, name: str = name) -> None:
-            if isinstance(output, Tensor) and output.dim() in _DIMENSIONS:
-                made = output[0].float().cpu().clone()  # or the next layer may write over it
-                found[name] = {3: made, 2: made[None], 1: made[:, None, None]}[made.dim()]
+        def save_output(_: nn.Module, __: object, output: object, layer: str = layer) -> None:
+            if isinstance(output, Tensor) and 2 <= output.dim() <= 4:
+                first = output[0].float().cpu().clone()  # cloned: the next layer may work in place
+                maps[layer] = {3: first, 2: first[None], 1: first[:, None, None]}[first.dim()]
 
-        watched.get_submodule(name).register_forward_hook(keep)
+        network.get_submodule(layer).register_forward_hook(save_output)
     with torch.no_grad():
-        watched(image)
-    return found
+        network(image)
+    return maps

@@ -1,287 +1,215 @@
-"""Run folders in, report.html out: one file that needs no network and no script. `samecurve report RUN [RUN...]`.
-
-One run: what it reached, its curves, classes, surest mistakes, settings and how to repeat it. Several: their curves
-over each other, the settings in which they differ, mean and deviation over seeds. No torch.
-"""
+"""Writes report.html for one run or several: one file that needs no network and no scripts. Does not import torch."""
 
 import base64
 import heapq
 import html
-import json
-import math
 import os
 import shlex
-import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trainer.config.changes import MAY_CHANGE
 from trainer.config.load import flatten
 from trainer.config.schema import RunConfig
-from trainer.format import format_duration
 from trainer.report import figures
+from trainer.report.comparison import comparison_page, format_setting
+from trainer.report.examples import MAX_CLASSES, MAX_SAMPLES_PER_CLASS, read_examples
+from trainer.report.results import curve_charts, format_count, read_results
 from trainer.report.style import page, section, table
-from trainer.report.svg import Series, line_chart
 from trainer.run.files import replace_file
-from trainer.run.record import Example, RunRecord, read_record
+from trainer.run.record import RunRecord
+from trainer.tracking.example import Example
 
 REPORT_FILE = "report.html"
-# Of a line of metrics, and its title.
-_CURVES = (("loss", "loss"), ("accuracy", "accuracy"), ("lr", "learning rate"), ("samples_per_second", "images/s"))
-# Where a run lies, what it is seeded with and how it is watched does not make it another experiment.
-_NO_EXPERIMENT = MAY_CHANGE - {"train.epochs", "train.max_steps"} | {"run.name", "run.seed"}
-_SOME = "<p>at most 8 of each, of the first 20 classes</p>"
-_MOST_CELLS = 30  # classes of a confusion matrix that is shown whole
+_MAX_CONFUSED_PAIRS = 30
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """One run's report, or that of several side by side. Raises FolderError for what is no run; OSError."""
-    told = _apart([read_record(folder) for folder in folders])
-    text = run_page(told[0]) if len(told) == 1 else comparison_page(told)
-    content = text.encode(errors="xmlcharrefreplace")  # a command may have bytes that are no text
+    """Writes the report of one run, or a comparison of several runs, to the file `out`, atomically.
+
+    Raises FolderError if a folder is not a run folder or one of its files cannot be read. Raises OSError if `out`
+    cannot be written.
+    """
+    records = _with_unique_names([RunRecord(folder) for folder in folders])
+    text = run_page(records[0]) if len(records) == 1 else comparison_page(records)
+    content = text.encode(errors="xmlcharrefreplace")  # a recorded command line may contain undecodable bytes
     replace_file(out, lambda path: path.write_bytes(content))
 
 
-def _apart(runs: list[RunRecord]) -> list[RunRecord]:
-    """Those whose names are the same are told apart by their folders."""
-    names = [run.name for run in runs]
-    return [replace(run, name=os.path.normpath(run.folder)) if names.count(run.name) > 1 else run for run in runs]
-
-
-def run_page(run: RunRecord) -> str:
-    """The page of one run."""
-    classes = run.evaluation.get("classes", [])
-    parts = [
-        _headline(run),
-        section("Curves", _curves([run])),
-        section("Classes", _at(run) + _classes(classes) + _confusion(run.evaluation) if classes else ""),
-        section("The surest mistakes", _gallery(run.mistakes) if run.mistakes else ""),
-        section("Some of each class", _SOME + _by_class(run.samples) if run.samples else ""),
-        section("What it is trained on", _figures(run, "samples.png")),
-        section("What its layers make of an image", _figures(run, "feature_maps/*.png")),
-        section("Settings that differ from the defaults", table(("setting", "here", "default"), _changed(run))),
-        section("Environment", table(("", ""), _environment(run))),
-        section("To repeat it", _commands(run)),
+def _with_unique_names(records: list[RunRecord]) -> list[RunRecord]:
+    """Replaces names that occur more than once by the paths of the run folders."""
+    names = [record.name for record in records]
+    return [
+        RunRecord(record.path, os.path.normpath(record.path)) if names.count(record.name) > 1 else record
+        for record in records
     ]
-    return page(run.name, parts)
 
 
-def comparison_page(runs: Sequence[RunRecord]) -> str:
-    """The page of several runs."""
-    title = f"{len(runs)} runs"
-    rows = [[_name(run, index), *_numbers(run)] for index, run in enumerate(runs)]
-    heads = ("run", "state", "test accuracy", "test loss", "steps", "time", "images/s", "ranks")
-    parts = [
-        f"<header><h1>{title}</h1></header>",
-        section("Results", table(heads, rows, raw=True, numbers=True)),
-        section("Curves", _curves(runs)),
-        section("Settings in which they differ", _differing(runs)),
-        section("Mean over seeds", _over_seeds(runs)),
+def run_page(record: RunRecord) -> str:
+    """Returns the HTML page for one run."""
+    examples = read_examples(record.path)
+    sections = [
+        _header(record),
+        section("Curves", curve_charts([record])),
+        section("Classes", _evaluation(record)),
+        section("Most confident mistakes", _gallery(examples.mistakes)),
+        section("Samples of each class", _samples_by_class(examples.samples)),
+        section("First training batch", _embed_figures(record, f"{figures.FIRST_BATCH_FIGURE}.png")),
+        section("Feature maps", _embed_figures(record, "feature_maps/*.png")),
+        section(
+            "Settings that differ from the defaults",
+            table(("setting", "value", "default"), _settings_changed_from_defaults(record)),
+        ),
+        section("Environment", table(("", ""), _environment(record))),
+        section("How to repeat this run", _commands(record)),
     ]
-    return page(title, parts)
+    return page(record.name, sections)
 
 
-def _headline(run: RunRecord) -> str:
-    test, train = run.last("test"), run.last("train")
-    model, data = run.settings["model.name"], run.settings["data.name"]
-    several_views = test.get("tta_accuracy")
+def _header(record: RunRecord) -> str:
+    results = read_results(record)
     cards = [
-        ("test accuracy", _percent(test.get("accuracy"))),
-        *([("with several views", _percent(several_views))] if several_views is not None else []),
-        ("time", _time(run)),
-        ("images/s in training", _count(run.summary.get("train", train).get("samples_per_second"))),
-        ("epochs", f"{run.last('train').get('epoch', 0):.4g}"),
-        ("steps", _count(run.status.get("step"))),
-        ("ranks", _count(run.environment.get("world_size"))),
-        ("restarts", str(run.restarts)),
+        ("test accuracy", results.test_accuracy),
+        ("with test-time augmentation", results.tta_accuracy),
+        ("time", results.time),
+        ("training images/s", results.images_per_second),
+        ("epochs", results.epochs),
+        ("steps", results.steps),
+        ("ranks", results.world_size),
+        ("restarts", results.restarts),
     ]
-    shown = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in cards)
-    state = html.escape(str(run.status.get("state", "unknown")))
-    reason = html.escape(str(run.status.get("reason") or ""))
+    if results.tta_accuracy == "-":  # most runs do not use it
+        del cards[1]
+    cards_html = "".join(f"<div><dt>{title}</dt><dd>{html.escape(value)}</dd></div>" for title, value in cards)
+    state, reason = html.escape(results.state), html.escape(results.reason)
+    description = html.escape(f"{record.settings['model.name']} on {record.settings['data.name']}")
     return (
-        f'<header><h1>{html.escape(run.name)} <span class="state {state}">{state}</span></h1>'
-        f"<p>{html.escape(f'{model} on {data}')}{f' - {reason}' if reason else ''}</p>"
-        f'<dl class="cards">{shown}</dl></header>'
+        f'<header><h1>{html.escape(record.name)} <span class="state {state}">{state}</span></h1>'
+        f"<p>{description}{f' - {reason}' if reason else ''}</p>"
+        f'<dl class="cards">{cards_html}</dl></header>'
     )
 
 
-def _curves(runs: Sequence[RunRecord]) -> str:
-    """A chart of each measure: training and evaluations of one run; of several, each run in its colour."""
-    charts = []
-    for key, title in _CURVES:
-        series = []
-        evaluated = any(run.points("test", key) for run in runs)
-        for index, run in enumerate(runs):
-            for place, split in enumerate(("train", "test", "validation")):
-                points = run.points(split, key)
-                if points and len(runs) == 1:
-                    series.append(Series(split, points, place))
-                elif points:
-                    dashed = split == "train" and evaluated
-                    series.append(Series(f"{run.name}: {split}", points, index, dashed))
-        drawn = line_chart(series, "epoch", title, percent=key == "accuracy", from_zero=key == "samples_per_second")
-        charts.append(f"<figure><figcaption>{title}</figcaption>{drawn}</figure>")
-    return f'<div class="charts">{"".join(charts)}</div>'
-
-
-def _at(run: RunRecord) -> str:
-    return f"<p>of the test set, at step {_count(run.evaluation.get('step'))}</p>"
-
-
-def _commands(run: RunRecord) -> str:
-    """Another run with the same settings, on as many processes; and how this one was started."""
-    size, hosts = run.environment.get("world_size", 1), len(set(run.environment.get("hosts", []))) or 1
-    per_node = "--gpus-per-node" if run.environment.get("backend") == "nccl" else "--ntasks-per-node"
-    several = ["submit", "--nodes", str(hosts), per_node, str(-(-size // hosts))]
-    words = ["samecurve", *(several if hosts > 1 else ["train", "--ranks", str(size)])]
-    words += ["--config", str(run.folder.resolve() / "config.yaml"), f"run.name={run.name}-again"]
-    started, directory = str(run.environment.get("command", "")), str(run.environment.get("directory", ""))
-    where = f" in {html.escape(directory)}" if directory else ""
+def _evaluation(record: RunRecord) -> str:
+    """Returns scores by class and the confusion matrix of the last evaluation, or an empty string without one."""
+    if not (classes := record.evaluation.get("classes", [])):
+        return ""
+    names, confusion = [row["name"] for row in classes], record.evaluation["confusion"]
+    is_small = len(names) <= figures.MAX_CONFUSION_CLASSES
     return (
-        f"<pre>{html.escape(shlex.join(words))}</pre>"
-        f"<p>Each rank was last started{where} by:</p><pre>{html.escape(started)}</pre>"
+        f"<p>test set at step {format_count(record.evaluation.get('step'))}</p>"
+        + _class_scores(classes)
+        + (_confusion_matrix(names, confusion) if is_small else _most_confused_pairs(names, confusion))
     )
 
 
-def _classes(classes: Sequence[dict[str, Any]]) -> str:
+def _class_scores(classes: Sequence[dict[str, Any]]) -> str:
     rows = [
         [row["name"], *(f"{row[key]:.1%}" for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
         for row in classes
     ]
-    return table(("class", "precision", "recall", "f1", "images"), rows, numbers=True)
+    return table(("class", "precision", "recall", "f1", "images"), rows, numeric=True)
 
 
-def _confusion(test: dict[str, Any]) -> str:
-    """Rows are what an image is, columns what it was taken for; the darker, the larger its share of the row."""
-    matrix, names = test["confusion"], [row["name"] for row in test["classes"]]
-    if len(names) > _MOST_CELLS:
-        wrong = (
-            (count, names[i], names[j])
-            for i, row in enumerate(matrix)
-            for j, count in enumerate(row)
-            if count and i != j
-        )
-        pairs = heapq.nlargest(_MOST_CELLS, wrong)
-        rows = [[is_, was, f"{count:,}"] for count, is_, was in pairs]
-        found = table(("is", "was taken for", "images"), rows) if rows else "<p>no mistakes</p>"
-        return f"<h3>What is taken for what most often</h3>{found}"
-    head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
+def _confusion_matrix(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """confusion[true class][predicted class]: counts. The style sheet colors a cell by its share of its row."""
+    header = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
     body = ""
-    for name, row in zip(names, matrix, strict=True):
+    for name, row in zip(names, confusion, strict=True):
         total = max(1, sum(row))
         cells = "".join(f'<td style="--share:{100 * count / total:.0f}%">{count:,}</td>' for count in row)
         body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
     return (
-        "<h3>Confusion matrix</h3><p>rows: what an image is; columns: what it was taken for</p>"
-        f'<div class="wide"><table class="confusion"><tr><td></td>{head}</tr>{body}</table></div>'
+        "<h3>Confusion matrix</h3><p>rows: true class; columns: predicted class</p>"
+        f'<div class="wide"><table class="confusion"><tr><td></td>{header}</tr>{body}</table></div>'
     )
 
 
-def _gallery(shown: Iterable[Example]) -> str:
-    return f'<div class="gallery">{"".join(map(_picture, shown))}</div>'
+def _most_confused_pairs(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """Stands in for a confusion matrix that is too large to read."""
+    mistakes = (
+        (count, names[true], names[predicted])
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    )
+    most_frequent = heapq.nlargest(_MAX_CONFUSED_PAIRS, mistakes)
+    rows = [[true, predicted, f"{count:,}"] for count, true, predicted in most_frequent]
+    content = table(("true class", "predicted class", "images"), rows) if rows else "<p>no mistakes</p>"
+    return f"<h3>Most frequent mistakes</h3>{content}"
 
 
-def _by_class(samples: Sequence[Example]) -> str:
-    """A row for each class."""
-    rows: dict[str, list[Example]] = {}
-    for each in samples:
-        rows.setdefault(each.label, []).append(each)
-    return "".join(f"<h3>{html.escape(label)}</h3>{_gallery(members)}" for label, members in rows.items())
+def _gallery(examples: Iterable[Example]) -> str:
+    """Returns captioned images side by side, or an empty string without examples."""
+    images = "".join(map(_captioned_image, examples))
+    return images and f'<div class="gallery">{images}</div>'
 
 
-def _picture(shown: Example) -> str:
-    right = shown.label == shown.predicted
-    said = f"{shown.predicted} {shown.probability:.0%}"
-    text = html.escape(said) if right else f"<b>{html.escape(said)}</b><br>is {html.escape(shown.label)}"
-    alt = html.escape(f"{shown.label}, predicted {said}")
-    kind = "right" if right else "wrong"
+def _captioned_image(example: Example) -> str:
+    is_correct = example.label == example.predicted
+    prediction = html.escape(f"{example.predicted} {example.probability:.0%}")
+    label = html.escape(example.label)
+    caption = prediction if is_correct else f"<b>{prediction}</b><br>true: {label}"
     return (
-        f'<figure class="{kind}"><img src="data:image/png;base64,{shown.png}" alt="{alt}">'
-        f"<figcaption>{text}</figcaption></figure>"
+        f'<figure class="{"right" if is_correct else "wrong"}">'
+        f'<img src="data:image/png;base64,{example.png}" alt="{label}, predicted {prediction}">'
+        f"<figcaption>{caption}</figcaption></figure>"
     )
 
 
-def _figures(run: RunRecord, pattern: str) -> str:
-    """Those in the run's folder, inside the page."""
-    found = sorted((run.folder / figures.FIGURES_FOLDER).glob(pattern))
+def _samples_by_class(samples: Sequence[Example]) -> str:
+    """Returns one gallery per class, or an empty string without samples."""
+    if not samples:
+        return ""
+    by_class: dict[str, list[Example]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, []).append(sample)
+    return f"<p>up to {MAX_SAMPLES_PER_CLASS} per class, of the first {MAX_CLASSES} classes</p>" + "".join(
+        f"<h3>{html.escape(name)}</h3>{_gallery(members)}" for name, members in by_class.items()
+    )
+
+
+def _embed_figures(record: RunRecord, pattern: str) -> str:
+    """Returns the matching images of the run's figures folder as HTML that contains the image data."""
+    paths = sorted((record.path / figures.FIGURES_FOLDER).glob(pattern))
     return "".join(
         f'<img class="figure" alt="{html.escape(path.stem)}" '
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
-        for path in found
+        for path in paths
     )
 
 
-def _changed(run: RunRecord) -> list[list[str]]:
+def _settings_changed_from_defaults(record: RunRecord) -> list[list[str]]:
     defaults = flatten(RunConfig())
     return [
-        [name, _value(value), _value(defaults[name])]
-        for name, value in run.settings.items()
+        [name, format_setting(value), format_setting(defaults[name])]
+        for name, value in record.settings.items()
         if name in defaults and value != defaults[name]
     ]
 
 
-def _environment(run: RunRecord) -> list[list[str]]:
-    about = {key: value for key, value in run.environment.items() if key not in ("command", "packages") and value}
-    packages = run.environment.get("packages", {})
-    rows = [[key, value if isinstance(value, str) else _value(value)] for key, value in about.items()]
+def _environment(record: RunRecord) -> list[list[str]]:
+    """Returns rows of name and value: the machine, then the versions of the packages. Drops empty values."""
+    hidden = ("command", "packages")  # the command has its own section
+    rows = [[name, format_setting(value)] for name, value in record.environment.items() if name not in hidden and value]
+    packages = record.environment.get("packages", {})
     return [*rows, *([name, version] for name, version in packages.items() if version)]
 
 
-def _numbers(run: RunRecord) -> list[str]:
-    test, train = run.last("test"), run.last("train")
-    loss = test.get("loss")
-    rate = run.summary.get("train", train).get("samples_per_second")
-    numbers = [
-        str(run.status.get("state", "unknown")), _percent(test.get("accuracy")), "-" if loss is None else f"{loss:.4f}",
-        _count(run.status.get("step")), _time(run), _count(rate), _count(run.environment.get("world_size")),
-    ]  # fmt: skip
-    return [html.escape(number) for number in numbers]
-
-
-def _name(run: RunRecord, index: int) -> str:
-    return f'<span class="key c{index % 8}"></span>{html.escape(run.name)}'
-
-
-def _differing(runs: Sequence[RunRecord]) -> str:
-    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("run.name", "run.root"))
-    rows = []
-    for name in names:
-        values = [_value(run.settings.get(name)) for run in runs]
-        if len(set(values)) > 1:
-            rows.append([name, *values])
-    return table(("setting", *(run.name for run in runs)), rows) if rows else "<p>None but their names.</p>"
-
-
-def _over_seeds(runs: Sequence[RunRecord]) -> str:
-    """Runs whose settings are the same but for the seed are one experiment."""
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        kept = {name: value for name, value in run.settings.items() if name not in _NO_EXPERIMENT}
-        groups.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(run)
-    rows = []
-    for members in groups.values():
-        by_seed = {run.settings.get("run.seed"): run.last("test").get("accuracy") for run in members}
-        found = [float(accuracy) for accuracy in by_seed.values() if accuracy is not None]
-        deviation = f"{100 * statistics.stdev(found):.2f}" if len(found) > 1 else "-"
-        mean = f"{statistics.mean(found):.2%}" if found else "-"
-        rows.append([", ".join(run.name for run in members), str(len(found)), mean, deviation])
-    return table(("runs", "seeds", "mean test accuracy", "standard deviation, points"), rows)
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
-
-
-def _time(run: RunRecord) -> str:
-    seconds = run.summary.get("seconds") or run.last("train").get("seconds")
-    return "-" if seconds is None else format_duration(seconds)
+def _commands(record: RunRecord) -> str:
+    """Returns a command that repeats the run with the same settings and world size, and the original command."""
+    environment = record.environment
+    world_size, num_hosts = environment.get("world_size", 1), len(set(environment.get("hosts", []))) or 1
+    if num_hosts > 1:
+        per_node = "--gpus-per-node" if environment.get("backend") == "nccl" else "--ntasks-per-node"
+        launch = ["submit", "--nodes", str(num_hosts), per_node, str(-(-world_size // num_hosts))]
+    else:
+        launch = ["train", "--ranks", str(world_size)]
+    config_file = str(record.path.resolve() / "config.yaml")
+    command = shlex.join(["samecurve", *launch, "--config", config_file, f"run.name={record.name}-again"])
+    original, directory = str(environment.get("command", "")), str(environment.get("directory", ""))
+    location = f", in {html.escape(directory)}" if directory else ""
+    return (
+        f"<pre>{html.escape(command)}</pre>"
+        f"<p>Command of each rank in the last session{location}:</p><pre>{html.escape(original)}</pre>"
+    )

@@ -1,10 +1,9 @@
-"""How a report looks: a page, its sections and tables, a style sheet, light and dark, from a phone's width up."""
+"""Builds the HTML of report pages: style sheet, page, section, table. Supports light, dark and phone-sized screens."""
 
 import html
 from collections.abc import Sequence
-from typing import Any
 
-STYLE = """
+_STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --card: #f4f5f7; --rule: #d9dde3;
   --c0: #1f6fd1; --c1: #c4470f; --c2: #1a7f4b; --c3: #8a3fc0; --c4: #a16a00; --c5: #0f7f8a; --c6: #b8326d; --c7: #555; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7e9ec; --soft: #a3abb6; --paper: #15171a; --card: #1f2328;
@@ -33,14 +32,14 @@ svg text { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 polyline.dashed { stroke-dasharray: 5 4; stroke-width: 1.5; }
-.c0 { stroke: var(--c0); --own: var(--c0); } .c1 { stroke: var(--c1); --own: var(--c1); }
-.c2 { stroke: var(--c2); --own: var(--c2); } .c3 { stroke: var(--c3); --own: var(--c3); }
-.c4 { stroke: var(--c4); --own: var(--c4); } .c5 { stroke: var(--c5); --own: var(--c5); }
-.c6 { stroke: var(--c6); --own: var(--c6); } .c7 { stroke: var(--c7); --own: var(--c7); }
-circle.line { fill: var(--own); }
+.c0 { stroke: var(--c0); --color: var(--c0); } .c1 { stroke: var(--c1); --color: var(--c1); }
+.c2 { stroke: var(--c2); --color: var(--c2); } .c3 { stroke: var(--c3); --color: var(--c3); }
+.c4 { stroke: var(--c4); --color: var(--c4); } .c5 { stroke: var(--c5); --color: var(--c5); }
+.c6 { stroke: var(--c6); --color: var(--c6); } .c7 { stroke: var(--c7); --color: var(--c7); }
+circle.line { fill: var(--color); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .25rem 0 0; padding: 0;
   font-size: .85rem; color: var(--soft); }
-.key { display: inline-block; width: 1.1rem; height: 0; border-top: 3px solid var(--own); margin-right: .4rem;
+.key { display: inline-block; width: 1.1rem; height: 0; border-top: 3px solid var(--color); margin-right: .4rem;
   vertical-align: middle; }
 .key.dashed { border-top-style: dashed; }
 .wide { overflow-x: auto; }
@@ -65,24 +64,32 @@ pre { background: var(--card); padding: .8rem; border-radius: .5rem; white-space
 
 
 def section(title: str, content: str) -> str:
-    """Nothing when there is no content."""
+    """Returns a section with a heading, or an empty string if content is empty. content: HTML."""
     return content and f"<section><h2>{title}</h2>{content}</section>"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]], raw: bool = False, numbers: bool = False) -> str:
-    """raw: the cells are HTML already; numbers: all but the first column hold some."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads) if any(heads) else ""
-    cells = [[str(cell) if raw else html.escape(str(cell)) for cell in row] for row in rows]
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], cells_are_html: bool = False, numeric: bool = False
+) -> str:
+    """Returns an HTML table, without a header row if all headers are empty. It scrolls sideways if it is too wide.
+
+    cells_are_html: do not escape the cells.
+    numeric: right-align all columns but the first.
+    """
+    header_cells = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in headers) if any(headers) else ""
+    header_row = f"<tr>{header_cells}</tr>" if header_cells else ""
+    cells = [[str(cell) if cells_are_html else html.escape(str(cell)) for cell in row] for row in rows]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
-    kind = ' class="numbers"' if numbers else ""
-    return f'<div class="wide"><table{kind}>{f"<tr>{head}</tr>" if head else ""}{body}</table></div>'
+    css_class = ' class="numbers"' if numeric else ""
+    return f'<div class="wide"><table{css_class}>{header_row}{body}</table></div>'
 
 
-def page(title: str, parts: Sequence[str]) -> str:
+def page(title: str, sections: Sequence[str]) -> str:
+    """Returns a complete HTML document. sections: HTML; empty ones are dropped."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(content for content in sections if content)
         + "\n</body></html>\n"
     )

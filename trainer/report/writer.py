@@ -1,8 +1,9 @@
-"""Each evaluation in; evaluation.json, examples, figures and report.html out, as often as that costs little.
+"""Updates report.html, evaluation.json, the examples and the figures during training, in at most 2 % of its time.
 
-Rank 0 has one; the others have NoReporter.
+Rank 0 has a ReportWriter. The other ranks have a NullReportWriter.
 """
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,25 +13,29 @@ from trainer.config.schema import RunConfig
 from trainer.data.splits import TensorSplit
 from trainer.errors import UserError
 from trainer.inference.evaluation import Evaluation, Predictions
-from trainer.report import examples
+from trainer.report.examples import EXAMPLES_FILE, write_examples
 from trainer.report.media import MediaWriter, NullMediaWriter
 from trainer.run.files import DISK_ERRORS, error_reason
 from trainer.run.folder import RunFolder
 from trainer.tracking.logger import MetricLogger
 
-_LEAST_SECONDS = 2.0  # between two reports: of evaluations that come faster nobody sees each
-_MOST_SHARE = 0.02  # of the time; the last evaluation is always in the report of the end
+_MIN_INTERVAL_SECONDS = 2.0  # more frequent updates are of no use
+_MAX_TIME_SHARE = 0.02  # of the training time; the final report is always written
 
 
 class NullReportWriter:
+    """Writes nothing."""
+
     def on_start(self) -> None: ...
-    def on_evaluation(self, part: TensorSplit, scores: Evaluation, found: Predictions, step: int) -> None: ...
+    def on_evaluation(self, split: TensorSplit, scores: Evaluation, predictions: Predictions, step: int) -> None: ...
     def write(self) -> None: ...
     def on_stop(self) -> None: ...
     def on_failure(self) -> None: ...
 
 
 class ReportWriter(NullReportWriter):
+    """Writes the report. If that fails, training continues and the user is warned once."""
+
     def __init__(
         self,
         folder: RunFolder,
@@ -39,89 +44,92 @@ class ReportWriter(NullReportWriter):
         media: NullMediaWriter,
         writes_page: bool = True,
     ) -> None:
-        """writes_page: report.html; media: what else there is to see, for the trackers too."""
+        """media: writes the figures. writes_page: whether to write report.html."""
         self._folder, self._classes, self._log = folder, classes, log
         self._media, self._writes_page = media, writes_page
-        self._told = False
-        self._due = time.monotonic()
-        self._waiting: Callable[[], None] | None = None
-        self._on_gpu = False
+        self._has_warned = False
+        self._next_write_time = time.monotonic()
+        self._pending_evaluation: Callable[[], None] | None = None
+        self._images_on_gpu = False
 
     def on_start(self) -> None:
-        """After the run's first line of metrics."""
+        """Writes the figure of the first batch. Call it after the first row of metrics."""
         try:
             self._media.on_start()
         except DISK_ERRORS as error:
-            self._lose(error)
+            self._warn_once(error)
 
-    def on_evaluation(self, part: TensorSplit, scores: Evaluation, found: Predictions, step: int) -> None:
-        """Keeps and shows what a person wants to see of the test set, if that was not just done."""
-        self._waiting = lambda: self._keep(part, scores, found, step)
-        self._on_gpu = part.images.is_cuda
-        if time.monotonic() >= self._due:
+    def on_evaluation(self, split: TensorSplit, scores: Evaluation, predictions: Predictions, step: int) -> None:
+        """Stores an evaluation of the test set, and writes the report unless it was written a moment ago."""
+        self._pending_evaluation = lambda: self._write_evaluation(split, scores, predictions, step)
+        self._images_on_gpu = split.images.is_cuda
+        if time.monotonic() >= self._next_write_time:
             self.write()
 
     def on_stop(self) -> None:
-        """The run ends before its time: the last evaluation and a page, but no figures, for who asked may not wait."""
+        """Writes the last evaluation and report.html of a run that stops early. Skips the figures, to stop fast."""
         self._media = NullMediaWriter()
         self.write()
 
     def on_failure(self) -> None:
-        """The run ends by an error: a page of what there is. The network is let be, as is a GPU that lost its peers."""
+        """Writes report.html of a run that failed. Runs no network and reads nothing from a GPU."""
         self._media = NullMediaWriter()
-        if self._on_gpu:  # whose queue may wait for peers that never come
-            self._waiting = None
+        if self._images_on_gpu:  # the GPU may be stuck in a collective that waits for lost ranks
+            self._pending_evaluation = None
         self.write()
 
-    def _keep(self, part: TensorSplit, scores: Evaluation, found: Predictions, step: int) -> None:
-        self._waiting = None
+    def write(self) -> None:
+        """Writes the pending evaluation, if any, and report.html from the run's current files."""
+        start = time.monotonic()
+        if not (self._folder.path / "config.yaml").is_file():  # the run has not begun, or its folder was removed
+            return
+        if self._pending_evaluation is not None:
+            self._pending_evaluation()
+        if self._writes_page:
+            self._write_page()
+        end = time.monotonic()
+        self._next_write_time = end + max(_MIN_INTERVAL_SECONDS, (end - start) / _MAX_TIME_SHARE)
+
+    def _write_evaluation(self, split: TensorSplit, scores: Evaluation, predictions: Predictions, step: int) -> None:
+        self._pending_evaluation = None
         try:
             self._folder.write_json("evaluation.json", {"step": step} | asdict(scores))
             self._folder.write_file(
-                examples.EXAMPLES_FILE, lambda path: examples.write(path, part, found, self._classes, "test", step)
+                EXAMPLES_FILE, lambda path: write_examples(path, split, predictions, self._classes, "test", step)
             )
-            self._media.on_evaluation(part, found, step)
+            self._media.on_evaluation(split, predictions, step)
         except (*DISK_ERRORS, UserError) as error:
-            self._lose(error)
-
-    def write(self) -> None:
-        """The report of the run as its files are now. What is wrong with a disk, or with a file that somebody has
-        changed, costs the report, not the run."""
-        began = time.monotonic()
-        if not (self._folder.path / "config.yaml").is_file():  # not begun, or removed
-            return
-        if self._waiting is not None:
-            self._waiting()
-        if self._writes_page:
-            self._write_page()
-        now = time.monotonic()
-        self._due = now + max(_LEAST_SECONDS, (now - began) / _MOST_SHARE)
+            self._warn_once(error)
 
     def _write_page(self) -> None:
-        from trainer.report.html import (
-            REPORT_FILE,
-            write_report,  # late: the first line of training need not wait for it
-        )
+        from trainer.report.html import REPORT_FILE, write_report  # lazy import: it must not delay the first row
 
         try:
             write_report([self._folder.path], self._folder.path / REPORT_FILE)
-        except (*DISK_ERRORS, UserError) as error:
-            self._lose(error)
+        except (
+            *DISK_ERRORS,
+            UserError,
+        ) as error:  # UserError: a file of the run cannot be read, for example after an edit
+            self._warn_once(error)
 
-    def _lose(self, error: BaseException) -> None:
-        if not self._told:
+    def _warn_once(self, error: BaseException) -> None:
+        if not self._has_warned:
             self._log(
-                f"the report in {self._folder.path} cannot be written ({error_reason(error)}); "
-                "samecurve report makes it"
+                f"the report in {self._folder.path} cannot be written ({error_reason(error)}). "
+                f"Write it later with: {shlex.join(['samecurve', 'report', str(self._folder.path)])}"
             )
-        self._told = True
+        self._has_warned = True
 
 
 def build_report_writer(
-    folder: RunFolder, config: RunConfig, parts: Components, metric_logger: MetricLogger, log: Callable[[str], None]
+    folder: RunFolder,
+    config: RunConfig,
+    components: Components,
+    metric_logger: MetricLogger,
+    log: Callable[[str], None],
 ) -> NullReportWriter:
-    """What log.report and log.figures ask for, on the first rank."""
+    """Returns rank 0's report writer, for log.report and log.figures. log: prints a line for the user."""
     if not (config.log.report or config.log.figures):
         return NullReportWriter()
-    media = MediaWriter(folder, config, parts, metric_logger) if config.log.figures else NullMediaWriter()
-    return ReportWriter(folder, parts.splits.classes, log, media, config.log.report)
+    media = MediaWriter(folder, config, components, metric_logger) if config.log.figures else NullMediaWriter()
+    return ReportWriter(folder, components.splits.classes, log, media, config.log.report)

@@ -1,1 +1,1 @@
-"""A run's folder: checkpoints, resuming, stopping, logs, exit codes."""
+"""Reads and writes run folders: checkpoints, resuming, stopping, logs, exit codes, hang detection."""

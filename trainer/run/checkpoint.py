@@ -1,11 +1,12 @@
-"""Training state in, a folder that is whole or absent out; found again by step, verified before it is believed.
+"""Writes, finds and loads checkpoints. A checkpoint is atomic and verified before use.
 
-    step-00001234/model.safetensors        the weights and buffers
-    step-00001234/optimizer.safetensors    the optimizer's tensors
-    step-00001234/progress.json            where the run was (Progress); the optimizer's numbers; the loss scale
-    step-00001234/manifest.json            size and SHA-256 of each of these; fingerprint of the settings, versions
+    step-00001234/model.safetensors        weights and buffers
+    step-00001234/optimizer.safetensors    tensors of the optimizer
+    step-00001234/progress.json            Progress, the optimizer's other state, the fp16 loss scale
+    step-00001234/manifest.json            size and SHA-256 of these files, hash of the settings, versions
 
-No pickle, so nothing that could be executed. No random state: every draw is a function of its address (randomness.py).
+No file is a pickle, so loading a checkpoint executes no code. No random state is stored, because random numbers are a
+function of seed, epoch and sample (trainer/rng.py).
 """
 
 import errno
@@ -33,36 +34,40 @@ _MANIFEST = "manifest.json"
 
 @dataclass
 class Best:
-    """The evaluation that chose the best checkpoint: on the held-out part if there is one, else the latest."""
+    """The evaluation that selected the best checkpoint."""
 
     step: int
     accuracy: float
     split: str
+    """validation; or test without a validation split: then `best` is simply the latest evaluation"""
 
 
 @dataclass
 class Progress:
-    """Where a run is; all that its next step needs besides weights and optimizer."""
+    """What a resumed run needs besides weights and optimizer state. Stored in progress.json."""
 
     step: int = 0
     seconds: float = 0.0
     window: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """loss sum, correct predictions and samples since the last line of training metrics, over all ranks"""
+    """loss sum, correct predictions and samples since the last train row, over all ranks"""
     best: Best | None = None
     last_line: dict[str, float] = field(default_factory=dict)
-    """the last line of training metrics"""
+    """the last train row of metrics.jsonl"""
     settings: dict[str, Any] = field(default_factory=dict)
-    """those it was made with, by their full names"""
+    """settings of the run by dotted name, such as optim.lr"""
     precision: str = ""
-    """what it is trained in: `auto` may mean something else on another machine"""
+    """the precision in use; train.precision=auto can select another one on another machine"""
     bad_steps: int = 0
-    """steps skipped because loss or gradient was not finite"""
+    """number of steps skipped because the loss or gradient was not finite"""
     wandb_run_id: str = ""
-    """the W&B run that the rows go to, if any"""
+    """id of the W&B run that gets the rows; empty without W&B"""
 
-    def judge(self, accuracies: dict[str, float]) -> bool:
-        """Takes note of an evaluation, by split; whether it is the best so far on the held-out part."""
-        if "validation" not in accuracies:  # nothing is ever picked by the test set: the latest counts
+    def record_evaluation(self, accuracies: dict[str, float]) -> bool:
+        """Updates `best`. Returns whether the evaluation has the best validation accuracy so far.
+
+        accuracies: by split, in [0, 1].
+        """
+        if "validation" not in accuracies:  # the test set must not select a checkpoint, so `best` is the latest
             self.best = Best(self.step, accuracies["test"], "test")
             return False
         is_best = self.best is None or accuracies["validation"] > self.best.accuracy
@@ -73,85 +78,88 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """All that a checkpoint holds."""
+    """The content of a checkpoint."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     """an optimizer's state_dict()"""
     scaler: dict[str, Any]
-    """the fp16 loss scale's state_dict(); empty without one"""
+    """the fp16 loss scaler's state_dict(); empty for other precisions"""
     progress: Progress
     metadata: dict[str, str] = field(default_factory=dict)
-    """what the weights' file says of them (trained.py)"""
+    """header of model.safetensors (trainer/inference/saved_model.py)"""
 
 
 def save(folder: Path, state: TrainingState) -> Path:
-    """Writes checkpoints/step-N beside its place, flushes, renames, and reads it once more. Raises OSError or
-    SafetensorError when that fails; then nothing has changed. One that is there and verifies is left as it is."""
-    place = folder / folder_name(state.progress.step)
-    if place.exists() and not find_damage(place):
-        return place
-    for left_behind in folder.glob(".step-*"):  # by a save that was killed
-        shutil.rmtree(left_behind)
-    partial = folder / f".{place.name}.partial"
+    """Writes the checkpoint folder/step-N, verifies it and returns its path.
+
+    Keeps an existing valid checkpoint of this step. Raises OSError or SafetensorError if writing fails; other valid
+    checkpoints are then untouched.
+    """
+    path = folder / folder_name(state.progress.step)
+    if path.exists() and not find_damage(path):
+        return path
+    for leftover in folder.glob(".step-*"):  # left by a save that was killed
+        shutil.rmtree(leftover)
+    partial = folder / f".{path.name}.partial"
+    replaced = folder / f".{path.name}.replaced"
     try:
         _write(partial, state)
-        if place.exists():  # a damaged one
-            place.rename(folder / f".{place.name}.replaced")
-        partial.rename(place)
+        if path.exists():  # damaged
+            path.rename(replaced)
+        partial.rename(path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # or it would keep a full disk full
+        shutil.rmtree(partial, ignore_errors=True)  # frees the space: the next save needs it
         raise
     _flush(folder)
-    shutil.rmtree(folder / f".{place.name}.replaced", ignore_errors=True)
-    problem = find_damage(place)
-    if problem:
-        raise OSError(errno.EIO, f"what was written to {place} reads otherwise: {problem}")
-    return place
+    shutil.rmtree(replaced, ignore_errors=True)
+    damage = find_damage(path)
+    if damage:
+        raise OSError(errno.EIO, f"{path} could not be verified after writing: {damage}")
+    return path
 
 
 def _write(partial: Path, state: TrainingState) -> None:
     partial.mkdir(parents=True)
-    tensors, rest = _split(state.optimizer)
+    optimizer_tensors, optimizer_json = _split_optimizer(state.optimizer)
     save_file(state.model, partial / "model.safetensors", state.metadata or None)
-    save_file(tensors, partial / "optimizer.safetensors")
-    content = {"progress": asdict(state.progress), "optimizer": rest, "scaler": state.scaler}
+    save_file(optimizer_tensors, partial / "optimizer.safetensors")
+    content = {"progress": asdict(state.progress), "optimizer": optimizer_json, "scaler": state.scaler}
     (partial / "progress.json").write_text(json.dumps(content))
-    files = {path.name: _measure(path) for path in sorted(partial.iterdir())}
     manifest = {
         "step": state.progress.step,
-        "settings_sha256": _digest(state.progress.settings),
+        "settings_sha256": _json_sha256(state.progress.settings),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "files": files,
+        "files": {path.name: _size_and_sha256(path) for path in sorted(partial.iterdir())},
     }
-    (partial / _MANIFEST).write_text(json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1))
+    (partial / _MANIFEST).write_text(json.dumps(manifest | {"sha256": _json_sha256(manifest)}, indent=1))
     for path in [*partial.iterdir(), partial]:
         _flush(path)
 
 
 def folder_name(step: int) -> str:
-    """The folder of a step's checkpoint."""
+    """Returns the folder name of a step's checkpoint."""
     return f"step-{step:08}"
 
 
-def load(place: Path) -> TrainingState:
-    """Reads a checkpoint; there is nothing in one that could be executed. Raises FolderError when it is damaged."""
-    problem = find_damage(place)
-    if problem:
-        raise FolderError(f"checkpoint {place}: {problem}; choose another one, or remove it to start afresh")
-    content = json.loads((place / "progress.json").read_text())
+def load(path: Path) -> TrainingState:
+    """Verifies and reads a checkpoint. Tensors are on the CPU. Raises FolderError if the checkpoint is damaged."""
+    damage = find_damage(path)
+    if damage:
+        raise FolderError(f"checkpoint {path} is damaged: {damage}; set run.resume to another one, or delete this one")
+    content = json.loads((path / "progress.json").read_text())
     progress = content["progress"]
     best = Best(**progress.pop("best")) if progress["best"] else progress.pop("best")
     return TrainingState(
-        model=load_file(place / "model.safetensors"),
-        optimizer=_join(load_file(place / "optimizer.safetensors"), content["optimizer"]),
+        model=load_file(path / "model.safetensors"),
+        optimizer=_join_optimizer(load_file(path / "optimizer.safetensors"), content["optimizer"]),
         scaler=content["scaler"],
         progress=Progress(**progress, best=best),
     )
 
 
-def _split(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name, and the rest as JSON holds it: no pickle, so nothing to execute."""
+def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Splits a state_dict() into tensors, named "INDEX.NAME", and values for JSON."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, entry in optimizer["state"].items():
@@ -160,47 +168,48 @@ def _split(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, {"numbers": numbers, "param_groups": optimizer["param_groups"]}
 
 
-def _join(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    entries: dict[int, dict[str, Any]] = {}
-    for full_name, value in (tensors | rest["numbers"]).items():
+def _join_optimizer(tensors: dict[str, Tensor], optimizer_json: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state_dict() that _split_optimizer has split."""
+    state: dict[int, dict[str, Any]] = {}
+    for full_name, value in (tensors | optimizer_json["numbers"]).items():
         index, _, name = full_name.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    return {"state": entries, "param_groups": rest["param_groups"]}
+        state.setdefault(int(index), {})[name] = value
+    return {"state": state, "param_groups": optimizer_json["param_groups"]}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, highest step first."""
+    """Returns the paths of the checkpoints in a folder, highest step first, damaged ones included."""
     if not folder.is_dir():
         return []
-    places = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(places, key=_step, reverse=True)
+    paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=_step, reverse=True)
 
 
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The highest step that verifies, and a line on each damaged one above it."""
-    damaged: list[str] = []
-    for place in list_checkpoints(folder):
-        problem = find_damage(place)
-        if not problem:
-            return place, damaged
-        damaged.append(f"checkpoint {place} passed over: {problem}")
-    return None, damaged
+def find_newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """Returns the valid checkpoint with the highest step, and a message for each damaged one that was skipped."""
+    messages: list[str] = []
+    for path in list_checkpoints(folder):
+        damage = find_damage(path)
+        if not damage:
+            return path, messages
+        messages.append(f"skipped the damaged checkpoint {path}: {damage}")
+    return None, messages
 
 
-def find_damage(place: Path) -> str:
-    """What is wrong with a checkpoint, or nothing."""
+def find_damage(path: Path) -> str:
+    """Returns what is wrong with a checkpoint, or "" if it is valid. Reads all files."""
     try:
-        manifest = json.loads((place / _MANIFEST).read_text())
-        own = manifest.pop("sha256")
+        manifest = json.loads((path / _MANIFEST).read_text())
+        sha256 = manifest.pop("sha256")
         files = manifest["files"]
-        if manifest["step"] != _step(place) or own != _digest(manifest) or set(files) != _FILES:
-            return f"{_MANIFEST} is not what was written"
-        for name, expected in files.items():
-            if _measure(place / name) != expected:
-                return f"{name} is not what was written"
-        strange = {path.name for path in place.iterdir() if not path.name.startswith(".")} - _FILES - {_MANIFEST}
-        if strange:
-            return f"{min(strange)} was not written by a save"
+        if manifest["step"] != _step(path) or sha256 != _json_sha256(manifest) or set(files) != _FILES:
+            return f"{_MANIFEST} does not match the checkpoint"
+        for name, size_and_sha256 in files.items():
+            if _size_and_sha256(path / name) != size_and_sha256:
+                return f"{name} has changed since it was written"
+        extra = {file.name for file in path.iterdir() if not file.name.startswith(".")} - _FILES - {_MANIFEST}
+        if extra:
+            return f"{min(extra)} does not belong to a checkpoint"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -208,31 +217,31 @@ def find_damage(place: Path) -> str:
     return ""
 
 
-def prune(folder: Path, keep: int, newest: Path, keep_steps: set[int], sound: dict[str, bool]) -> None:
-    """Removes all but the newest `keep` and those of keep_steps, counted from the one that was just written.
+def prune(folder: Path, keep: int, newest: Path, keep_steps: set[int], is_valid: dict[str, bool]) -> None:
+    """Keeps the newest `keep` valid checkpoints, counted back from `newest`, and those of keep_steps. Removes others.
 
-    Damaged ones, and those of later steps, are neither counted nor removed: a person may want to look at them. sound:
-    what is known of each by its name; completed here, so that each is read once.
+    Damaged checkpoints and those of later steps are neither counted nor removed: the user may want to look at them.
+    is_valid: known results by checkpoint name; prune adds the missing ones, so that it reads each checkpoint once.
     """
-    sound[newest.name] = True
-    earlier = [place for place in list_checkpoints(folder) if _step(place) <= _step(newest)]
-    for place in earlier:
-        if place.name not in sound:
-            sound[place.name] = not find_damage(place)
-    whole = [place for place in earlier if sound[place.name]]
-    for place in whole[keep:]:
-        if _step(place) not in keep_steps:
-            shutil.rmtree(place)
+    is_valid[newest.name] = True
+    checkpoints = [path for path in list_checkpoints(folder) if _step(path) <= _step(newest)]
+    for path in checkpoints:
+        if path.name not in is_valid:
+            is_valid[path.name] = not find_damage(path)
+    valid_checkpoints = [path for path in checkpoints if is_valid[path.name]]
+    for path in valid_checkpoints[keep:]:
+        if _step(path) not in keep_steps:
+            shutil.rmtree(path)
 
 
-def _step(place: Path) -> int:
-    """The step in a checkpoint's name; -1 for a folder of another name."""
-    matched = _NAME.fullmatch(place.name)
-    return int(matched[1]) if matched else -1
+def _step(path: Path) -> int:
+    """Returns the step in a checkpoint's name; -1 if it is not a checkpoint's name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
-def _measure(path: Path) -> dict[str, Any]:
-    """Size and sum. In one call over the whole file: reading it bit by bit would ask for Python's lock each time."""
+def _size_and_sha256(path: Path) -> dict[str, Any]:
+    """Hashes a file in one call: each of many calls would take the GIL from the training thread."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size == 0:
@@ -241,8 +250,7 @@ def _measure(path: Path) -> dict[str, Any]:
             return {"bytes": size, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _digest(content: Any) -> str:
-    """The sum of something as JSON: the manifest's own, so that damage to it is not laid at another file's door."""
+def _json_sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

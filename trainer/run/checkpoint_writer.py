@@ -1,7 +1,8 @@
-"""Saves checkpoints while training goes on: the loop is held for a copy of the state, a thread writes it.
+"""Writes checkpoints in a background thread while training continues. Training pauses only while the
+state is copied.
 
-One save is in flight at a time; the next one waits for it. A save that fails costs nothing but itself: it is told, the
-checkpoints before it stay, and the next one that is due is tried as ever.
+One save runs at a time; the next one waits for it. If a save fails, the writer logs the reason and keeps the earlier
+checkpoints, and the next save that is due is attempted normally.
 """
 
 import copy
@@ -20,27 +21,29 @@ from trainer.run.checkpoint import Progress, TrainingState
 from trainer.run.files import DISK_ERRORS, error_reason, write_error
 from trainer.run.folder import RunFolder
 
-_FIRST_GUESS_SECONDS = 1.0  # until a save has been timed
+_FIRST_ESTIMATE_SECONDS = 1.0  # until the first save has been timed
 
 
 class CheckpointWriter(Protocol):
-    seconds: float
-    """what the slowest save has taken so far, from the copy to the disk"""
+    slowest_save_seconds: float
+    """the longest save so far, including the copy; an estimate until the first one ends"""
 
     def save(self, state: TrainingState, best_step: int | None) -> None:
-        """Takes a copy and returns; best_step: a checkpoint to be kept besides the newest ones."""
+        """Copies the state and starts to write it. best_step: step of the best checkpoint, which
+        is kept besides the newest ones; None: there is none.
+        """
 
     def wait(self) -> None:
-        """Waits for the save in flight; whether it went well is told by then."""
+        """Waits until the current save has succeeded, or has failed and logged why."""
 
     def finish(self) -> None:
-        """The same. Raises FolderError when the last one failed, for want of room or the like."""
+        """Waits for the current save. Raises FolderError if it failed, for example on a full disk."""
 
 
 class NullCheckpointWriter:
-    """What every rank but the first is given."""
+    """Writes nothing. For every rank except rank 0."""
 
-    seconds = 0.0
+    slowest_save_seconds = 0.0
 
     def save(self, state: TrainingState, best_step: int | None) -> None: ...
     def wait(self) -> None: ...
@@ -48,103 +51,111 @@ class NullCheckpointWriter:
 
 
 class BackgroundCheckpointWriter:
+    """Rank 0's writer, with a thread for each save."""
+
     def __init__(
-        self, folder: RunFolder, keep: int, begun: Progress, flush: Callable[[], None], log: Callable[[str], None]
+        self,
+        folder: RunFolder,
+        keep: int,
+        progress: Progress,
+        flush_rows: Callable[[], None],
+        log: Callable[[str], None],
     ) -> None:
-        """begun: where the run begins or goes on; flush: puts all rows so far on the disk, or raises OSError."""
-        self._folder, self._keep, self._flush, self._log = folder, keep, flush, log
+        """keep: how many of the newest checkpoints to keep.
+        progress: the progress that this session starts from; at step 0 for a new run.
+        flush_rows: flushes the rows of all trackers to disk; raises OSError.
+        """
+        self._folder, self._keep, self._flush_rows, self._log = folder, keep, flush_rows, log
         self._snapshot = Snapshot()
-        self._writing: Thread | None = None
-        self._problem: BaseException | None = None
-        self._written_step = begun.step if begun.step else -1
-        self._best_step = begun.best.step if begun.best else -1
-        self._sound: dict[str, bool] = {}
-        self._timed = False
-        self.seconds = _FIRST_GUESS_SECONDS
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+        self._written_step = progress.step if progress.step else -1  # -1: none
+        self._best_step = progress.best.step if progress.best else -1
+        self._validity_by_name: dict[str, bool] = {}
+        self._has_timed_save = False
+        self.slowest_save_seconds = _FIRST_ESTIMATE_SECONDS
 
     def save(self, state: TrainingState, best_step: int | None) -> None:
         self.wait()
-        if self._problem is not None and not isinstance(self._problem, FolderError):  # that one is told already
-            raise self._problem
+        if self._error is not None and not isinstance(self._error, FolderError):  # _write has logged a FolderError
+            raise self._error
         if state.progress.step == self._written_step:
             return
-        began = time.perf_counter()
-        copied = self._snapshot.take(state)
-        self._writing = Thread(target=self._write, args=(copied, best_step, began), name="checkpoint")
-        self._writing.start()
+        start = time.perf_counter()
+        snapshot = self._snapshot.take(state)
+        self._thread = Thread(target=self._write, args=(snapshot, best_step, start), name="checkpoint")
+        self._thread.start()
 
     def finish(self) -> None:
         self.wait()
-        if self._problem is not None:
-            raise self._problem
+        if self._error is not None:
+            raise self._error
 
     def wait(self) -> None:
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
-    def _write(self, state: TrainingState, best_step: int | None, began: float) -> None:
-        """In the thread. A failure is told here; the last one of a run is also raised, by finish()."""
+    def _write(self, state: TrainingState, best_step: int | None, start: float) -> None:
+        """Runs in the thread. Logs an error at once and stores it for finish() to raise."""
         step, folder = state.progress.step, self._folder
-        what = f"checkpoint of step {step:,} in {folder.checkpoints}"
-        self._problem = None
+        name = f"checkpoint of step {step:,} in {folder.checkpoints}"
+        self._error = None
         try:
-            if folder.made_anew():
-                self._log(f"run folder {folder.path} had been removed while the run was on; it is made anew")
-            # A run that goes on from here writes no row again: a machine that loses power must not lose one.
-            self._flush()
-            place = checkpoint.save(folder.checkpoints, state)
+            if folder.restore_if_removed():
+                self._log(f"run folder {folder.path} was removed during the run; created it again")
+            # Rows before the checkpoint: a run that resumes from it does not log them again, so they must be on disk.
+            self._flush_rows()
+            path = checkpoint.save(folder.checkpoints, state)
             self._written_step = step
         except (*DISK_ERRORS, FolderError) as error:
-            self._problem = error if isinstance(error, FolderError) else write_error(what, error)
-            self._log(
-                f"{what} was not written ({error_reason(error)}); training goes on, the next one due is tried as ever"
-            )
-        except BaseException as error:  # a defect: raised in the main thread, by the next save or at the end
-            self._problem = error
-            self._log(f"{what} was not written, by a defect: {error!r}")
+            self._error = error if isinstance(error, FolderError) else write_error(name, error)
+            self._log(f"{name} was not written ({error_reason(error)}); training continues")
+        except BaseException as error:  # a bug: the next save() or finish() raises it in the main thread
+            self._error = error
+            self._log(f"{name} was not written because of a bug in samecurve: {error!r}")
         else:
-            self._tidy(place, best_step)
-        seconds = time.perf_counter() - began
-        self.seconds = max(self.seconds, seconds) if self._timed else seconds
-        self._timed = True
+            self._prune(path, best_step)
+        seconds = time.perf_counter() - start
+        self.slowest_save_seconds = max(self.slowest_save_seconds, seconds) if self._has_timed_save else seconds
+        self._has_timed_save = True
 
-    def _tidy(self, place: Path, best_step: int | None) -> None:
-        """Older ones go; the last best one that was written stays until there is a better one."""
+    def _prune(self, newest: Path, best_step: int | None) -> None:
+        """Removes old checkpoints. Keeps the best checkpoint until a better one has been written."""
         if best_step is not None and (self._folder.checkpoints / checkpoint.folder_name(best_step)).is_dir():
             self._best_step = best_step
         try:
-            checkpoint.prune(self._folder.checkpoints, self._keep, place, {self._best_step}, self._sound)
-            self._folder.status("running", self._written_step)
+            checkpoint.prune(self._folder.checkpoints, self._keep, newest, {self._best_step}, self._validity_by_name)
+            self._folder.write_status("running", self._written_step)
         except OSError as error:
-            self._log(f"after {place.name} was written, {self._folder.path} cannot be tidied ({error_reason(error)})")
+            reason = error_reason(error)
+            self._log(f"{newest.name} was written, but tidying {self._folder.path} failed ({reason})")
 
 
 class Snapshot:
-    """Copies a state into memory of its own, so that it can be written while training changes the original."""
+    """Copies a training state, so that a thread can write the copy while training changes the original."""
 
     def __init__(self) -> None:
-        self._memory: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     def take(self, state: TrainingState) -> TrainingState:
-        """The state as it is now. The copy before is written over: the memory is used again."""
+        """Returns a copy. The copy is valid until the next call, which reuses its memory."""
         model = {name: self._copy(f"model.{name}", tensor) for name, tensor in state.model.items()}
-        entries = {
+        optimizer_state = {
             index: {
                 name: self._copy(f"{index}.{name}", value) if isinstance(value, Tensor) else value
                 for name, value in entry.items()
             }
             for index, entry in state.optimizer["state"].items()
         }
-        groups = copy.deepcopy(state.optimizer["param_groups"])
-        optimizer = {"state": entries, "param_groups": groups}
+        optimizer = {"state": optimizer_state, "param_groups": copy.deepcopy(state.optimizer["param_groups"])}
         if any(tensor.is_cuda for tensor in state.model.values()):
             torch.cuda.current_stream().synchronize()
         return TrainingState(model, optimizer, dict(state.scaler), copy.deepcopy(state.progress), state.metadata)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        memory = self._memory.get(name)
-        if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
-            memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._memory[name] = memory
-        return memory.copy_(tensor.detach(), non_blocking=True)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[name] = buffer
+        return buffer.copy_(tensor.detach(), non_blocking=True)

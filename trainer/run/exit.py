@@ -1,7 +1,8 @@
-"""How an attempt ended, for the launcher that started it: one small JSON file at the path that the launcher gives.
+"""Ends a process: prints the error, writes the outcome file for the launcher, exits.
 
-A launcher of ranks turns every failure into exit code 1, so that the exit code of the one that started it cannot tell
-a wrong setting from a rank that died. Who speaks to the user leaves here what its own exit code says, and why.
+A launcher starts the ranks through torchrun, which turns each failure into exit code 1. Its exit code does not tell a
+wrong setting from a rank that died. A rank therefore writes its exit code and the reason to a small JSON file, at the
+path in SAMECURVE_OUTCOME.
 """
 
 import contextlib
@@ -15,16 +16,23 @@ from typing import Any, NoReturn
 from trainer.errors import PeerError, UserError
 
 OUTCOME_VARIABLE = "SAMECURVE_OUTCOME"
+_USER_ERROR_CODE = 2
+_REPORTER_SECONDS = 10.0  # time for the reporting rank to print the error
 
 
-def outcome_requested() -> bool:
-    """Whether a launcher reads it: then a stop need not be an exit code, which torchrun takes for a failure."""
+def is_outcome_requested() -> bool:
+    """Returns whether a launcher reads the outcome file. Then a stopped run exits with 0, because torchrun takes other
+    exit codes for failures."""
     return OUTCOME_VARIABLE in os.environ
 
 
 def write_outcome(code: int, reason: str) -> None:
-    """code: that of trainer/main.py; reason: one line. A disk that is full is told; the run has ended all the same."""
-    if not outcome_requested():
+    """Writes the outcome file, if a launcher reads it. Only prints a warning if the disk is full.
+
+    code: exit code of trainer/main.py.
+    reason: one line.
+    """
+    if not is_outcome_requested():
         return
     path = Path(os.environ[OUTCOME_VARIABLE])
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -32,56 +40,59 @@ def write_outcome(code: int, reason: str) -> None:
         partial.write_text(json.dumps({"code": code, "reason": reason}) + "\n", encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        print(f"samecurve: {path} cannot be written ({error.strerror}); the launcher cannot know why", file=sys.stderr)
+        print(
+            f"samecurve: {path} cannot be written ({error.strerror}); the launcher does not get the reason of the exit",
+            file=sys.stderr,
+        )
 
 
 def read_outcome(path: Path) -> tuple[int, str] | None:
-    """Code and reason; None when no attempt got so far as to say."""
+    """Returns exit code and reason; None if no rank has written them."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        return int(found["code"]), str(found["reason"])
+        outcome: Any = json.loads(path.read_text(encoding="utf-8"))
+        return int(outcome["code"]), str(outcome["reason"])
     except FileNotFoundError:
         return None
 
 
 def would_repeat_failure(rank: int) -> bool:
-    """Whether an earlier attempt of this launch met something that only the user can change: torchrun does not know,
-    and starts the ranks again. What else an earlier attempt left is taken away by the first rank."""
-    if not outcome_requested():
+    """Returns whether an earlier attempt of this launch failed by a user error, which another attempt would repeat.
+
+    torchrun does not know the reason and starts the ranks again. Rank 0 removes any other outcome of earlier attempts.
+    """
+    if not is_outcome_requested():
         return False
     path = Path(os.environ[OUTCOME_VARIABLE])
-    found = read_outcome(path)
-    if found is not None and found[0] == 2:
+    outcome = read_outcome(path)
+    if outcome is not None and outcome[0] == _USER_ERROR_CODE:
         return True
     if rank == 0:
         path.unlink(missing_ok=True)
     return False
 
 
-_OTHERS_WAIT_SECONDS = 10.0
+def report_user_error(error: UserError, is_reporter: bool) -> int:
+    """Prints the error in one line, writes the outcome and returns the exit code.
 
-
-def report_user_error(error: UserError, speaks: bool) -> int:
-    """One line. Who need not speak waits: a launcher ends all as soon as one is gone, maybe before the line is out.
-
-    One that nobody has ended by then has met something that the others have not, and speaks after all.
+    is_reporter: this rank prints for all. The other ranks wait first: a launcher ends all ranks when one exits, perhaps
+    before the reporter has printed. A rank that is still alive after 10 s has an error of its own and prints it.
     """
-    if not speaks:
-        time.sleep(_OTHERS_WAIT_SECONDS)
+    if not is_reporter:
+        time.sleep(_REPORTER_SECONDS)
     print(f"samecurve: {error}", file=sys.stderr, flush=True)
-    write_outcome(2, str(error))
-    return 2
+    write_outcome(_USER_ERROR_CODE, str(error))
+    return _USER_ERROR_CODE
 
 
 def report_peer_error(error: PeerError, rank: int) -> int:
-    """One line; every rank speaks: they may have lost each other in different ways."""
+    """Prints the error in one line and returns the exit code. Each rank prints: each may have lost another peer."""
     print(f"samecurve: rank {rank}: {error}", file=sys.stderr, flush=True)
     return 1
 
 
 def exit_process(code: int) -> NoReturn:
-    """All files are closed by now. Python's own end would wait for nothing more, and gloo's threads may abort in it."""
+    """Exits at once. Call it after all files are closed: gloo's threads may abort during Python's normal exit."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # whoever read it has gone
+        with contextlib.suppress(OSError):  # the reader of the stream has gone
             stream.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and a full or missing disk as one line for the user."""
+"""Writes files that are either complete or absent, and turns disk errors into messages for the user."""
 
 import contextlib
 import math
@@ -13,15 +13,18 @@ from safetensors import SafetensorError
 from trainer.errors import FolderError
 
 DISK_ERRORS = (OSError, SafetensorError)
-"""What a disk that is full or gone makes those who write to it raise."""
+"""What a failed write to disk raises."""
 
 
 def replace_file(path: Path, writer: Callable[[Path], object]) -> None:
-    """Whatever `writer` writes to the path it is given: beside the place, flushed, renamed. Raises what it raises."""
+    """Replaces a file: `writer` writes to a temporary path in the same folder, which is flushed and renamed.
+
+    Raises the errors of `writer`, and OSError.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.touch()
-        mode = partial.stat().st_mode  # as this process makes files: some writers have ways of their own
+        mode = partial.stat().st_mode  # by this process's umask; some writers set other permissions
         writer(partial)
         partial.chmod(mode)
         with partial.open("rb") as file:
@@ -34,31 +37,31 @@ def replace_file(path: Path, writer: Callable[[Path], object]) -> None:
 
 
 def error_reason(error: BaseException) -> str:
-    """A disk's trouble in a few words."""
+    """Returns the cause of a disk error in a few words, such as "No space left on device"."""
     text = " ".join(str(error).split())
-    number = re.search(r"os error (\d+)", text)  # as safetensors has it
+    number = re.search(r"os error (\d+)", text)  # safetensors reports the number this way
     return getattr(error, "strerror", None) or (os.strerror(int(number[1])) if number else text[:200])
 
 
-def write_error(what: str, error: BaseException) -> FolderError:
-    """The one line for the user."""
+def write_error(name: str, error: BaseException) -> FolderError:
+    """Returns the error for the user. name: what could not be written."""
     return FolderError(
-        f"{what} cannot be written ({error_reason(error)}); make room there, "
-        "then the same command goes on from the last checkpoint"
+        f"{name} cannot be written ({error_reason(error)}). Free space or restore access "
+        "there, and run the same command again to continue from the last checkpoint"
     )
 
 
 @contextlib.contextmanager
-def disk_errors_as_user_errors(what: str) -> Iterator[None]:
-    """A disk that is full or gone, in whatever words the writer below has for it, becomes one line for the user."""
+def disk_errors_as_user_errors(name: str) -> Iterator[None]:
+    """Turns DISK_ERRORS into a FolderError. name: what could not be written."""
     try:
         yield
     except DISK_ERRORS as error:
-        raise write_error(what, error) from None
+        raise write_error(name, error) from None
 
 
 def finite_json(content: Any) -> Any:
-    """The same with null for each number that JSON has no word for: a loss that is infinite or none at all."""
+    """Returns a copy with null instead of NaN and infinity, which JSON cannot represent."""
     if isinstance(content, dict):
         return {key: finite_json(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

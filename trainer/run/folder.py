@@ -1,4 +1,4 @@
-"""A run's folder: who may use it, and files in it that are always whole."""
+"""Writes a run folder: locks it for one run, checks the settings of the run in it, replaces its files atomically."""
 
 import json
 import os
@@ -6,18 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from trainer.config.changes import changed_settings
 from trainer.config.load import to_yaml
 from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
 from trainer.run import lock
 from trainer.run.files import finite_json, replace_file
+from trainer.run.record import RunRecord
 
 
 class RunFolder:
-    """`<run.root>/<run.name>/`; docs/design.md lists what lies in it."""
+    """The folder run.root/run.name. docs/run_folder.md lists its files; RunRecord reads them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,33 +24,37 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.bad_steps = path / "bad_steps.jsonl"
         self._lock: IO[str] | None = None
-        self._about: tuple[str, dict[str, object]] = ("", {})
-        os.register_at_fork(after_in_child=self.release)  # DataLoader's workers outlive a killed process by seconds
+        self._config_yaml = ""
+        self._environment: dict[str, object] = {}
+        os.register_at_fork(after_in_child=self.release)  # DataLoader workers live seconds longer than a killed process
 
-    def check(self, config: RunConfig) -> None:
-        """Raises FolderError when it cannot be written, or holds a run that this one would write over."""
-        self._take_hold()
-        self.fits(config)
+    def acquire(self, config: RunConfig) -> None:
+        """Creates the folder if needed and locks it until release() or the end of the process.
 
-    def fits(self, config: RunConfig) -> None:
-        """Raises FolderError when it holds a run that this one would write over. Only looks."""
-        before = self._settings()
-        if before is None:
+        Raises FolderError if another process holds it, if it cannot be written, or as check_settings().
+        """
+        self._acquire_lock()
+        self.check_settings(config)
+
+    def check_settings(self, config: RunConfig) -> None:
+        """Raises FolderError if the folder contains a run that a run with these settings cannot continue."""
+        if not (self.path / "config.yaml").exists():
             return
         if config.run.resume == "never":
             raise FolderError(
-                f"run folder {self.path} already holds a run and run.resume=never; "
+                f"run folder {self.path} already contains a run and run.resume=never; "
                 "choose another run.name or remove the folder"
             )
-        changed = changed_settings(before, config)
+        stored = RunRecord(self.path).settings
+        defaults = {name: info.default for name, info in settings_by_name().items()}  # for settings newer than the run
+        changed = changed_settings({name: stored.get(name, default) for name, default in defaults.items()}, config)
         if changed:
             raise FolderError(
-                f"run folder {self.path} already holds a run with other settings ({changed}); "
-                "choose another run.name, or the same settings to go on with it"
+                f"run folder {self.path} already contains a run with other settings ({changed}); "
+                "use the same settings to continue it, or choose another run.name"
             )
 
-    def _take_hold(self) -> None:
-        """Two runs in one folder would write over each other. The lock ends with the process, however that ends."""
+    def _acquire_lock(self) -> None:
         self.release()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -62,97 +65,77 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise FolderError(
-                f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a folder that can"
+                f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a writable folder"
             ) from None
 
-    def in_use(self) -> bool:
-        """Whether a run is on in it, as far as this machine can tell."""
+    def is_in_use(self) -> bool:
+        """Returns whether a process holds the folder, as far as this machine can see."""
         return lock.is_held(self.path)
 
     def release(self) -> None:
-        """Lets go of the folder."""
+        """Releases the lock. Does nothing without one."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def begin(self, config: RunConfig, environment: dict[str, object]) -> None:
-        """Writes what the run is: config.yaml and environment.json."""
-        for left_behind in self.path.glob(".*.partial"):  # by a process that was killed
-            left_behind.unlink()
-        self._about = (to_yaml(config), environment)
-        self._write_about()
+    def write_settings(self, config: RunConfig, environment: dict[str, object]) -> None:
+        """Writes config.yaml and environment.json, and removes partial files of killed processes."""
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink()
+        self._config_yaml, self._environment = to_yaml(config), environment
+        self._write_settings_files()
 
-    def _write_about(self) -> None:
-        config, about = self._about
-        self.write("config.yaml", config)
-        self.write_json("environment.json", about)
+    def _write_settings_files(self) -> None:
+        self.write("config.yaml", self._config_yaml)
+        self.write_json("environment.json", self._environment)
 
-    def made_anew(self) -> bool:
-        """Whether somebody removed the folder while the run was on; if so it is made anew. Raises OSError."""
+    def restore_if_removed(self) -> bool:
+        """Creates the folder again if somebody removed it during the run. Returns whether it did. Raises OSError."""
         try:
-            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == (self.path / lock.NAME).stat().st_ino:
+            lock_inode = (self.path / lock.LOCK_FILE).stat().st_ino
+            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == lock_inode:
                 return False
         except FileNotFoundError:
             pass
-        self._take_hold()
-        self._write_about()
+        self._acquire_lock()
+        self._write_settings_files()
         return True
 
-    def status(self, state: str, step: int, reason: str = "") -> None:
-        """state: running, finished, stopped or failed."""
+    def write_status(self, state: str, step: int, reason: str = "") -> None:
+        """Writes status.json. state: running, finished, stopped or failed."""
         self.write_json("status.json", {"state": state, "step": step, "reason": reason})
 
     def write_json(self, name: str, content: Any) -> None:
+        """Replaces a file by JSON. Writes null for NaN and infinity."""
         self.write(name, json.dumps(finite_json(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """Replaces a file whole: nobody reads half of it, whenever this process dies."""
+        """Replaces a file by a text. A reader sees the old or the new text, even if this process is killed."""
         self.write_file(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_file(self, name: str, writer: Callable[[Path], object]) -> None:
-        """The same with whatever `writer` writes to the path it is given: beside the place, flushed, renamed."""
+        """Replaces a file by what `writer` writes to the temporary path that it gets."""
         replace_file(self.path / name, writer)
 
-    def read_json(self, name: str) -> Any:
-        """A file's content, or None when there is none."""
-        path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else None
+    def remove_rows_after(self, step: int) -> set[str]:
+        """Removes the rows that a run resumed after `step` steps writes again, from metrics.jsonl and bad_steps.jsonl.
 
-    def rewind(self, step: int) -> set[str]:
-        """Leaves only the lines that were written before a run had got to a step, so that it writes none twice.
-
-        Returns the splits that have been evaluated at that very step.
+        Returns the splits that have an evaluation after exactly `step` steps.
         """
-        evaluated = set()
+        evaluated_splits = set()
         for path in (self.metrics, self.bad_steps):
             if not path.is_file():
                 continue
-            kept = []
+            rows_to_keep = []
             for line in path.read_text().splitlines():
                 try:
                     row = json.loads(line)
-                    # A line of metrics has the number of steps taken, a bad step its own, from 0.
+                    # metrics.jsonl counts steps taken; bad_steps.jsonl has the index of the bad step, from 0.
                     if row["step"] < step or (row["step"] == step and path == self.metrics):
-                        kept.append(line + "\n")
+                        rows_to_keep.append(line + "\n")
                     if row["step"] == step and row.get("split", "train") != "train":
-                        evaluated.add(row["split"])
-                except (ValueError, KeyError):  # the last line of a killed run may be cut off
+                        evaluated_splits.add(row["split"])
+                except (ValueError, KeyError):  # a killed run may cut off its last row
                     continue
-            self.write(path.name, "".join(kept))
-        return evaluated
-
-    def _settings(self) -> dict[str, Any] | None:
-        """The settings of the run that lies here; one that it did not know yet has its default."""
-        path = self.path / "config.yaml"
-        if not path.exists():
-            return None
-        try:
-            nested = yaml.safe_load(path.read_text())
-            return {
-                name: nested.get(name.partition(".")[0], {}).get(name.partition(".")[2], info.default)
-                for name, info in settings_by_name().items()
-            }
-        except (OSError, ValueError, AttributeError, yaml.YAMLError):
-            raise FolderError(
-                f"{path} is not readable as the settings of a run; choose another run.name or remove the folder"
-            ) from None
+            self.write(path.name, "".join(rows_to_keep))
+        return evaluated_splits

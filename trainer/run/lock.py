@@ -1,6 +1,6 @@
-"""A run folder in, whether a process holds it out. A lock ends with its process, however that ends.
+"""Locks a run folder for one process. The lock ends with the process, even if the process is killed.
 
-Imports nothing heavy: `samecurve status` asks about many folders at once.
+Imports nothing slow, because `samecurve status` checks many folders.
 """
 
 import fcntl
@@ -9,38 +9,41 @@ import time
 from pathlib import Path
 from typing import IO
 
-NAME = ".lock"
-_LOOKS = 3  # whoever looks holds the lock too, for some microseconds
-_LOOK_SECONDS = 0.05
+LOCK_FILE = ".lock"
+_ATTEMPTS = 3  # is_held() in another process holds a shared lock for some microseconds
+_RETRY_SECONDS = 0.05
 
 
 def acquire(folder: Path) -> IO[str]:
-    """Holds a folder until the file is closed. Raises BlockingIOError when another process does, OSError when it cannot
-    be written."""
-    file = (folder / NAME).open("a")
-    for look in range(_LOOKS):
+    """Locks a folder and returns the open lock file; closing it releases the lock.
+
+    Raises BlockingIOError if another process holds the lock, OSError if the file cannot be written.
+    """
+    file = (folder / LOCK_FILE).open("a")
+    for attempt in range(_ATTEMPTS):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if look + 1 == _LOOKS:
+            if attempt + 1 == _ATTEMPTS:
                 file.close()
                 raise
-            time.sleep(_LOOK_SECONDS)
-    # Since when, for held_since(), in the date of access: a start that is refused must not look like a change.
+            time.sleep(_RETRY_SECONDS)
+    # held_since() reads the access time. The modification time stays: a start that is refused must not look like a
+    # change of the run.
     os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))
     return file
 
 
 def held_since(folder: Path) -> float:
-    """When it was taken last, in seconds since 1970."""
-    return (folder / NAME).stat().st_atime
+    """Returns when the lock was acquired last, in seconds since 1970. Raises OSError if there is no lock file."""
+    return (folder / LOCK_FILE).stat().st_atime
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a run is on in it, as far as this machine can tell."""
+    """Returns whether a process holds the lock. Some network file systems do not show locks of other machines."""
     try:
-        with (folder / NAME).open() as file:
+        with (folder / LOCK_FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -1,6 +1,6 @@
-"""What a rank has to say in, lines of `logs/rank-R.log` in the run folder out, whatever has started the rank.
+"""Writes logs/rank-R.log in the run folder, for every rank and under every launcher.
 
-Rank 0 writes what its console says, all write when they begin and end, and what went wrong. Nothing of the environment.
+Rank 0 logs the lines of its console. Each rank logs its start, its end and its errors, and never the environment.
 """
 
 import datetime
@@ -19,56 +19,56 @@ from trainer.run.files import error_reason
 
 
 class RankLog:
-    """Lines from `begins` to the end of the `with`; before, the folder may be another run's, and nothing is kept.
+    """The log of one rank, from on_start() to the end of the `with` block. Before, the folder may be another run's.
 
-    Each line is written through at once. What a full disk refuses is told once, and waits for the next line.
+    Writes each line at once. If the disk is full, prints one warning and keeps the lines for the next write.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
+        """folder: the run folder."""
         self._path, self._rank = folder / "logs" / f"rank-{rank}.log", rank
         self._is_open = False
         self._file: FileIO | None = None
-        self._waiting = b""
-        self._lock = Lock()  # the thread that saves speaks too
+        self._pending = b""
+        self._lock = Lock()  # the thread that writes checkpoints logs too
 
     def on_start(self, step: int, world_size: int, device: str) -> None:
-        """The first line of a start. Where the run folder is not to be seen, on a machine without it, there is no log:
-        to be called when rank 0 has made the folder."""
+        """Logs the start. Call it after rank 0 has created the folder: on a machine without it there is no log."""
         self._is_open = self._path.parent.parent.is_dir()
-        place = f"rank {self._rank} of {world_size} on {device}, process {os.getpid()}"
-        self.write(f"{_stamp()}: {place}, at step {step:,}")
+        process = f"rank {self._rank} of {world_size} on {device}, process {os.getpid()}"
+        self.write(f"{_stamp()}: {process}, at step {step:,}")
 
     def write(self, text: str) -> None:
-        """One line or more."""
+        """Logs one or more lines."""
         if not self._is_open:
             return
         with self._lock:
-            was_waiting = bool(self._waiting)
-            self._waiting += (text + "\n").encode(errors="replace")
+            had_pending_lines = bool(self._pending)
+            self._pending += (text + "\n").encode(errors="replace")
             try:
-                self._write_waiting()
+                self._write_pending()
             except OSError as error:
-                if not was_waiting:  # on every rank: another one's disk may be another
-                    line = f"{self._path} cannot be written ({error_reason(error)}); its lines are kept and tried again"
-                    print(line, file=sys.stderr, flush=True)
+                if not had_pending_lines:  # each rank prints this: it may have a disk of its own
+                    warning = f"{self._path} cannot be written ({error_reason(error)}); its lines are kept for later"
+                    print(warning, file=sys.stderr, flush=True)
 
-    def _write_waiting(self) -> None:
-        if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # the first line; removed by somebody
-            before, self._file = self._file, None
-            if before is not None:
-                before.close()
+    def _write_pending(self) -> None:
+        if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # not open yet, or somebody removed it
+            removed_file, self._file = self._file, None
+            if removed_file is not None:
+                removed_file.close()
             self._path.parent.mkdir(exist_ok=True)
             self._file = FileIO(self._path, "ab")
-        written = self._file.write(self._waiting)
-        self._waiting = self._waiting[written:]
-        if self._waiting:
+        num_written = self._file.write(self._pending)
+        self._pending = self._pending[num_written:]
+        if self._pending:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __enter__(self) -> "RankLog":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """What ended it early, if anything did, and the last line."""
+        """Logs the error, if there is one, and the end."""
         if isinstance(error, (UserError, PeerError)):
             self.write(f"samecurve: {error}")
         elif error is not None:
@@ -81,6 +81,6 @@ class RankLog:
 
 
 def _stamp() -> str:
-    """When and where, so that a start is found at a glance among the lines of many."""
+    """Returns time and host, marked so that the start of a session stands out."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     return f"== {now} {socket.gethostname()}"

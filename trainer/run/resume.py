@@ -1,4 +1,4 @@
-"""The run folder in, the checkpoint to go on from out, if there is one; the same on every rank."""
+"""Selects and loads the checkpoint from which a run continues. The result is the same on all ranks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,35 +15,42 @@ from trainer.run.folder import RunFolder
 def load_checkpoint_to_resume(
     config: RunConfig, folder: RunFolder, world: World, log: Callable[[str], None]
 ) -> TrainingState | None:
-    """The newest of this run that verifies, else the one that run.resume names. Damaged ones are named by `say`.
+    """Returns the newest valid checkpoint of this run, else the one in run.resume, else None. Logs damaged ones.
 
-    Raises FolderError when the named one is damaged, of other settings, or of this run itself.
+    Raises FolderError if the checkpoint in run.resume is damaged, has other settings, or lies in this run folder.
     """
-    place, damaged = world.broadcast_from_rank0(lambda: checkpoint.newest_valid(folder.checkpoints))
-    for line in damaged:
-        log(line)
+    path, damage_messages = world.broadcast_from_rank0(lambda: checkpoint.find_newest_valid(folder.checkpoints))
+    for message in damage_messages:
+        log(message)
     if config.run.resume not in ("auto", "never"):
-        named = Path(config.run.resume).expanduser()
-        if named.resolve().parent == folder.checkpoints.resolve():
+        resume_path = Path(config.run.resume).expanduser()
+        if _is_inside(resume_path, folder):
             raise FolderError(
-                f"run.resume={config.run.resume} lies in this run's own folder, which goes on from its newest one; "
-                "choose another run.name to branch off"
+                f"run.resume={config.run.resume} is a checkpoint of this run, which always continues from its newest "
+                "checkpoint; choose another run.name to start a new run from it"
             )
-        place = place or named
-    saved = world.raise_together(lambda: _load(place, config, world.precision)) if place is not None else None
-    if saved is not None and place is not None and place.resolve().parent != folder.checkpoints.resolve():
-        saved.progress.wandb_run_id = ""  # a branch has rows of its own
-    return saved
+        path = path or resume_path
+    if path is None:
+        return None
+    state = world.raise_together(lambda: _load(path, config, world.precision))
+    if not _is_inside(path, folder):
+        state.progress.wandb_run_id = ""  # a new run gets a W&B run of its own
+    return state
 
 
-def _load(place: Path, config: RunConfig, precision: str) -> TrainingState:
-    saved = checkpoint.load(place)
-    changed = changed_settings(saved.progress.settings | {"run.name": config.run.name}, config)
+def _is_inside(path: Path, folder: RunFolder) -> bool:
+    return path.resolve().parent == folder.checkpoints.resolve()
+
+
+def _load(path: Path, config: RunConfig, precision: str) -> TrainingState:
+    state = checkpoint.load(path)
+    changed = changed_settings(state.progress.settings | {"run.name": config.run.name}, config)
     if changed:
-        raise FolderError(f"checkpoint {place} was made with other settings ({changed}); give the same ones")
-    if saved.progress.precision not in ("", precision):
+        raise FolderError(f"checkpoint {path} has other settings ({changed}); use the same settings to continue it")
+    if state.progress.precision not in ("", precision):
         raise FolderError(
-            f"checkpoint {place} was trained in {saved.progress.precision}, and here "
-            f"train.precision={config.train.precision} means {precision}; go on with it on a machine like that"
+            f"checkpoint {path} was trained with precision {state.progress.precision}, but "
+            f"train.precision={config.train.precision} selects {precision} on this machine; "
+            "continue on a machine of the same kind"
         )
-    return saved
+    return state

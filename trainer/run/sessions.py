@@ -1,6 +1,6 @@
-"""A start of training in, a line of `starts.jsonl` in the run folder out: how often it was begun, where, in which job.
+"""Records each start of training (a session) in starts.jsonl: time, step, world size, host and SLURM job.
 
-A run that goes on adds a line and takes none away: restarts are lines less one.
+A resumed run adds a row and removes none: the number of restarts is the number of rows less one.
 """
 
 import datetime
@@ -15,14 +15,15 @@ import sys
 from pathlib import Path
 
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 
 SESSIONS_FILE = "starts.jsonl"
 
 
 def append_session(folder: RunFolder, step: int, total_steps: int, world_size: int) -> None:
-    """Training begins, or goes on, after `step` steps. Called by rank 0. Raises OSError.
+    """Adds a row for a session that starts after `step` steps. Only rank 0 calls it. Raises OSError.
 
-    The file is replaced whole: a process that is killed leaves no half of a line for the next one to append to.
+    Replaces the whole file: an append by a killed process could leave half a row.
     """
     row = {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -31,22 +32,20 @@ def append_session(folder: RunFolder, step: int, total_steps: int, world_size: i
         "world_size": world_size,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        **_job(),
+        **_slurm_job(),
     }
     path = folder.path / SESSIONS_FILE
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    folder.write(SESSIONS_FILE, before + json.dumps(row) + "\n")
+    earlier_rows = path.read_text(encoding="utf-8") if path.is_file() else ""
+    folder.write(SESSIONS_FILE, earlier_rows + json.dumps(row) + "\n")
 
 
 def session_summary(folder: RunFolder) -> dict[str, object]:
-    """restarts, how often it was begun again; and of SLURM's job, the last one's: job, array_job, array_task."""
-    path = folder.path / SESSIONS_FILE
-    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {"restarts": max(0, len(rows) - 1), "slurm": _job()}
+    """Returns the number of restarts and the SLURM job of this session, for W&B."""
+    return {"restarts": RunRecord(folder.path).restarts, "slurm": _slurm_job()}
 
 
-def _job() -> dict[str, object]:
-    """The SLURM job that this process runs in; an element of an array has the array's id and its own number too."""
+def _slurm_job() -> dict[str, object]:
+    """Returns the SLURM job of this process. A task of an array has the array's id and a task number, too."""
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     return {
         "job": os.environ.get("SLURM_JOB_ID"),
@@ -56,7 +55,7 @@ def _job() -> dict[str, object]:
 
 
 def describe_environment() -> dict[str, object]:
-    """Versions, commit, machine and command: what a person needs to repeat the run."""
+    """Returns versions, commit, machine and command, which a user needs to repeat the run."""
     packages = ("torch", "torchvision", "accelerate", "numpy", "tensorboard", "wandb", "omegaconf", "safetensors")
     return {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -78,10 +77,10 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, with -dirty when it was changed since; None outside a git checkout."""
+    """Returns the commit of this code, with -dirty if files differ from it; None outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return result.stdout.strip() or None

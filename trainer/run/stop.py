@@ -1,8 +1,8 @@
-"""Who wants the run to stop: a signal, a file named `stop` in the run folder, or a deadline. All ranks agree on it at a
-step's end.
+"""Decides at the end of each step whether a run stops: because of a signal, a file `stop` in the run folder, or a
+deadline. All ranks decide the same.
 
-A signal's handler only notes it: to save inside a handler can deadlock. It is noted by a thread, so that a second
-Ctrl-C works while the main thread is deep in an exchange.
+The signal handler only notes the signal: saving a checkpoint inside a handler can deadlock. A thread notes it, so that
+a second Ctrl-C works while the main thread waits in an exchange.
 """
 
 import contextlib
@@ -18,200 +18,205 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-_FILE, _TIME_LIMIT = "the file `stop` in the run folder", "the time limit"
+_STOP_FILE, _TIME_LIMIT = "the file `stop` in the run folder", "the time limit"
 JOB_END = "the end of the SLURM job"
-REASONS = ("", *(number.name for number in _SIGNALS), _FILE, _TIME_LIMIT, JOB_END)
-# torchrun passes a Ctrl-C on to ranks that the terminal has told already: two within this time are one.
-_SAME_SECONDS = 1.0
-_LOOK_SECONDS = 0.5
-_LOOK_AGAIN_SECONDS = 0.1
-_MOST_STEPS = 20
-_PACE_STEPS = 100  # after so many, or twice as many, a slow step is forgotten
-_TYPICAL_STEPS = 20  # of them, or so, the typical time is the mean
+REASONS = ("", *(number.name for number in _SIGNALS), _STOP_FILE, _TIME_LIMIT, JOB_END)
+"""Why a run stops. The ranks agree on the highest index of any of them, so later reasons take precedence."""
+# The terminal sends a Ctrl-C to the ranks, and torchrun sends it to them again: two within this time are the same one.
+_SAME_INTERRUPT_SECONDS = 1.0
+_CHECK_SECONDS = 0.5  # target time between two checks of several ranks
+_SINGLE_RANK_CHECK_SECONDS = 0.1
+_MAX_STRIDE = 20  # steps between two checks
+_SLOWEST_STEP_WINDOW = 100  # a slow step counts for the next 100 to 200 steps
+_TYPICAL_STEP_WINDOW = 20  # the typical time is a mean of about this many steps
 
 
 class StopSignals:
-    """Notes the first signal that asks to stop. Made once, in the main thread, as early as can be."""
+    """Notes the first signal that asks the run to stop. Create it once, in the main thread, as early as possible."""
 
-    def __init__(self, speaks: bool) -> None:
-        """speaks: this process tells the user what a Ctrl-C does."""
+    def __init__(self, is_reporter: bool) -> None:
+        """is_reporter: this process prints what a Ctrl-C does."""
         self.since = time.time()
-        """when this process began"""
-        self._speaks = speaks
-        self._training = False
+        """start of this process, in seconds since 1970"""
+        self._is_reporter = is_reporter
+        self._is_training = False
         self._first_interrupt: float | None = None
-        self._before: dict[int, Any] = {}
+        self._original_handlers: dict[int, Any] = {}
         self.received = ""
-        """its name, or nothing"""
-        if current_thread() is not main_thread():  # called from a program that has signals of its own
+        """name of the first signal; empty without one"""
+        if current_thread() is not main_thread():  # called from a program with signal handlers of its own
             return
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before.update({number: signal.signal(number, self._handle) for number in _SIGNALS})
-        self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._original_handlers.update({number: signal.signal(number, self._handle) for number in _SIGNALS})
+        self._original_wakeup_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         Thread(target=self._listen, name="signals", daemon=True).start()
 
     @contextlib.contextmanager
-    def at_step_ends(self) -> Iterator[None]:
-        """Inside, the run stops at the end of a step; outside there is nothing to save, so that SIGINT and SIGTERM end
-        the process at once."""
-        self._training = True
+    def stop_at_step_end(self) -> Iterator[None]:
+        """Inside, signals stop the run at the end of a step. Outside, SIGINT and SIGTERM end the process at once,
+        because there is nothing to save."""
+        self._is_training = True
         try:
             yield
         finally:
-            self._training = False
+            self._is_training = False
 
     def close(self) -> None:
-        """Puts back what was there before."""
-        if not self._before:
+        """Restores the signal handlers."""
+        if not self._original_handlers:
             return
-        signal.set_wakeup_fd(self._fd_before)
-        for number, handler in self._before.items():
+        signal.set_wakeup_fd(self._original_wakeup_fd)
+        for number, handler in self._original_handlers.items():
             signal.signal(number, handler)
-        os.close(self._write)
+        os.close(self._write_end)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, which comes to it when it is back in Python."""
-        if number == signal.SIGINT and not self._training:
+        """Runs in the main thread, as soon as that runs Python code again."""
+        if number == signal.SIGINT and not self._is_training:
             raise KeyboardInterrupt
 
     def _listen(self) -> None:
-        """In a thread of its own: the number of each signal comes through the pipe at once."""
-        while received := os.read(self._read, 1):
+        """Runs in a thread. The pipe delivers the number of each signal at once."""
+        while received := os.read(self._read_end, 1):
             self._note(received[0])
-        os.close(self._read)
+        os.close(self._read_end)
 
     def _note(self, number: int) -> None:
         now = time.monotonic()
-        if number == signal.SIGTERM and not self._training:
+        if number == signal.SIGTERM and not self._is_training:
             os._exit(128 + number)
         if number == signal.SIGINT:
-            if self._first_interrupt is not None and now - self._first_interrupt > _SAME_SECONDS:
+            if self._first_interrupt is not None and now - self._first_interrupt > _SAME_INTERRUPT_SECONDS:
                 os._exit(130)
-            first, self._first_interrupt = self._first_interrupt is None, self._first_interrupt or now
-            if first and self._speaks and self._training:
-                print("stopping after this step, with a checkpoint; Ctrl-C again leaves at once", file=sys.stderr)
+            is_first, self._first_interrupt = self._first_interrupt is None, self._first_interrupt or now
+            if is_first and self._is_reporter and self._is_training:
+                print("stopping after this step, with a checkpoint; Ctrl-C again exits at once", file=sys.stderr)
         if number in _SIGNALS and not self.received:
             self.received = signal.Signals(number).name
 
 
 def ignore_signals_in_worker(worker: int) -> None:
-    """For DataLoader's workers, which inherit the handlers: they end when the process that they serve does."""
+    """Ignores signals in a DataLoader worker, which inherits the handlers. A worker ends with its main process."""
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class StepTimes:
-    """How long the parts of a run take, as far as they have been seen in this session."""
+    """Measures how long steps and evaluations take in this session."""
 
     def __init__(self) -> None:
-        self.step_seconds = 0.0
-        """the slowest step of late"""
-        self.typical_seconds = 0.0
-        """what a step takes: a mean in which one counts the less the more came after it"""
-        self.evaluation_seconds = 0.0
-        self._steps = 0
-        self._slowest, self._slowest_before = 0.0, 0.0
+        self.slowest_step_seconds = 0.0
+        """the slowest of the last 100 to 200 steps"""
+        self.typical_step_seconds = 0.0
+        """a moving average"""
+        self.slowest_evaluation_seconds = 0.0
+        self._num_steps = 0
+        self._slowest, self._slowest_before = 0.0, 0.0  # in this window and in the one before
 
-    def step(self, seconds: float) -> None:
-        """The first step warms up, or compiles: it counts until there is another. One in which a GPU looks for its
-        kernels counts for a hundred more at least, for two hundred at most."""
-        if self._steps % _PACE_STEPS == 0:
+    def record_step(self, seconds: float) -> None:
+        """The first step warms up or compiles, so it counts only until the second. A step in which a GPU selects its
+        kernels counts as a slow step."""
+        if self._num_steps % _SLOWEST_STEP_WINDOW == 0:
             self._slowest_before, self._slowest = self._slowest, 0.0
-        self._slowest = seconds if self._steps < 2 else max(self._slowest, seconds)
-        share = 1.0 if self._steps < 2 else 1 / min(self._steps, _TYPICAL_STEPS)
-        self.typical_seconds += share * (seconds - self.typical_seconds)
-        self._steps += 1
-        self.step_seconds = max(self._slowest, self._slowest_before)
+        self._slowest = seconds if self._num_steps < 2 else max(self._slowest, seconds)
+        weight = 1.0 if self._num_steps < 2 else 1 / min(self._num_steps, _TYPICAL_STEP_WINDOW)
+        self.typical_step_seconds += weight * (seconds - self.typical_step_seconds)
+        self._num_steps += 1
+        self.slowest_step_seconds = max(self._slowest, self._slowest_before)
 
-    def evaluation(self, seconds: float) -> None:
-        self.evaluation_seconds = max(self.evaluation_seconds, seconds)
+    def record_evaluation(self, seconds: float) -> None:
+        self.slowest_evaluation_seconds = max(self.slowest_evaluation_seconds, seconds)
 
 
 class StopCheck:
-    """Asked at the end of each step, by every rank alike; exchanges two numbers twice a second, or every step."""
+    """Checks at the end of a step whether to stop. All ranks call it; they exchange two numbers about twice a second,
+    or after each step if steps are slower."""
 
     def __init__(
         self,
         signals: StopSignals,
         folder: Path | None,
         deadline: "Deadline | None",
-        pace: StepTimes,
+        step_times: StepTimes,
         world_size: int,
-        largest: Callable[[list[float]], list[float]],
+        all_reduce_max: Callable[[list[float]], list[float]],
         lag_steps: int = 0,
     ) -> None:
-        """folder: the run's, for the one rank that looks for the file; deadline: for that rank; lag_steps: so many may
-        be under way on a GPU, which a save waits for."""
-        self._lag_steps = lag_steps
+        """folder, deadline: the run folder and the deadline on rank 0, None on the others.
+        lag_steps: number of steps that a GPU may still have in its queue; a save waits for them.
+        """
         self._signals = signals
-        self._file = folder / "stop" if folder is not None else None
+        self._stop_file = folder / "stop" if folder is not None else None
         self._deadline = deadline
-        self._pace = pace
-        self._largest = largest
-        # Steps may become slower all of a sudden; and a process alone has nothing to exchange.
-        self._is_alone = world_size == 1
-        self._most_steps = 1 if self._is_alone else _MOST_STEPS
-        self._looked = 0.0
+        self._step_times = step_times
+        self._all_reduce_max = all_reduce_max
+        self._lag_steps = lag_steps
+        # A single rank exchanges nothing, so it can check each step. Steps can become slower at any time.
+        self._is_single_rank = world_size == 1
+        self._max_stride = 1 if self._is_single_rank else _MAX_STRIDE
+        self._check_time = 0.0
         self._next_step = 0
         self._stride = 1
 
-    def __call__(self, step: int, save_seconds: float, evaluates: Callable[[int], bool]) -> str:
-        """Why to stop after `step` steps, or nothing; the same on every rank.
+    def __call__(self, step: int, save_seconds: float, has_evaluation_within: Callable[[int], bool]) -> str:
+        """Returns why to stop after `step` steps; empty to continue. The same on all ranks.
 
-        evaluates: whether an evaluation falls into the next so many steps.
+        save_seconds: time for a checkpoint.
+        has_evaluation_within: returns whether one of the next n steps is followed by an evaluation.
         """
-        if step < self._next_step or (self._is_alone and self._looked_just_now()):
+        if step < self._next_step or (self._is_single_rank and self._has_just_checked()):
             return ""
-        slowest = self._pace.step_seconds
-        margin = 2 * max(slowest, min(slowest * self._stride, _LOOK_SECONDS)) + save_seconds
+        slowest = self._step_times.slowest_step_seconds
+        margin = 2 * max(slowest, min(slowest * self._stride, _CHECK_SECONDS)) + save_seconds
         margin += self._lag_steps * slowest
-        margin += self._pace.evaluation_seconds if evaluates(self._most_steps) else 0.0
-        # Towards a deadline all steps of late may become as slow as one has been.
-        is_near = self._due(margin + self._most_steps * slowest)
-        pace = slowest if is_near else self._pace.typical_seconds
-        asked, pace = self._largest([float(self._asked(margin)), pace])
-        self._stride = min(self._most_steps, max(1, int(_LOOK_SECONDS / max(pace, 1e-6))))
+        margin += self._step_times.slowest_evaluation_seconds if has_evaluation_within(self._max_stride) else 0.0
+        # Near the deadline, expect each step to take as long as the slowest recent one.
+        is_near = self._reached_deadline(margin + self._max_stride * slowest)
+        step_seconds = slowest if is_near else self._step_times.typical_step_seconds
+        reason, step_seconds = self._all_reduce_max([float(self._reason_index(margin)), step_seconds])
+        self._stride = min(self._max_stride, max(1, int(_CHECK_SECONDS / max(step_seconds, 1e-6))))
         self._next_step = step + self._stride
-        return REASONS[int(asked)]
+        return REASONS[int(reason)]
 
-    def _looked_just_now(self) -> bool:
-        """Where steps are short a file is looked for so often and not more; a signal is seen at once."""
+    def _has_just_checked(self) -> bool:
+        """Returns whether a single rank can skip this check: a look at the stop file costs too much for short steps. A
+        signal is never skipped."""
         now = time.monotonic()
-        is_soon = max(now - self._looked, self._pace.step_seconds) < _LOOK_AGAIN_SECONDS
-        if is_soon and not self._signals.received:
+        is_recent = max(now - self._check_time, self._step_times.slowest_step_seconds) < _SINGLE_RANK_CHECK_SECONDS
+        if is_recent and not self._signals.received:
             return True
-        self._looked = now
+        self._check_time = now
         return False
 
-    def _asked(self, margin_seconds: float) -> int:
+    def _reason_index(self, margin_seconds: float) -> int:
+        """Returns the index in REASONS of why this rank would stop."""
         if self._signals.received:
             return REASONS.index(self._signals.received)
-        if self._file is not None and self._file.exists():
-            return REASONS.index(_FILE)
-        due = self._due(margin_seconds)
-        return REASONS.index(due) if due else 0
+        if self._stop_file is not None and self._stop_file.exists():
+            return REASONS.index(_STOP_FILE)
+        return REASONS.index(self._reached_deadline(margin_seconds))
 
-    def _due(self, margin_seconds: float) -> str:
-        """Why the run must have ended within so long, or nothing."""
-        ends, why = self._deadline or (math.inf, "")
-        return why if time.time() + margin_seconds >= ends else ""
+    def _reached_deadline(self, margin_seconds: float) -> str:
+        """Returns the reason of the deadline if it is at most this many seconds away; otherwise empty."""
+        end, reason = self._deadline or (math.inf, "")
+        return reason if time.time() + margin_seconds >= end else ""
 
-    def done(self) -> None:
-        """The run has stopped: the file has done its work."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+    def remove_stop_file(self) -> None:
+        """Removes the file `stop`, so that it does not stop the next session."""
+        if self._stop_file is not None:
+            self._stop_file.unlink(missing_ok=True)
 
 
 Deadline = tuple[float, str]
-"""When the run must have ended, in time.time(), and why."""
+"""When the run must have ended, in seconds since 1970, and why: one of REASONS."""
 
 
-def deadline(time_limit_seconds: float | None, started: float) -> Deadline | None:
-    """The earlier of the run's own limit and that of its SLURM job."""
-    ends = [] if time_limit_seconds is None else [(started + time_limit_seconds, _TIME_LIMIT)]
+def find_deadline(time_limit_seconds: float | None, start: float) -> Deadline | None:
+    """Returns the earlier of the run's time limit and the end of its SLURM job. start: in seconds since 1970."""
+    deadlines = [] if time_limit_seconds is None else [(start + time_limit_seconds, _TIME_LIMIT)]
     job_end = os.environ.get("SLURM_JOB_END_TIME", "")
     if job_end.isdigit():
-        ends.append((float(job_end), JOB_END))
-    return min(ends, default=None)
+        deadlines.append((float(job_end), JOB_END))
+    return min(deadlines, default=None)

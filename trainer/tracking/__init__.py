@@ -1,1 +1,1 @@
-"""Metrics of a run and the places they are logged to."""
+"""Metrics of a run and the trackers that record them."""

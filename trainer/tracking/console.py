@@ -1,4 +1,4 @@
-"""What happens, for a person: a progress bar on a terminal, plain lines otherwise, a table at the end."""
+"""Prints training progress: a progress bar on a terminal, plain lines elsewhere, and a table of results at the end."""
 
 import io
 import shlex
@@ -15,22 +15,25 @@ from trainer.format import class_table, format_duration
 
 _REDRAW_SECONDS = 0.1
 _LOG_WIDTH = 100
-_BAR_WIDTH = 12  # at least
-_FIRST_DROPPED = ("epoch", "images/s", "accuracy", "loss", "left")  # where a terminal is too narrow for all
+_MIN_BAR_WIDTH = 12
+_MAX_BAR_WIDTH = 40
+# A narrow terminal loses these fields first, in this order.
+_DROP_ORDER = ("epoch", "images/s", "accuracy", "loss", "left")
 
 
 class TrainingRow(NamedTuple):
-    """What is told of training, a line each."""
+    """One row of training metrics."""
 
     step: int
     scalars: dict[str, float]
-    at: float
-    """seconds since 1970"""
+    wall_time: float
+    """time of the measurement, in seconds since 1970"""
     seconds_left: float
+    """estimated training time until the last step"""
 
 
 class NullConsole:
-    """What every rank but the first is given."""
+    """Prints nothing. Every rank except rank 0 has this console."""
 
     def start(self, step: int, total_steps: int) -> None: ...
     def update(self, step: int) -> None: ...
@@ -43,21 +46,23 @@ class NullConsole:
 
 
 class Console(NullConsole):
-    def __init__(self, keep: Callable[[str], None]) -> None:
-        """keep: takes what is said here as text too, line by line, those that a bar hides among them."""
+    """Prints progress to stdout and copies every line to the rank's log file."""
+
+    def __init__(self, write_to_log: Callable[[str], None]) -> None:
+        """write_to_log: receives every text as plain lines, including the lines that a progress bar replaces."""
         self._terminal = Terminal(highlight=False, soft_wrap=True)
-        self._keep = keep
+        self._write_to_log = write_to_log
         self._progress: Progress | None = None
-        self._drawn = 0.0
+        self._last_redraw = 0.0
         self._total_steps = 0
 
     def start(self, step: int, total_steps: int) -> None:
-        """Draws the bar, where there is a terminal to draw it on."""
+        """Draws the progress bar if stdout is a terminal."""
         self._total_steps = total_steps
         if self._terminal.is_terminal:
             columns = (
                 TextColumn("step"),
-                BarColumn(max(_BAR_WIDTH, min(40, self._terminal.width // 5))),
+                BarColumn(max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, self._terminal.width // 5))),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             )
@@ -66,51 +71,54 @@ class Console(NullConsole):
             self._progress.start()
 
     def update(self, step: int) -> None:
-        """Called after each step; moves the bar ten times a second at most."""
+        """Moves the progress bar, at most ten times a second. Call it after each step."""
         now = time.perf_counter()
-        if self._progress is not None and now - self._drawn > _REDRAW_SECONDS:
+        if self._progress is not None and now - self._last_redraw > _REDRAW_SECONDS:
             self._progress.update(self._progress.task_ids[0], completed=step)
-            self._drawn = now
+            self._last_redraw = now
 
     def log(self, text: str) -> None:
-        """A line or more, above the bar if there is one."""
+        """Prints one or more lines, above the progress bar if there is a bar."""
         if self._terminal.is_terminal:
             self._terminal.print(text, markup=False)
-        else:  # which needs none of rich's care, and none of the half millisecond that it takes
-            try:  # in one piece: the thread that saves speaks too
+        else:  # plain print: rich takes half a millisecond a line and adds nothing here
+            try:  # a single write: the thread that writes checkpoints prints too
                 print(text + "\n", end="", file=self._terminal.file, flush=True)
             except BrokenPipeError:
                 self._terminal.on_broken_pipe()
-        self._keep(text)
+        self._write_to_log(text)
 
     def log_training(self, rows: Sequence[TrainingRow]) -> None:
-        """A line of each, in one piece; the last one is the bar's text where there is a bar."""
-        lines = "\n".join("  ".join([f"step {row.step:,}/{self._total_steps:,}", *_parts(row)]) for row in rows)
+        """Prints one line for each row in a single write. A progress bar shows the last row instead."""
+        lines = "\n".join("  ".join([f"step {row.step:,}/{self._total_steps:,}", *_row_fields(row)]) for row in rows)
         if self._progress is None:
             self.log(lines)
             return
-        parts = _parts(rows[-1])
-        room = self._terminal.width - _BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
-        for dropped in _FIRST_DROPPED:
-            if len("  ".join(parts)) > room:
-                parts = [part for part in parts if dropped not in part]
+        fields = _row_fields(rows[-1])
+        available_width = self._terminal.width - _MIN_BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
+        for dropped in _DROP_ORDER:
+            if len("  ".join(fields)) > available_width:
+                fields = [field for field in fields if dropped not in field]
         task = self._progress.tasks[0]
-        self._progress.update(task.id, completed=max(rows[-1].step, task.completed), text="  ".join(parts))
-        self._keep(lines)
+        self._progress.update(task.id, completed=max(rows[-1].step, task.completed), text="  ".join(fields))
+        self._write_to_log(lines)
 
     def log_evaluation(self, split: str, step: int, scalars: dict[str, float]) -> None:
-        several = f"  with several views {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
-        self.log(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{several}")
+        """Prints loss and accuracy of a split."""
+        tta = f"  with test-time augmentation {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
+        self.log(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{tta}")
 
     def log_profile(self, operations: list[dict[str, Any]], title: str) -> None:
-        """A table of a profile's most expensive operations."""
-        self._show(operation_table(operations, title))
+        """Prints a table of the most expensive operations of a profile."""
+        self._print_table(operation_table(operations, title))
 
     def log_summary(self, summary: dict[str, Any], folder: Path) -> None:
-        """The per-class table of the test set, the result in one line, and where the files are."""
+        """Prints the table of test classes, the result in one line and the paths of the files."""
         self.close()
         test = summary["test"]
-        self._show(class_table(test["classes"], "test set, by class"), class_table(test["classes"], "test set", ["f1"]))
+        self._print_table(
+            class_table(test["classes"], "test set, by class"), class_table(test["classes"], "test set", ["f1"])
+        )
         train, processes = summary["train"], summary["world_size"]
         self.log(
             f"test accuracy {test['accuracy']:.2%} of {test['num_samples']:,} images after {summary['steps']:,} steps "
@@ -120,22 +128,23 @@ class Console(NullConsole):
         self.log(f"all files: {folder}  weights: {folder / 'model.safetensors'}")
         self.log(f"next: samecurve predict {shlex.quote(str(folder))} IMAGE...")
 
-    def _show(self, table: Table, narrow: Table | None = None) -> None:
-        """narrow: what a terminal shows that is too narrow for the table."""
-        wanted = self._terminal.measure(table, options=self._terminal.options.update_width(_LOG_WIDTH)).maximum
-        self._terminal.print(narrow if narrow is not None and wanted > self._terminal.width else table)
+    def _print_table(self, table: Table, narrow_table: Table | None = None) -> None:
+        """narrow_table: printed instead if the terminal is too narrow for `table`. The log file gets `table`."""
+        options = self._terminal.options.update_width(_LOG_WIDTH)
+        is_too_wide = self._terminal.measure(table, options=options).maximum > self._terminal.width
+        self._terminal.print(narrow_table if narrow_table is not None and is_too_wide else table)
         plain = io.StringIO()
         Terminal(file=plain, width=_LOG_WIDTH).print(table)
-        self._keep(plain.getvalue().rstrip())
+        self._write_to_log(plain.getvalue().rstrip())
 
     def close(self) -> None:
-        """Takes the bar down."""
+        """Removes the progress bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
 
-def _parts(row: TrainingRow) -> list[str]:
+def _row_fields(row: TrainingRow) -> list[str]:
     scalars = row.scalars
     return [
         f"epoch {scalars['epoch']:.2f}", f"loss {scalars['loss']:.4f}", f"accuracy {scalars['accuracy']:.1%}",
@@ -144,8 +153,11 @@ def _parts(row: TrainingRow) -> list[str]:
 
 
 def operation_table(operations: list[dict[str, Any]], title: str) -> Table:
-    """operations: with name, share of all operations' time, milliseconds_per_step, calls_per_step."""
-    table = Table("operation", *(["share", "ms/step", "calls/step"]), title=title)
+    """Returns a table of operations.
+
+    operations: dicts with name, share (of the time of all operations), milliseconds_per_step and calls_per_step.
+    """
+    table = Table("operation", "share", "ms/step", "calls/step", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in operations:

@@ -1,4 +1,4 @@
-"""Rows in, lines of JSON out, each of them whole on the disk before a checkpoint is."""
+"""Writes rows to JSON Lines files. Every row is on the disk before the checkpoint that follows it."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from trainer.tracking.tracker import Tracker
 
 
 class NullJsonLines:
-    """Takes rows and keeps none: what every rank but the first is given."""
+    """Discards all rows. Every rank except rank 0 has this writer."""
 
     def write(self, row: dict[str, Any]) -> None: ...
     def flush(self) -> None: ...
@@ -22,64 +22,68 @@ class NullJsonLines:
 
 
 class JsonLines(NullJsonLines):
-    """One object a line, written through at once. What a full disk refuses waits for the next line."""
+    """Appends one JSON object a line, without a buffer. Lines that do not fit on a full disk are retried later."""
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path, self._warn = path, warn
         self._file: FileIO | None = None
-        self._waiting = b""
-        self._lock = Lock()  # the thread that saves flushes
+        self._pending = b""
+        self._lock = Lock()  # the thread that writes checkpoints calls flush()
 
     def write(self, row: dict[str, Any]) -> None:
+        """Appends a row. Numbers that are not finite become null. A full disk causes one warning, not an error."""
         with self._lock:
-            was_waiting = bool(self._waiting)
-            self._waiting += (json.dumps(finite_json(row), allow_nan=False) + "\n").encode()
+            had_pending = bool(self._pending)
+            self._pending += (json.dumps(finite_json(row), allow_nan=False) + "\n").encode()
             try:
-                self._write_waiting()
+                self._write_pending()
             except OSError as error:
-                if not was_waiting:
+                if not had_pending:
                     self._warn(
-                        f"{self._path} cannot be written ({error_reason(error)}); its lines are kept and tried again"
+                        f"{self._path} cannot be written ({error_reason(error)}); its lines stay in memory and are "
+                        "written when the disk has room"
                     )
 
     def flush(self) -> None:
-        """All lines so far are on the disk. Raises OSError."""
+        """Writes all rows to the disk. Raises OSError if that fails."""
         with self._lock:
-            self._write_waiting()
+            self._write_pending()
             if self._file is not None:
                 os.fsync(self._file.fileno())
 
     def close(self, failed: bool = False) -> None:
+        """Writes the pending rows and closes the file. Raises FolderError if the disk is full or missing."""
         with disk_errors_as_user_errors(str(self._path)), self._lock:
-            self._write_waiting()
+            self._write_pending()
         if self._file is not None:
             self._file.close()
 
-    def _write_waiting(self) -> None:
-        """All that waits, in whole lines."""
-        if not self._waiting:
+    def _write_pending(self) -> None:
+        """Writes all pending lines or none. Raises OSError."""
+        if not self._pending:
             return
-        if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # the first line; removed by somebody
+        # Opened with the first line, and again if the file was deleted during training.
+        if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            before, self._file = self._file, FileIO(self._path, "ab")
-            if before is not None:
-                before.close()
+            deleted_file, self._file = self._file, FileIO(self._path, "ab")
+            if deleted_file is not None:
+                deleted_file.close()
         size = os.fstat(self._file.fileno()).st_size
-        if self._file.write(self._waiting) != len(self._waiting):
+        if self._file.write(self._pending) != len(self._pending):
             self._file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._waiting = b""
+        self._pending = b""
 
 
 class MetricsFile(Tracker):
-    """metrics.jsonl, which tells whoever asks where a run is, or was."""
+    """Writes metrics.jsonl, from which other commands read the progress of a run."""
 
     logs_immediately = True
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._lines = JsonLines(path, warn)
 
-    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
+    def log(self, split: str, scalars: dict[str, float], step: int, wall_time: float | None = None) -> None:
         self._lines.write({"split": split, "step": step, **scalars})
 
     def flush(self) -> None:

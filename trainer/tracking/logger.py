@@ -1,8 +1,8 @@
-"""What has happened in, a row for the trackers and a line for the person at the console out.
+"""Sends metrics, media and alerts of a run to the trackers and the console.
 
-A row of training is in metrics.jsonl at once. All others are told once a second at most, of the rows since then
-together: a small network has a row every few milliseconds, and what tells it finds the caches full of something else
-each time. Before anything else is told here, and before a checkpoint, no row waits.
+metrics.jsonl receives each training row at once. The console and the other trackers receive the rows of up to a second
+together: with a small network there can be hundreds of rows per second, and a call for each would slow down training.
+Pending rows are sent before any other event and before a checkpoint.
 """
 
 import math
@@ -25,48 +25,50 @@ from trainer.tracking.jsonl import NullJsonLines
 from trainer.tracking.meter import Meter
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
 
-_SECONDS = 1.0
+_FLUSH_INTERVAL_SECONDS = 1.0
 
 
 class MetricLogger:
-    """Every rank has one; only the first one's trackers and console do anything."""
+    """Logs a run. Every rank has one; only rank 0 has trackers and a console that print or write."""
 
-    def __init__(self, config: RunConfig, parts: Components, progress: Progress, console: NullConsole) -> None:
-        self._config, self._components, self._progress = config, parts, progress
+    def __init__(self, config: RunConfig, components: Components, progress: Progress, console: NullConsole) -> None:
+        self._config, self._components, self._progress = config, components, progress
         self._console = console
-        self._seconds_before, self._started = progress.seconds, time.perf_counter()
+        self._previous_seconds, self._started = progress.seconds, time.perf_counter()
         self.trackers: list[Tracker] = []
-        self.bad_steps = NullJsonLines()
-        self.evaluated_before: set[str] = set()
-        """The splits whose evaluation at the step where this session begins has been logged."""
+        self.bad_steps_file = NullJsonLines()
+        self.logged_splits: set[str] = set()
+        """splits whose evaluation at the first step of this session is in metrics.jsonl already"""
         self._first_step = progress.step
-        self._waiting: list[TrainingRow] = []
-        self._told = -math.inf
+        self._pending_rows: list[TrainingRow] = []
+        self._last_flush = -math.inf
 
     def start(self) -> None:
-        """Starts the clock: what came before is not training time."""
+        """Starts the clock. Time before this call is not training time."""
         self._started = time.perf_counter()
 
     def on_start(self, world: World) -> None:
-        """One line for the person on what is trained, and on what."""
-        config, parts, step = self._config, self._components, self._progress.step
-        total_steps, virtual_ranks = parts.durations.total_steps, config.train.virtual_ranks
-        weights = _weights(parts.module)
-        size = f" of {parts.about.image_size} pixels" if config.data.image_size == "auto" else ""
+        """Prints one line about the model, the data set and the ranks, and starts the progress bar."""
+        config, components, step = self._config, self._components, self._progress.step
+        total_steps, virtual_ranks = components.durations.total_steps, config.train.virtual_ranks
+        image_size = components.model_metadata.image_size
+        size = f" of {image_size} pixels" if config.data.image_size == "auto" else ""
         processes = f"{world.size} x {world.device.type}"
         processes += f" for {virtual_ranks} virtual ranks" if virtual_ranks else ""
         self._console.log(
-            f"{'going on with' if step else 'training'} {config.run.name}: {config.model.name}, {weights}; "
-            f"{config.data.name}, {len(parts.splits.train):,} images{size}; {processes}, {world.threads} threads each, "
-            f"{world.precision}; global batch {config.data.global_batch_size:,}; "
-            f"step {step:,} of {total_steps:,}, {parts.durations.steps_per_epoch:,} an epoch"
+            f"{'resuming' if step else 'training'} {config.run.name}: "
+            f"{config.model.name}, {_count_weights(components.module)}; "
+            f"{config.data.name}, {len(components.splits.train):,} images{size}; "
+            f"{processes}, {world.threads} threads each, {world.precision}; "
+            f"global batch {config.data.global_batch_size:,}; "
+            f"step {step:,} of {total_steps:,}, {components.durations.steps_per_epoch:,} steps per epoch"
         )
         self._console.start(step, total_steps)
 
     def position(self) -> dict[str, float]:
-        """Where the run is, as every row tells it."""
+        """Returns the position of the run for a row: epoch, samples and training seconds so far."""
         step = self._progress.step
-        self._progress.seconds = self._seconds_before + time.perf_counter() - self._started
+        self._progress.seconds = self._previous_seconds + time.perf_counter() - self._started
         return {
             "epoch": step / self._components.durations.steps_per_epoch,
             "samples": self._components.batches.samples_before(step),
@@ -74,71 +76,75 @@ class MetricLogger:
         }
 
     def log_training(self, meter: Meter) -> None:
-        """A line on the steps since the last one. The only place where their values leave the device."""
+        """Logs a row about the steps since the last row. Only here do training metrics leave the device."""
         step, batches = self._progress.step, self._components.batches
-        values = meter.read()
+        metrics = meter.read()
         lr = self._config.optim.lr * self._components.schedule.lr_factor(step - 1)
-        line = self._progress.last_line = self.position() | values | {"lr": lr}
-        left = batches.samples_before(self._components.durations.total_steps) - batches.samples_before(step)
-        row = TrainingRow(step, line, time.time(), left / values["samples_per_second"] if left else 0.0)
+        scalars = self._progress.last_line = self.position() | metrics | {"lr": lr}
+        samples_left = batches.samples_before(self._components.durations.total_steps) - batches.samples_before(step)
+        seconds_left = samples_left / metrics["samples_per_second"] if samples_left else 0.0
+        row = TrainingRow(step, scalars, time.time(), seconds_left)
         for tracker in self.trackers:
             if tracker.logs_immediately:
-                tracker.log("train", line, step, row.at)
-        self._waiting.append(row)
-        if time.monotonic() - self._told >= _SECONDS:
+                tracker.log("train", scalars, step, row.wall_time)
+        self._pending_rows.append(row)
+        if time.monotonic() - self._last_flush >= _FLUSH_INTERVAL_SECONDS:
             self.flush_rows()
 
     def flush_rows(self) -> None:
-        """Rows that wait wait no longer; each is told, whatever another one raises."""
-        rows, self._waiting = self._waiting, []
+        """Sends the pending rows to the console and to every tracker, even if one of them raises an error."""
+        rows, self._pending_rows = self._pending_rows, []
         if not rows:
             return
-        self._told = time.monotonic()
-        with ExitStack() as telling:  # the last one is told first
-            telling.callback(self._console.log_training, rows)
+        self._last_flush = time.monotonic()
+        with ExitStack() as calls:  # an ExitStack calls in reverse order: first tracker first, console last
+            calls.callback(self._console.log_training, rows)
             for tracker in reversed(self.trackers):
                 if not tracker.logs_immediately:
-                    telling.callback(_log, tracker, rows)
+                    calls.callback(_log_rows, tracker, rows)
 
-    def log_evaluation(self, split: str, found: Evaluation) -> None:
-        """A line on an evaluation of a split."""
-        scalars = self.position() | {"loss": found.loss, "accuracy": found.accuracy}
-        if found.tta_accuracy is not None:
-            scalars["tta_accuracy"] = found.tta_accuracy
+    def log_evaluation(self, split: str, evaluation: Evaluation) -> None:
+        """Logs a row about the evaluation of a split."""
+        scalars = self.position() | {"loss": evaluation.loss, "accuracy": evaluation.accuracy}
+        if evaluation.tta_accuracy is not None:
+            scalars["tta_accuracy"] = evaluation.tta_accuracy
         self.flush_rows()
-        if self._progress.step != self._first_step or split not in self.evaluated_before:
+        if self._progress.step != self._first_step or split not in self.logged_splits:
             for tracker in self.trackers:
                 tracker.log(split, scalars, self._progress.step, time.time())
         self._console.log_evaluation(split, self._progress.step, scalars)
 
     def log_profile(self, operations: list[dict[str, Any]], title: str) -> None:
-        """A profile's most expensive operations."""
+        """Prints the most expensive operations of a profile."""
         self.flush_rows()
         self._console.log_profile(operations, title)
 
     def log_first_batch(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
+        """Logs the network, one input (float32 [1, C, H, W]) and pictures of the first batch."""
         self.flush_rows()
         for tracker in self.trackers:
             tracker.on_start(network, image, pictures)
 
-    def log_media(self, showing: EvaluationMedia) -> None:
+    def log_media(self, media: EvaluationMedia) -> None:
+        """Logs the media of a test evaluation."""
         self.flush_rows()
         for tracker in self.trackers:
-            tracker.log_media(showing)
+            tracker.log_media(media)
 
     def warn(self, text: str) -> None:
+        """Prints a warning about a loss or gradient that is not finite, and sends it as an alert."""
         self.flush_rows()
         self._console.log(text)
         self.alert("loss or gradient not finite", text)
 
     def alert(self, title: str, text: str, urgent: bool = True) -> None:
-        """For whoever wants to be called."""
+        """Sends a notification through the trackers that can."""
         self.flush_rows()
         for tracker in self.trackers:
             tracker.alert(f"{self._config.run.name}: {title}", text, urgent)
 
     def log_summary(self, summary: Mapping[str, Any], weights: Path) -> None:
-        """The result. weights: their file."""
+        """Logs the result of the run. weights: path of model.safetensors."""
         self.flush_rows()
         test, settings = summary["test"], flatten(self._config)
         for tracker in self.trackers:
@@ -146,34 +152,34 @@ class MetricLogger:
         self.alert("finished", f"test accuracy {test['accuracy']:.2%} after {summary['steps']:,} steps", urgent=False)
 
     def before_checkpoint(self) -> None:
-        """Before a checkpoint: it holds the time so far, and who goes on from it will not come by these rows again."""
+        """Updates the training seconds and sends the pending rows. A run that resumes does not log these rows again."""
         self.position()
         self.flush_rows()
 
     def flush(self) -> None:
-        """All rows so far are on the disk. Raises OSError. Called by the thread that saves."""
+        """Writes all rows to the disk. The thread that writes checkpoints calls this. Raises OSError."""
         for tracker in self.trackers:
             tracker.flush()
-        self.bad_steps.flush()
+        self.bad_steps_file.flush()
 
     def close(self, failed: bool) -> None:
-        """All are told what waits, and closed, whatever one of them raises."""
-        with ExitStack() as closing:  # the last one is closed first
-            closing.callback(self.trackers.clear)
-            closing.callback(self.bad_steps.close, failed)
+        """Sends the pending rows and closes every tracker, even if one of them raises an error."""
+        with ExitStack() as calls:  # an ExitStack calls in reverse order: first tracker first
+            calls.callback(self.trackers.clear)
+            calls.callback(self.bad_steps_file.close, failed)
             for tracker in reversed(self.trackers):
-                closing.callback(tracker.close, failed)
+                calls.callback(tracker.close, failed)
             self.flush_rows()
 
 
-def _log(tracker: Tracker, rows: Sequence[TrainingRow]) -> None:
+def _log_rows(tracker: Tracker, rows: Sequence[TrainingRow]) -> None:
     for row in rows:
-        tracker.log("train", row.scalars, row.step, row.at)
+        tracker.log("train", row.scalars, row.step, row.wall_time)
 
 
-def _weights(module: nn.Module) -> str:
-    """How many it has, and how many of them are trained if not all are."""
+def _count_weights(module: nn.Module) -> str:
+    """Returns the number of weights as text, and the number of trained weights if some are frozen."""
     weights = list(module.parameters())
-    number = sum(weight.numel() for weight in weights)
+    total = sum(weight.numel() for weight in weights)
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    return f"{number:,} weights" + (f", {trained:,} of them trained" if trained < number else "")
+    return f"{total:,} weights" + (f", {trained:,} of them trained" if trained < total else "")

@@ -1,6 +1,6 @@
-"""What every tracker can be told. This one keeps nothing: what every rank but the first is given."""
+"""Defines the interface of all trackers, and the images and histograms that an evaluation gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.inference.evaluation import Predictions
-from trainer.run.record import RunRecord
+from trainer.tracking.example import Example
 
 Picture = NDArray[np.uint8]
 """uint8 [H, W, 3]"""
 
 
 class Histogram(NamedTuple):
-    """Of the finite values of a tensor; of a large one of a million of them, evenly spread."""
+    """Histogram of the finite values of a tensor. A large tensor is sampled at a million evenly spaced positions."""
 
     counts: list[float]
     """[bins]"""
@@ -29,41 +29,62 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationMedia:
+    """Images, curves and histograms of one evaluation of the test set."""
+
     step: int
-    told: RunRecord
-    """the run's files as they are now: scores by class, confusion, the surest mistakes"""
+    evaluation: Mapping[str, Any]
+    """evaluation.json: scores by class, confusion matrix"""
+    mistakes: Sequence[Example]
+    """the most confident mistakes"""
     labels: Tensor
-    """int64 [N], what the samples of the test set are"""
-    found: Predictions
+    """int64 [N], true classes of the test set"""
+    predictions: Predictions
     pictures: Mapping[str, Picture]
     """figures by name: `test/classes`, `test/confusion`, `test/mistakes`, `feature_maps/LAYER`"""
     histograms: Mapping[str, Histogram]
-    """of weights and gradients, by the parameter's name"""
+    """weights and gradients, by parameter name"""
 
 
 class Tracker:
-    logs_immediately = False
-    """of each row; else of some together, when a second has passed"""
+    """Records metrics. This base class records nothing."""
 
-    def log(self, split: str, scalars: dict[str, float], step: int, at: float | None = None) -> None:
-        """One row: split is train, validation or test; step is the number of optimizer steps taken; at: when that was,
-        seconds since 1970, by default now."""
+    logs_immediately = False
+    """True: receives each row at once. False: receives the rows of about one second together."""
+
+    def log(self, split: str, scalars: dict[str, float], step: int, wall_time: float | None = None) -> None:
+        """Records one row.
+
+        split: train, validation or test.
+        step: number of optimizer steps so far.
+        wall_time: time of the measurement in seconds since 1970; None means now.
+        """
 
     def on_start(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
-        """Once in a run, after its first row. image: what the network takes, float32 [1, C, H, W]; pictures: of what it
-        is fed with."""
+        """Records the network and its input. Called once in a run, after the first row.
+
+        image: input of the network, float32 [1, C, H, W].
+        pictures: pictures of the first batch, by name.
+        """
 
     def log_media(self, media: EvaluationMedia) -> None:
-        """What an evaluation of the test set has to show beyond its row, which has just been logged."""
+        """Records the media of a test evaluation. Called directly after the row of that evaluation."""
 
     def alert(self, title: str, text: str, urgent: bool) -> None:
-        """Something that a person may want to be called for."""
+        """Sends a notification to the user."""
 
     def log_summary(self, settings: Mapping[str, Any], summary: Mapping[str, Any], weights: Path) -> None:
-        """The run has its result. settings: by their full names; summary: as in summary.json."""
+        """Records the result of the run.
+
+        settings: values by full name, such as `optim.lr`.
+        summary: content of summary.json.
+        weights: path of model.safetensors.
+        """
 
     def flush(self) -> None:
-        """Before a checkpoint: a run that goes on from there will not write these rows again. By the thread that saves.
-        Raises OSError."""
+        """Writes all rows to the disk before a checkpoint, because a resumed run does not log them again.
 
-    def close(self, failed: bool = False) -> None: ...
+        The thread that writes checkpoints calls this. Raises OSError.
+        """
+
+    def close(self, failed: bool = False) -> None:
+        """Releases all resources. failed: the run ends with an error."""

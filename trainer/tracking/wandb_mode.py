@@ -1,5 +1,4 @@
-"""log.wandb in, online or offline out, and why. Decides within seconds: W&B's own retries take minutes, and its login
-asks."""
+"""Decides within seconds if W&B runs online or offline. W&B's own retries take minutes, and its login asks the user."""
 
 import http.client
 import netrc
@@ -12,32 +11,35 @@ from threading import Thread
 
 from trainer.errors import UserError
 
-_REACH_SECONDS = 3.0
+_CONNECT_TIMEOUT_SECONDS = 3.0
 
 
-def decide_mode(asked: str) -> tuple[str, str]:
-    """asked: auto, online or offline. Raises UserError when online is asked for and cannot be."""
-    if asked == "offline" or (asked == "auto" and os.environ.get("WANDB_MODE") == "offline"):
+def decide_mode(requested_mode: str) -> tuple[str, str]:
+    """Returns "online" and an empty text, or "offline" and the reason.
+
+    requested_mode: auto, online or offline. Raises UserError if it is online and the key or the network is missing.
+    """
+    if requested_mode == "offline" or (requested_mode == "auto" and os.environ.get("WANDB_MODE") == "offline"):
         return "offline", "as set"
-    import wandb  # late: 1 s
+    import wandb  # lazy import: 1 s
 
     server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     problem = "" if _has_key(server) else f"no API key: set WANDB_API_KEY or run `wandb login`, for {server}"
-    problem = problem or _unreachable(server)
+    problem = problem or _connection_problem(server)
     if not problem:
         return "online", ""
-    if asked == "online":
+    if requested_mode == "online":
         raise UserError(f"log.wandb=online: {problem}; or set log.wandb=offline")
     return "offline", problem
 
 
 def _has_key(server: str) -> bool:
-    """A key in the environment, or in the netrc file where `wandb login` puts it."""
+    """Returns True if the environment or the netrc file, where `wandb login` stores it, has an API key."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    named = os.environ.get("NETRC")
-    files = [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    for path in files:
+    netrc_variable = os.environ.get("NETRC")
+    paths = [Path(netrc_variable)] if netrc_variable else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in paths:
         try:
             if netrc.netrc(path).authenticators(urllib.parse.urlsplit(server).hostname or ""):
                 return True
@@ -46,19 +48,19 @@ def _has_key(server: str) -> bool:
     return False
 
 
-def _unreachable(server: str) -> str:
-    """Why the server cannot be used now, or nothing; any answer at all will do."""
-    found: list[str] = []
-    # A thread: a name that is looked up in vain, or an answer that never ends, knows no timeout.
-    probe = Thread(target=lambda: found.append(_problem(server)), daemon=True)
-    probe.start()
-    probe.join(_REACH_SECONDS)
-    return found[0] if found else f"no connection to {server} (no answer in {_REACH_SECONDS:g} s)"
+def _connection_problem(server: str) -> str:
+    """Returns why the server cannot be reached, or an empty text. Any HTTP answer counts as reachable."""
+    problems: list[str] = []
+    # A thread, because urlopen's timeout limits neither a name lookup nor an answer that never ends.
+    request = Thread(target=lambda: problems.append(_request_problem(server)), daemon=True)
+    request.start()
+    request.join(_CONNECT_TIMEOUT_SECONDS)
+    return problems[0] if problems else f"no connection to {server} (no answer in {_CONNECT_TIMEOUT_SECONDS:g} s)"
 
 
-def _problem(server: str) -> str:
+def _request_problem(server: str) -> str:
     try:
-        with urllib.request.urlopen(server, timeout=_REACH_SECONDS):
+        with urllib.request.urlopen(server, timeout=_CONNECT_TIMEOUT_SECONDS):
             return ""
     except urllib.error.HTTPError:
         return ""

@@ -1,7 +1,8 @@
-"""Where W&B's rows of a run end, so that each line of metrics.jsonl becomes a row once, whatever ended the sessions.
+"""Finds the last row that W&B has of a run, so that each line of metrics.jsonl becomes one row, also after a kill.
 
-Rows go to W&B in the order of the lines, and every session begins by making up for what its forerunner lost: what W&B
-has is a beginning of the lines, and maybe some beyond the checkpoint, which the run will come by again.
+Rows go to W&B in the order of metrics.jsonl, and each session first logs the rows that the session before it lost. So
+W&B always has the first lines of metrics.jsonl, and perhaps rows after the checkpoint, which the resumed run reaches
+again.
 """
 
 import json
@@ -11,50 +12,55 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_SPLITS = ("train", "validation", "test")  # as their rows follow one another at a step
-_INSPECT_SECONDS = 60.0
+_SPLITS = ("train", "validation", "test")  # in the order of their rows at one step
+_INSPECT_TIMEOUT_SECONDS = 60.0
 RowPosition = tuple[float, int]
-"""samples seen, and the place of the split"""
+"""samples seen, index of the split in _SPLITS"""
 
 
 def row_position(split: str, scalars: Mapping[str, Any]) -> RowPosition:
-    """Of a row among all rows."""
+    """Returns the position of a row. Rows are logged in ascending order of their positions."""
     return float(scalars["samples"]), _SPLITS.index(split)
 
 
 def last_position(row: Mapping[str, Any]) -> RowPosition | None:
-    """Of the last row in a W&B run's summary, or in one row; None when there is none. Names are `split/name`."""
-    found = [
+    """Returns the last position in a W&B row or summary, with keys `split/name`; None if it has no metrics."""
+    positions = [
         row_position(split, {"samples": row[f"{split}/samples"]}) for split in _SPLITS if f"{split}/samples" in row
     ]
-    return max(found, default=None)
+    return max(positions, default=None)
 
 
 class UnreadableError(Exception):
-    """W&B's own reader does not come to an end, or does not read a session at all."""
+    """W&B's reader timed out or could not read a session."""
 
 
-def last_position_on_disk(folder: Path, but: Path, is_online: bool) -> RowPosition | None:
-    """Of the last row in the files of a run's sessions under folder, one of them left out. By W&B's own reader.
+def last_position_on_disk(folder: Path, current_session: Path, is_online: bool) -> RowPosition | None:
+    """Returns the position of the last row in the session files of a run; None if there is none.
 
-    is_online: of an online session that was not closed only the server knows what it had. Raises UnreadableError.
+    folder: W&B's folder in the run folder.
+    current_session: this session's folder, which is skipped.
+    is_online: skip online sessions that were not closed, because only the server knows which rows it received.
+    Raises UnreadableError.
     """
-    found = sorted(
+    sessions = sorted(
         (path for path in folder.glob("*run-*-*") if path.is_dir()), key=lambda path: path.name.split("run-")[1]
     )
-    for session in reversed([path for path in found if path.resolve() != but.resolve()]):
-        records = _records(session)
-        ends = [
-            end for record in records if (end := last_position(record.get("history", {}).get("item", {}))) is not None
+    for session in reversed([path for path in sessions if path.resolve() != current_session.resolve()]):
+        records = _read_records(session)
+        positions = [
+            position
+            for record in records
+            if (position := last_position(record.get("history", {}).get("item", {}))) is not None
         ]
         was_closed = any(record.get("type") == "exit" for record in records)
-        if ends and (was_closed or not is_online or session.name.startswith("offline")):
-            return max(ends)
+        if positions and (was_closed or not is_online or session.name.startswith("offline")):
+            return max(positions)
     return None
 
 
 def missing_rows(metrics: Path, end: RowPosition | None) -> Iterator[tuple[str, int, dict[str, float]]]:
-    """The lines of metrics.jsonl beyond the end: split, step and scalars of each. A number that is null is left out."""
+    """Yields split, step and scalars of the lines in metrics.jsonl after position `end`, without null values."""
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
         row = json.loads(line)
         split, step = row.pop("split"), row.pop("step")
@@ -62,13 +68,14 @@ def missing_rows(metrics: Path, end: RowPosition | None) -> Iterator[tuple[str, 
             yield split, step, {name: value for name, value in row.items() if value is not None}
 
 
-def _records(session: Path) -> list[dict[str, Any]]:
+def _read_records(session: Path) -> list[dict[str, Any]]:
+    """Returns the records of a session, read by W&B's own command. Raises UnreadableError."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(session)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSPECT_SECONDS, check=False)
-        records: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_INSPECT_TIMEOUT_SECONDS, check=False)
+        records: list[dict[str, Any]] = [json.loads(line) for line in result.stdout.splitlines()]
     except (subprocess.TimeoutExpired, ValueError) as error:
         raise UnreadableError(f"{session.name}: {type(error).__name__}") from None
-    if done.returncode and not records and any(session.glob("*.wandb")):
-        raise UnreadableError(f"{session.name}: {done.stderr.strip()[-160:]}")
+    if result.returncode and not records and any(session.glob("*.wandb")):
+        raise UnreadableError(f"{session.name}: {result.stderr.strip()[-160:]}")
     return records

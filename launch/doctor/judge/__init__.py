@@ -1,1 +1,1 @@
-"""Measurements in, findings out. Starts and reads nothing."""
+"""Judges an examination: pure functions that turn measurements into findings."""

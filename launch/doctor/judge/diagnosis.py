@@ -1,4 +1,4 @@
-"""What was measured in, findings out. A pure function: nothing is asked, read or started here."""
+"""Turns an examination into findings: one function per check, listed at the end. Measures and starts nothing."""
 
 import statistics
 from collections import Counter
@@ -9,77 +9,83 @@ from launch.doctor.examination import Examination
 from launch.doctor.judge import speeds
 from launch.doctor.judge.findings import Finding
 
-_MUST_BE_SAME = ("torch", "torchvision", "accelerate")  # of others a difference is a warning
+_MUST_BE_EQUAL = ("torch", "torchvision", "accelerate")  # different versions of other packages only give a warning
 _SKEW_WARNING_SECONDS, _SKEW_FAIL_SECONDS = 2.0, 60.0
 _GIB = 1 << 30
-_ROOM_WARNING, _ROOM_FAIL = 5 * _GIB, _GIB // 4
-_TEMP_WARNING = _GIB // 4
-_SHM_WARNING, _SHM_FAIL = _GIB, _GIB // 16
-_LIMITS = {"nofile": 4096, "nproc": 4096}
-_LIMIT_FLAGS = {"nofile": "-n", "nproc": "-u", "memlock": "-l"}
+_RUN_FOLDER_WARNING_BYTES, _RUN_FOLDER_FAIL_BYTES = 5 * _GIB, _GIB // 4
+_TEMP_WARNING_BYTES = _GIB // 4
+_SHM_WARNING_BYTES, _SHM_FAIL_BYTES = _GIB, _GIB // 16
+_MIN_LIMITS = {"nofile": 4096, "nproc": 4096}
+_ULIMIT_FLAGS = {"nofile": "-n", "nproc": "-u", "memlock": "-l"}
 
 
 def judge(exam: Examination) -> list[Finding]:
-    """Every check of every node; none is left out because another failed."""
-    found: list[Finding] = []
-    for check in (_answers, _settings, _versions, _gpus, _reach, _data, _run_folder, _shared):
-        found += check(exam)
-    for check in (_clock, _disk, _shm, _limits, _wandb):
-        found += check(exam)
-    return [*found, *speeds.judge(exam)]
+    """Returns the findings of every check on every node; a failure skips no other check."""
+    findings: list[Finding] = []
+    for check in _CHECKS:
+        findings += check(exam)
+    return findings
 
 
 def _answers(exam: Examination) -> Iterator[Finding]:
-    for node in exam.places:
+    for node in exam.nodes:
         if node not in exam.facts:
-            do = "see its own words above; try `srun --nodelist=NODE hostname`, and whether Python starts there"
-            yield Finding("answer", exam.name(node), "fail", "no answer", f"one within {exam.asked['seconds']} s", do)
+            fix = "read its error messages above; try `srun --nodelist=NODE hostname`, and start Python there"
+            expected = f"an answer within {exam.request['seconds']} s"
+            yield Finding("answer", exam.name(node), "fail", "no answer", expected, fix)
         elif node not in exam.reach:
-            do = "it was there and then silent: look at the node's load and at its file systems"
-            yield Finding("answer", exam.name(node), "fail", "silent when asked whom it reaches", "an answer", do)
+            got, fix = "reported its facts, then no answer", "check the node's load and its file systems"
+            yield Finding("answer", exam.name(node), "fail", got, "a list of unreachable nodes", fix)
         else:
-            yield Finding("answer", exam.name(node), "ok", "here")
+            yield Finding("answer", exam.name(node), "ok", "all requests answered")
 
 
 def _settings(exam: Examination) -> Iterator[Finding]:
-    problem = exam.asked["settings"]
-    yield Finding("settings", "", "fail" if problem else "ok", problem or "fit the ranks")
+    problem = exam.request["settings"]
+    yield Finding("settings", "", "fail" if problem else "ok", problem or "the global batch fits the ranks")
 
 
 def _versions(exam: Examination) -> Iterator[Finding]:
-    usual = _usual([facts["versions"] for facts in exam.facts.values()])
+    common = _most_common([facts["versions"] for facts in exam.facts.values()])
     for node, facts in exam.facts.items():
-        own, name, well = facts["versions"], exam.name(node), True
-        for package, version in own.items():
-            if version is None:
-                well = False
-                do = f"install it in the environment that {name} uses: pip install {package}"
-                yield Finding("versions", name, "fail", f"{package} is not installed", usual[package] or "any", do)
-            elif version != usual[package]:
-                well = False
-                fails = package in _MUST_BE_SAME or (package == "python" and _minor(version) != _minor(usual[package]))
-                wanted = f"{usual[package]}, as on the other nodes"
-                do = "use one environment for all nodes: ranks of other versions fail, or give other bits"
-                got = f"{package} {version}"
-                yield Finding("versions", name, "fail" if fails else "warning", got, wanted, do)
-        built_for, torch = facts["torchvision_wants"], own["torch"] or ""
-        if built_for and torch and torch.partition("+")[0] != built_for:
-            well = False
-            got, do = f"torch {torch} with torchvision {own['torchvision']}", "install both from one place"
-            yield Finding("versions", name, "fail", got, f"torch {built_for}", do)
-        if facts["gpus"] and torch.endswith("+cpu") and exam.asked["device"] != "cpu":
-            well = False
-            do = "install a torch built for CUDA, or set train.device=cpu"
-            yield Finding("versions", name, "fail", f"torch {torch} and {facts['gpus']} GPUs", "torch with CUDA", do)
-        if well:
-            yield Finding("versions", name, "ok", ", ".join(f"{key} {own[key]}" for key in ("python", "torch")))
+        name = exam.name(node)
+        problems = [*_package_problems(name, facts["versions"], common), *_torch_problems(exam, name, facts)]
+        yield from problems
+        if not problems:
+            versions = ", ".join(f"{package} {facts['versions'][package]}" for package in ("python", "torch"))
+            yield Finding("versions", name, "ok", versions)
 
 
-def _usual(all_versions: list[Mapping[str, Any]]) -> dict[str, str]:
-    """What most nodes have; of two as frequent, what the first one has."""
-    packages = all_versions[0] if all_versions else {}
-    counted = {name: Counter(own[name] for own in all_versions if own[name]).most_common(1) for name in packages}
-    return {name: most[0][0] if most else "" for name, most in counted.items()}
+def _package_problems(name: str, versions: Mapping[str, str | None], common: Mapping[str, str]) -> Iterator[Finding]:
+    """Compares a node's packages with those of most nodes."""
+    for package, version in versions.items():
+        if version is None:
+            fix = f"install it in the environment that {name} uses: pip install {package}"
+            yield Finding("versions", name, "fail", f"{package} is not installed", common[package] or "any", fix)
+        elif version != common[package]:
+            is_other_python = package == "python" and _minor(version) != _minor(common[package])
+            state = "fail" if package in _MUST_BE_EQUAL or is_other_python else "warning"
+            expected = f"{common[package]}, as on the other nodes"
+            fix = "use one environment on all nodes: ranks with other versions fail or compute other bits"
+            yield Finding("versions", name, state, f"{package} {version}", expected, fix)
+
+
+def _torch_problems(exam: Examination, name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Compares torch with torchvision and with the node's GPUs."""
+    torch, required = facts["versions"]["torch"] or "", facts["torchvision_requires"]
+    if required and torch and torch.partition("+")[0] != required:
+        got = f"torch {torch} with torchvision {facts['versions']['torchvision']}"
+        yield Finding("versions", name, "fail", got, f"torch {required}", "install both from the same package index")
+    if facts["gpus"] and torch.endswith("+cpu") and exam.request["device"] != "cpu":
+        got, fix = f"torch {torch} and {facts['gpus']} GPUs", "install a torch built for CUDA, or set train.device=cpu"
+        yield Finding("versions", name, "fail", got, "torch with CUDA", fix)
+
+
+def _most_common(versions: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the most common version of each package; among equally common ones, that of the first node."""
+    packages = versions[0] if versions else {}
+    counts = {name: Counter(node[name] for node in versions if node[name]).most_common(1) for name in packages}
+    return {name: most_common[0][0] if most_common else "" for name, most_common in counts.items()}
 
 
 def _minor(version: str) -> list[str]:
@@ -87,159 +93,180 @@ def _minor(version: str) -> list[str]:
 
 
 def _gpus(exam: Examination) -> Iterator[Finding]:
-    wanted = exam.asked["gpus_per_node"]
+    expected = exam.request["gpus_per_node"]
     for node, facts in exam.facts.items():
-        seen = facts["gpus"]
-        if seen < wanted:
-            got = f"{seen} GPUs seen ({facts['gpus_installed']} installed)"
-            do = "is its driver loaded (nvidia-smi)? does CUDA_VISIBLE_DEVICES name GPUs that are there?"
-            yield Finding("gpus", exam.name(node), "fail", got, f"{wanted}", do)
+        visible = facts["gpus"]
+        if visible < expected:
+            got = f"{visible} GPUs visible ({facts['gpus_installed']} installed)"
+            fix = "check that the driver is loaded (nvidia-smi), and that CUDA_VISIBLE_DEVICES lists existing GPUs"
+            yield Finding("gpus", exam.name(node), "fail", got, f"{expected}", fix)
         else:
-            yield Finding("gpus", exam.name(node), "ok", f"{seen}" if seen else "none, none asked for")
+            yield Finding("gpus", exam.name(node), "ok", f"{visible}" if visible else "none, none requested")
 
 
 def _reach(exam: Examination) -> Iterator[Finding]:
-    """By the node that is not reached. Where the first node's name is unknown nothing can begin."""
+    """Reports each node that others cannot reach. A node that cannot find the first one stops every run."""
     for node, facts in exam.facts.items():
         if facts["head_problem"]:
-            do = "mend its name resolution (/etc/hosts, DNS) or its routes: all ranks meet at the first node"
-            yield Finding("reach", exam.name(node), "fail", facts["head_problem"], "a way to the first node", do)
-    per_node = exam.asked["ranks_per_node"]
+            fix = "repair its name resolution (/etc/hosts, DNS) or its routes: all ranks meet on the first node"
+            yield Finding("reach", exam.name(node), "fail", facts["head_problem"], "a route to the first node", fix)
+    ranks_per_node = exam.request["ranks_per_node"]
     for node in exam.reach:
-        failed = {other: found["unreachable"].get(str(node)) for other, found in exam.reach.items()}
-        from_whom = [other for other, problem in failed.items() if problem]
-        if from_whom:
-            names = ", ".join(f"{exam.name(other)} ({failed[other]})" for other in from_whom)
-            ranks = ", ".join(_ranks(other, per_node) for other in from_whom)
-            got = f"not reached from {names}; {_ranks(node, per_node)} by {ranks}"
-            do = "look at firewalls and routes between them, or leave one out with --exclude"
-            yield Finding("reach", exam.name(node), "fail", got, "a TCP connection to any port", do)
+        problems = {
+            peer: reply["unreachable"][str(node)]
+            for peer, reply in exam.reach.items()
+            if str(node) in reply["unreachable"]
+        }
+        if problems:
+            peers = ", ".join(f"{exam.name(peer)} ({problem})" for peer, problem in problems.items())
+            ranks = ", ".join(_rank_names(peer, ranks_per_node) for peer in problems)
+            got = f"not reached from {peers}; {_rank_names(node, ranks_per_node)} by {ranks}"
+            fix = "check the firewalls and routes between them, or leave one out with --exclude"
+            yield Finding("reach", exam.name(node), "fail", got, "a TCP connection to any port", fix)
         elif len(exam.names) > 1:
-            yield Finding("reach", exam.name(node), "ok", "reached from all")
+            yield Finding("reach", exam.name(node), "ok", "reached from all nodes")
 
 
-def _ranks(node: int, per_node: int) -> str:
-    first = node * per_node
-    return f"rank {first}" if per_node == 1 else f"ranks {first}-{first + per_node - 1}"
+def _rank_names(node: int, ranks_per_node: int) -> str:
+    first = node * ranks_per_node
+    return f"rank {first}" if ranks_per_node == 1 else f"ranks {first}-{first + ranks_per_node - 1}"
 
 
 def _data(exam: Examination) -> Iterator[Finding]:
-    asked = exam.asked["data"]
-    wanted = f"{asked['name']} under data.root={asked['root']}"
-    do = "put the data set there on every node, or set data.root to a folder that all nodes share"
+    data = exam.request["data"]
+    expected = f"{data['name']} under data.root={data['root']}"
+    fix = "put the data set there on every node, or set data.root to a folder that all nodes share"
     for node, facts in exam.facts.items():
-        data, name = facts["data"], exam.name(node)
-        if not data["problem"]:
-            yield Finding("data", name, "ok", data["found"])
-        elif "server" not in data:
-            yield Finding("data", name, "fail", data["problem"], wanted, do)
-        elif data["closed"]:
-            got = f"{data['problem']}; no way to download it: {data['server']}: {data['closed']}"
-            yield Finding("data", name, "fail", got, wanted, do)
+        check, name = facts["data"], exam.name(node)
+        if not check["problem"]:
+            yield Finding("data", name, "ok", check["summary"])
+        elif "server" not in check:
+            yield Finding("data", name, "fail", check["problem"], expected, fix)
+        elif check["server_problem"]:
+            got = f"{check['problem']}; cannot download it from {check['server']}: {check['server_problem']}"
+            yield Finding("data", name, "fail", got, expected, fix)
         else:
-            yield Finding("data", name, "warning", f"{data['problem']}; it will be downloaded", wanted)
+            yield Finding("data", name, "warning", f"{check['problem']}; the run will download it", expected)
 
 
 def _run_folder(exam: Examination) -> Iterator[Finding]:
-    do = "make it writable for you on this node (mounted read-only? full? quota?), or set run.root to another folder"
+    fix = "make it writable for you on this node (is it read-only or full? a quota?), or set run.root to another folder"
     for node, facts in exam.facts.items():
-        state = "fail" if facts["writable"] else "ok"
-        got = facts["writable"] or "writable"
-        yield Finding("run folder", exam.name(node), state, got, *(("a file made there", do) if state != "ok" else ()))
+        if problem := facts["write_problem"]:
+            yield Finding("run folder", exam.name(node), "fail", problem, "a new file can be created there", fix)
+        else:
+            yield Finding("run folder", exam.name(node), "ok", "writable")
 
 
 def _shared(exam: Examination) -> Iterator[Finding]:
-    """A node that cannot write at all has been told of already."""
+    """Skips a node that cannot write at all: `_run_folder` reports it."""
     if len(exam.names) == 1:
         return
-    do = "set run.root to a folder on a file system that all nodes share: checkpoints are read by all of them"
-    wanted = f"run.root={exam.asked['run_root']} is the same folder on all nodes"
-    if exam.token_problem:
-        yield Finding("shared", "", "warning", f"not looked at: {exam.token_problem}", wanted)
+    fix = "set run.root to a folder on a file system that all nodes share: all of them read the checkpoints"
+    expected = f"run.root={exam.request['run_root']} is the same folder on all nodes"
+    if exam.shared_problem:
+        yield Finding("shared", "", "warning", f"not checked: {exam.shared_problem}", expected)
         return
-    for node, found in exam.reach.items():
+    for node, reply in exam.reach.items():
         if node in exam.answered:
             yield Finding("shared", exam.name(node), "ok", "the same folder")
-        elif not exam.facts[node]["writable"]:
-            got = found["shared"] or "its file is not seen on the first node"
-            yield Finding("shared", exam.name(node), "fail", got, wanted, do)
+        elif not exam.facts[node]["write_problem"]:
+            got = reply["shared_problem"] or "the first node does not see its file"
+            yield Finding("shared", exam.name(node), "fail", got, expected, fix)
 
 
 def _clock(exam: Examination) -> Iterator[Finding]:
-    """Against the middle of all: an answer may take a moment, but no node is early by it."""
-    behind = {node: facts["clock"] - facts["heard_at"] for node, facts in exam.facts.items()}
-    middle = statistics.median(behind.values()) if behind else 0.0
-    for node, seconds in behind.items():
-        skew = seconds - middle
-        state = "ok" if abs(skew) < _SKEW_WARNING_SECONDS else "warning" if abs(skew) < _SKEW_FAIL_SECONDS else "fail"
-        got = f"{abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
-        if state == "ok":
-            got = f"within {_SKEW_WARNING_SECONDS:g} s"
-        wanted, do = (f"within {_SKEW_WARNING_SECONDS:g} s of the others", "start chrony or ntpd on it")
-        yield Finding("clock", exam.name(node), state, got, *((wanted, do) if state != "ok" else ()))
+    """Compares each clock with the median: a reply may arrive late, so that one node's clock alone proves nothing."""
+    offsets = {node: facts["clock"] - facts["received_at"] for node, facts in exam.facts.items()}
+    median = statistics.median(offsets.values()) if offsets else 0.0
+    for node, offset in offsets.items():
+        skew = offset - median
+        if abs(skew) < _SKEW_WARNING_SECONDS:
+            yield Finding("clock", exam.name(node), "ok", f"within {_SKEW_WARNING_SECONDS:g} s")
+        else:
+            state = "warning" if abs(skew) < _SKEW_FAIL_SECONDS else "fail"
+            got = f"{abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+            expected = f"within {_SKEW_WARNING_SECONDS:g} s of the other nodes"
+            yield Finding("clock", exam.name(node), state, got, expected, "start chrony or ntpd on it")
 
 
 def _disk(exam: Examination) -> Iterator[Finding]:
     for node, facts in exam.facts.items():
-        for what, room in facts["room"].items():
-            if room is None:
+        for label, space in facts["disk"].items():
+            if space is None:
                 continue
-            free, few = room["free"], _ROOM_WARNING if what == "run folder" else _TEMP_WARNING
-            state = "ok" if free >= few else "warning"
-            if what == "run folder" and free < _ROOM_FAIL:
-                state = "fail"
-            got = f"{what} {_size(free)} free"
-            wanted = "" if state == "ok" else f"{_size(few)} in {room['path']}"
-            do = "" if state == "ok" else "make room, or set run.root (TMPDIR for temp) to another file system"
-            yield Finding("disk", exam.name(node), state, got, wanted, do)
+            is_run_folder = label == "run folder"
+            free, required = space["free"], _RUN_FOLDER_WARNING_BYTES if is_run_folder else _TEMP_WARNING_BYTES
+            got = f"{label} {_format_bytes(free)} free"
+            if free >= required:
+                yield Finding("disk", exam.name(node), "ok", got)
+            else:
+                state = "fail" if is_run_folder and free < _RUN_FOLDER_FAIL_BYTES else "warning"
+                expected = f"{_format_bytes(required)} in {space['path']}"
+                fix = "free some space, or set run.root (for temp: TMPDIR) to another file system"
+                yield Finding("disk", exam.name(node), state, got, expected, fix)
 
 
 def _shm(exam: Examination) -> Iterator[Finding]:
-    """DataLoader's workers and NCCL hand over by it; containers have 64 MiB unless told otherwise."""
+    """DataLoader workers and NCCL pass data through /dev/shm; a container has 64 MiB of it by default."""
     for node, facts in exam.facts.items():
         if facts["shm"] is None:
             continue
         free = facts["shm"]["free"]
-        needed = exam.asked["workers"] > 0 or exam.asked["gpus_per_node"] > 1
-        state = "ok" if free >= _SHM_WARNING or not needed else "fail" if free < _SHM_FAIL else "warning"
-        wanted = "" if state == "ok" else f"{_size(_SHM_WARNING)} for data.workers and GPUs"
-        do = "" if state == "ok" else "give the container more (docker run --shm-size=8g), or set data.workers=0"
-        yield Finding("shm", exam.name(node), state, f"{_size(free)} free", wanted, do)
+        is_needed = exam.request["workers"] > 0 or exam.request["gpus_per_node"] > 1
+        got = f"{_format_bytes(free)} free"
+        if free >= _SHM_WARNING_BYTES or not is_needed:
+            yield Finding("shm", exam.name(node), "ok", got)
+        else:
+            state = "fail" if free < _SHM_FAIL_BYTES else "warning"
+            expected = f"{_format_bytes(_SHM_WARNING_BYTES)} for data.workers and GPUs"
+            fix = "give the container more (docker run --shm-size=8g), or set data.workers=0"
+            yield Finding("shm", exam.name(node), state, got, expected, fix)
 
 
 def _limits(exam: Examination) -> Iterator[Finding]:
     for node, facts in exam.facts.items():
-        low = {name: least for name, least in _LIMITS.items() if 0 <= facts["limits"][name] < least}
-        if exam.asked["gpus_per_node"] and len(exam.names) > 1 and facts["limits"]["memlock"] >= 0:
-            low["memlock"] = -1  # InfiniBand pins memory
-        for name, least in low.items():
-            wanted = f"{least} or more" if least > 0 else "unlimited, for InfiniBand"
-            do = f"ulimit {_LIMIT_FLAGS[name]} {least if least > 0 else 'unlimited'} before the start, or limits.conf"
-            yield Finding("limits", exam.name(node), "warning", f"{name} {facts['limits'][name]}", wanted, do)
-        if not low:
-            yield Finding("limits", exam.name(node), "ok", "enough")
+        limits = facts["limits"]
+        required = {name: minimum for name, minimum in _MIN_LIMITS.items() if 0 <= limits[name] < minimum}
+        if exam.request["gpus_per_node"] and len(exam.names) > 1 and limits["memlock"] >= 0:
+            required["memlock"] = -1  # InfiniBand pins memory
+        for name, minimum in required.items():
+            expected = f"{minimum} or more" if minimum > 0 else "unlimited, for InfiniBand"
+            value = minimum if minimum > 0 else "unlimited"
+            fix = f"run ulimit {_ULIMIT_FLAGS[name]} {value} before training, or set it in limits.conf"
+            yield Finding("limits", exam.name(node), "warning", f"{name} {limits[name]}", expected, fix)
+        if not required:
+            yield Finding("limits", exam.name(node), "ok", "high enough")
 
 
 def _wandb(exam: Examination) -> Iterator[Finding]:
-    """Rank 0 alone speaks with it. `auto` goes without."""
-    mode, facts = exam.asked["wandb"], exam.facts.get(0)
+    """Only rank 0 connects to W&B, and log.wandb=auto continues offline without it."""
+    mode, facts = exam.request["wandb"], exam.facts.get(0)
     if facts is None or facts["wandb"] is None:
         yield Finding("wandb", "", "ok", f"not needed: {mode}")
         return
-    found, name = facts["wandb"], exam.name(0)
-    problems = [] if found["key"] else ["no key"]
-    problems += [f"{found['host']} is not reached ({found['closed']})"] if found["closed"] else []
-    got = ", ".join(problems) or f"a key, and {found['host']} is reached"
+    access, name = facts["wandb"], exam.name(0)
+    problems = [] if access["has_key"] else ["no API key"]
+    problems += [f"cannot reach {access['host']} ({access['problem']})"] if access["problem"] else []
+    got = ", ".join(problems)
     if not problems:
-        yield Finding("wandb", name, "ok", got)
+        yield Finding("wandb", name, "ok", f"API key found, {access['host']} reached")
     elif mode == "online":
-        do = "set WANDB_API_KEY or run `wandb login`; without a network set log.wandb=offline"
-        yield Finding("wandb", name, "fail", got, "log.wandb=online", do)
-    elif found["key"]:
-        yield Finding("wandb", name, "warning", f"{got}: the run will be offline", "", "`wandb sync` uploads it later")
+        fix = "set WANDB_API_KEY or run `wandb login`; without a network set log.wandb=offline"
+        yield Finding("wandb", name, "fail", got, "access, as log.wandb=online requires it", fix)
+    elif access["has_key"]:
+        fix = "upload it later with `wandb sync`"
+        yield Finding("wandb", name, "warning", f"{got}: the run will be offline", "", fix)
     else:
-        yield Finding("wandb", name, "ok", f"{got}: the run will be offline, as log.wandb=auto does")
+        yield Finding("wandb", name, "ok", f"{got}: the run will be offline, as log.wandb=auto allows")
 
 
-def _size(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / (1 << 20):.0f} MiB"
+
+
+# To add a check, write it above and list it here (CONTRIBUTING.md).
+_CHECKS = (
+    _answers, _settings, _versions, _gpus, _reach, _data, _run_folder, _shared, _clock, _disk, _shm, _limits, _wandb,
+    speeds.judge,
+)  # fmt: skip

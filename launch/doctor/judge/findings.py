@@ -1,65 +1,76 @@
-"""What was found out, as a list; a text for people, failures first, or one JSON object for machines."""
+"""Represents findings and prints them: text with failures first, or one JSON object."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-_ORDER = ("fail", "warning", "ok")
-_NAMES_SHOWN = 4
+_STATES = ("fail", "warning", "ok")
+_MAX_NODES_LISTED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """The result of one check of one node, pair of nodes, or all nodes."""
+
     check: str
     node: str
-    """the node, or the two of a pair with a dash; empty: all of them"""
+    """name of the node, `a and b` for a pair; empty: all nodes"""
     state: str
-    """ok, warning, or fail: a run would fail, or not be what was asked for"""
+    """ok, warning, or fail: the run would fail or would not be as requested"""
     got: str
-    wanted: str = ""
-    do: str = ""
+    expected: str = ""
+    fix: str = ""
 
 
-def failed(findings: Iterable[Finding]) -> bool:
+def has_failure(findings: Iterable[Finding]) -> bool:
+    """Returns whether any finding is a failure."""
     return any(finding.state == "fail" for finding in findings)
 
 
-def to_json(findings: Sequence[Finding], about: dict[str, object]) -> str:
-    """One object on one line: what was looked at, `state` (the worst one), `findings`."""
-    worst = next((state for state in _ORDER if any(entry.state == state for entry in findings)), "ok")
-    return json.dumps(about | {"state": worst, "findings": [asdict(entry) for entry in findings]})
+def to_json(findings: Sequence[Finding], header: dict[str, object]) -> str:
+    """Returns one line of JSON: the header, `state` (the worst one) and `findings`."""
+    worst = next((state for state in _STATES if any(finding.state == state for finding in findings)), "ok")
+    entries = [
+        {
+            "check": finding.check, "node": finding.node, "state": finding.state,
+            "got": finding.got, "wanted": finding.expected, "do": finding.fix,
+        }
+        for finding in findings
+    ]  # fmt: skip
+    return json.dumps(header | {"state": worst, "findings": entries})
 
 
 def to_text(findings: Sequence[Finding], title: str) -> str:
-    """The worst first, each with what to do; what is well in one line a check."""
+    """Returns the failures, the warnings, each with its fix, then one line per check for what is ok."""
     lines = [title]
-    width = max((len(entry.check) for entry in findings), default=0)
-    for state in _ORDER[:2]:
-        for entry in (entry for entry in findings if entry.state == state):
-            where = f"{entry.node}: " if entry.node else ""
-            lines.append(f"{state.upper() if state == 'fail' else state:7}  {entry.check:{width}}  {where}{entry.got}")
-            indent = " " * (width + 11)
-            lines += [f"{indent}wanted: {entry.wanted}"] if entry.wanted else []
-            lines += [f"{indent}do: {entry.do}"] if entry.do else []
-    well: dict[str, list[Finding]] = {}
-    for entry in findings:
-        if entry.state == "ok":
-            well.setdefault(entry.check, []).append(entry)
-    troubled = {entry.check for entry in findings if entry.state != "ok"}
-    for check, entries in well.items():
-        lines.append(f"{'ok':7}  {check:{width}}  {_together(entries, named=check in troubled)}")
-    counts = [f"{sum(entry.state == state for entry in findings)} {word}" for state, word in _COUNTED]
+    width = max((len(finding.check) for finding in findings), default=0)
+    indent = " " * (width + 11)
+    problems = [finding for state in ("fail", "warning") for finding in findings if finding.state == state]
+    for finding in problems:
+        label = "FAIL" if finding.state == "fail" else finding.state
+        node = f"{finding.node}: " if finding.node else ""
+        lines.append(f"{label:7}  {finding.check:{width}}  {node}{finding.got}")
+        lines += [f"{indent}expected: {finding.expected}"] if finding.expected else []
+        lines += [f"{indent}fix: {finding.fix}"] if finding.fix else []
+    passed: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.state == "ok":
+            passed.setdefault(finding.check, []).append(finding)
+    checks_with_problems = {finding.check for finding in problems}
+    for check, entries in passed.items():
+        lines.append(f"{'ok':7}  {check:{width}}  {_summarize(entries, with_names=check in checks_with_problems)}")
+    counts = [f"{sum(finding.state == state for finding in findings)} {label}" for state, label in _COUNT_LABELS]
     return "\n".join([*lines, ", ".join(counts)])
 
 
-_COUNTED = (("fail", "would fail"), ("warning", "to know of"), ("ok", "well"))
+_COUNT_LABELS = (("fail", "failed"), ("warning", "warnings"), ("ok", "ok"))
 
 
-def _together(entries: Sequence[Finding], named: bool) -> str:
-    """One text for nodes that say the same; else the first few. named: not all nodes do."""
-    texts = dict.fromkeys(entry.got for entry in entries)
-    if len(texts) == 1 and not named:
+def _summarize(entries: Sequence[Finding], with_names: bool) -> str:
+    """Returns one text for equal findings, else the first few. with_names: the check failed on other nodes."""
+    texts = {entry.got for entry in entries}
+    if len(texts) == 1 and not with_names:
         return entries[0].got
-    shown = [f"{entry.node}: {entry.got}" if entry.node else entry.got for entry in entries[:_NAMES_SHOWN]]
-    more = len(entries) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more else "")
+    listed = [f"{entry.node}: {entry.got}" if entry.node else entry.got for entry in entries[:_MAX_NODES_LISTED]]
+    remaining = len(entries) - len(listed)
+    return "; ".join(listed) + (f"; and {remaining} more" if remaining else "")

@@ -1,4 +1,4 @@
-"""What the ranks measured in, findings out: who is slow, which pair is slow, who hung or died."""
+"""Turns the measurements of the ranks into findings: slow ranks, slow pairs, and ranks that hung or died."""
 
 import json
 import statistics
@@ -8,188 +8,219 @@ from typing import Any
 from launch.doctor.examination import Examination
 from launch.doctor.judge.findings import Finding
 from launch.doctor.node import pairing
+from launch.doctor.node.pairing import Pair
 
-_SLOW = 0.5  # of the median: all ranks would wait for this one half of their time
-_FEWEST_TO_COMPARE = 3
-_SLOW_LATENCY = 4.0
-_LATENCY_FLOOR_SECONDS = 2e-3  # below it a difference is the system's, not the link's
-_PART_OF_LINK = 0.3
-_GLOO_BYTES_PER_SECOND = 1.25e9  # one connection does no more, however fast the link is
+_SLOW_SHARE = 0.5  # of the median: every rank would wait half of its time for this one
+_MIN_TO_COMPARE = 3
+_SLOW_LATENCY_FACTOR = 4.0
+_MIN_SLOW_LATENCY_SECONDS = 2e-3  # shorter differences come from the operating system, not from the link
+_MIN_SHARE_OF_LINK = 0.3
+_GLOO_BYTES_PER_SECOND = 1.25e9  # the limit of one connection, however fast the link is
 _NVLINK_BYTES_PER_SECOND = 25e9  # one link, each way (NVLink 3 and 4)
-_PCIE_BYTES_PER_SECOND = 12e9  # what two GPUs get over 16 lanes of generation 3
+_PCIE_BYTES_PER_SECOND = 12e9  # between two GPUs over 16 lanes of generation 3
+
+Events = list[dict[str, Any]]
 
 
 def judge(exam: Examination) -> Iterator[Finding]:
-    """Nothing where nothing was measured."""
+    """Yields the findings about ranks; none if no rank was to be measured."""
     if exam.probed is None:
         return
-    for node in exam.places:
+    for node in exam.nodes:
         if node not in exam.probed:
-            got = "its ranks were not measured: it does not answer, or does not reach all others"
+            got = "its ranks were not measured: it does not answer, or does not reach all other nodes"
             yield Finding("speed", exam.name(node), "warning", got)
-    said = {rank: _lines(found["out"]) for rank, found in exam.ranks.items()}
-    per_node = exam.asked["ranks_per_node"]
-    node_of = {
-        rank: node for place, node in enumerate(exam.probed) for rank in range(place * per_node, (place + 1) * per_node)
-    }
-    yield from _ended(exam, said, node_of)
-    yield from _products(exam, said, node_of)
-    yield from _pairs(exam, said, node_of)
+    measurements = Measurements(exam, exam.probed)
+    yield from _rank_ends(measurements)
+    yield from _products(measurements)
+    yield from _pairs(measurements)
 
 
-def _lines(out: str) -> list[dict[str, Any]]:
-    """What a rank printed; a last line that was cut off is none."""
-    found = []
+class Measurements:
+    """The output of the ranks, parsed, with the node of each rank."""
+
+    def __init__(self, exam: Examination, probed: tuple[int, ...]) -> None:
+        self.exam = exam
+        self.ranks_per_node: int = exam.request["ranks_per_node"]
+        self.is_cuda = exam.request.get("probe_device") == "cuda"
+        nodes = [node for node in probed for _ in range(self.ranks_per_node)]
+        self.node_of_rank = dict(enumerate(nodes))
+        self.events = {rank: _parse_events(result["out"]) for rank, result in exam.ranks.items()}
+
+    def node_name(self, rank: int) -> str:
+        """Returns the display name of a rank's node."""
+        return self.exam.name(self.node_of_rank[rank])
+
+    def node_names(self, pair: Pair) -> str:
+        """Returns the display names of a pair's nodes, or the name of its only node."""
+        return " and ".join(dict.fromkeys(self.node_name(rank) for rank in pair))
+
+
+def _parse_events(out: str) -> Events:
+    """Returns the events that a rank printed, without a last line that was cut off."""
+    events = []
     for line in out.splitlines():
         try:
-            found.append(json.loads(line))
+            events.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return [entry for entry in found if isinstance(entry, dict) and "what" in entry]
+    return [event for event in events if isinstance(event, dict) and "event" in event]
 
 
-def _first(lines: list[dict[str, Any]], what: str) -> dict[str, Any] | None:
-    return next((entry for entry in lines if entry["what"] == what), None)
+def _first_event(events: Events, name: str) -> dict[str, Any] | None:
+    return next((event for event in events if event["event"] == name), None)
 
 
-def _ended(
-    exam: Examination, said: Mapping[int, list[dict[str, Any]]], node_of: Mapping[int, int]
-) -> Iterator[Finding]:
-    """Ranks that did not come to their end, or have no GPU."""
-    wanted = "measurements to the end"
-    for rank, node in node_of.items():
-        where = f"rank {rank}"
-        if rank not in exam.ranks:
-            yield Finding("ranks", exam.name(node), "fail", f"{where}: nothing was heard of it", wanted, "run it again")
-            continue
-        found = exam.ranks[rank]
-        seen = _first(said[rank], "seen")
-        if found["late"]:
-            last = said[rank][-1]["what"] if said[rank] else "its start"
-            do = "something holds it: look at that node's load and at its GPU (nvidia-smi)"
-            yield Finding("ranks", exam.name(node), "fail", f"{where} hung after '{last}' and was killed", wanted, do)
-        elif found["code"]:
-            got = f"{where} ended with code {found['code']}: {found['last_words'] or 'no word'}"
-            yield Finding("ranks", exam.name(node), "fail", got, wanted, "mend what it says")
-        elif seen and exam.asked["probe_device"] == "cuda" and seen["gpus"] < exam.asked["ranks_per_node"]:
-            got = f"torch {seen['torch']} sees {seen['gpus']} GPUs"
-            wanted_gpus, do = f"{exam.asked['ranks_per_node']}", "is the driver new enough for this torch (nvidia-smi)?"
-            yield Finding("ranks", exam.name(node), "fail", got, wanted_gpus, do)
-        else:
-            yield Finding("ranks", exam.name(node), "ok", "measured")
+def _rank_ends(measurements: Measurements) -> Iterator[Finding]:
+    """Reports ranks that did not reach the end or that see too few GPUs."""
+    for rank in measurements.node_of_rank:
+        problem = _rank_problem(measurements, rank)
+        yield problem or Finding("ranks", measurements.node_name(rank), "ok", "measured")
 
 
-def _products(
-    exam: Examination, said: Mapping[int, list[dict[str, Any]]], node_of: Mapping[int, int]
-) -> Iterator[Finding]:
-    products = {rank: entry for rank, lines in sorted(said.items()) if (entry := _first(lines, "product"))}
+def _rank_problem(measurements: Measurements, rank: int) -> Finding | None:
+    exam, name = measurements.exam, measurements.node_name(rank)
+    expected = "measurements to the end"
+    if rank not in exam.ranks:
+        return Finding("ranks", name, "fail", f"rank {rank}: no result", expected, "run the doctor again")
+    result, events = exam.ranks[rank], measurements.events[rank]
+    if result["timed_out"]:
+        last_event = f"after '{events[-1]['event']}'" if events else "before its first output"
+        got, fix = f"rank {rank} hung {last_event} and was killed", "check that node's load and its GPU (nvidia-smi)"
+        return Finding("ranks", name, "fail", got, expected, fix)
+    if result["code"]:
+        got = f"rank {rank} ended with code {result['code']}: {result['last_words'] or 'no error message'}"
+        return Finding("ranks", name, "fail", got, expected, "resolve this error")
+    start = _first_event(events, "start")
+    if start and measurements.is_cuda and start["gpus"] < measurements.ranks_per_node:
+        got = f"torch {start['torch']} sees {start['gpus']} GPUs"
+        fix = "check that the driver is new enough for this torch (nvidia-smi)"
+        return Finding("ranks", name, "fail", got, f"{measurements.ranks_per_node}", fix)
+    return None
+
+
+def _products(measurements: Measurements) -> Iterator[Finding]:
+    """Compares each rank's matrix product with the median of all ranks."""
+    products = {
+        rank: product
+        for rank, events in sorted(measurements.events.items())
+        if (product := _first_event(events, "product"))
+    }
     if not products:
         return
-    middle = statistics.median_high([entry["flops"] for entry in products.values()])
-    for rank, entry in products.items():
-        got = f"rank {rank}: {_flops(entry['flops'])}"
-        slow = entry["flops"] < _SLOW * middle
-        wanted = f"about {_flops(middle)}, the median of all" if slow else ""
-        do = "all ranks would wait for it: look for other programs on it, its clock and its heat, or leave it out"
-        yield Finding("product", exam.name(node_of[rank]), "fail" if slow else "ok", got, wanted, do if slow else "")
+    median = statistics.median_high([product["flops"] for product in products.values()])
+    for rank, product in products.items():
+        got, name = f"rank {rank}: {_format_flops(product['flops'])}", measurements.node_name(rank)
+        if product["flops"] < _SLOW_SHARE * median:
+            expected = f"about {_format_flops(median)}, the median of all ranks"
+            fix = "all ranks would wait for it: check other programs, the clock rate and the heat, or exclude the node"
+            yield Finding("product", name, "fail", got, expected, fix)
+        else:
+            yield Finding("product", name, "ok", got)
 
 
-def _pairs(
-    exam: Examination, said: Mapping[int, list[dict[str, Any]]], node_of: Mapping[int, int]
+def _pairs(measurements: Measurements) -> Iterator[Finding]:
+    """Compares each pair with the rate of its link, where that is known, and with the median of similar pairs."""
+    nodes = list(measurements.node_of_rank.values())
+    planned = [pair for members in pairing.disjoint_rounds(nodes) for pair in members]
+    results: dict[Pair, dict[str, Any]] = {
+        (event["pair"][0], event["pair"][1]): event
+        for events in measurements.events.values()
+        for event in events
+        if event["event"] == "pair"
+    }
+    yield from _missing_pairs(measurements, planned, results)
+    by_kind: dict[str, dict[Pair, dict[str, Any]]] = {}
+    for pair, result in results.items():
+        by_kind.setdefault(_link_kind(measurements, pair), {})[pair] = result
+    for kind, members in by_kind.items():
+        yield from _pairs_of_kind(measurements, kind, members)
+    if len(nodes) > pairing.ALL_PAIRS_MAX_RANKS:
+        got = f"measured {len(planned)} pairs, not all: neighbors in the ring, and one pair of every two nodes"
+        yield Finding("pairs", "", "ok", got)
+
+
+def _missing_pairs(
+    measurements: Measurements, planned: list[Pair], results: Mapping[Pair, dict[str, Any]]
 ) -> Iterator[Finding]:
-    """Each against its link's rate where that is known, and against the median of its like."""
-    found = {tuple(entry["pair"]): entry for lines in said.values() for entry in lines if entry["what"] == "pair"}
-    planned = [
-        pair for members in pairing.disjoint_rounds([node_of[rank] for rank in sorted(node_of)]) for pair in members
-    ]
-    bad = {rank for rank, entry in exam.ranks.items() if entry["late"] or entry["code"]} | (
-        set(node_of) - set(exam.ranks)
-    )
+    """Reports pairs without a result, unless one of their ranks failed: `_rank_ends` reports that rank."""
+    ranks = measurements.exam.ranks
+    failed = {rank for rank, result in ranks.items() if result["timed_out"] or result["code"]}
+    failed |= set(measurements.node_of_rank) - set(ranks)
     for pair in planned:
-        if pair not in found and not bad & set(pair):
-            do = "see their ranks' words; a link that loses large packets (MTU) looks like this"
-            got = f"{_pair_name(pair)}: no all-reduce came to its end"
-            yield Finding("pairs", _nodes_name(exam, node_of, pair), "fail", got, "an answer within 5 s", do)
-    kinds: dict[str, list[tuple[int, int]]] = {}
-    for pair in found:
-        kinds.setdefault(_kind(exam, node_of, pair), []).append(pair)
-    for kind, members in kinds.items():
-        yield from _of_a_kind(exam, node_of, kind, {pair: found[pair] for pair in members})
-    if len(node_of) > pairing.ALL_UP_TO_RANKS:
-        got = f"{len(planned)} pairs measured: neighbours in the ring, and one of each two nodes, not all"
-        yield Finding("pairs", "", "ok", got)
+        if pair not in results and not failed & set(pair):
+            got = f"{_pair_name(pair)}: no all-reduce finished"
+            fix = "read the output of the ranks; a link that loses large packets (MTU) looks like this"
+            yield Finding("pairs", measurements.node_names(pair), "fail", got, "a result within 5 s", fix)
 
 
-def _of_a_kind(
-    exam: Examination, node_of: Mapping[int, int], kind: str, members: Mapping[tuple[int, int], dict[str, Any]]
-) -> Iterator[Finding]:
-    rate = statistics.median(entry["bytes_per_second"] for entry in members.values())
-    latency = statistics.median(entry["latency_seconds"] for entry in members.values())
-    many = len(members) >= _FEWEST_TO_COMPARE
-    well = 0
-    for pair, entry in members.items():
-        link = _link_rate(exam, node_of, pair, kind)
+def _pairs_of_kind(measurements: Measurements, kind: str, results: Mapping[Pair, dict[str, Any]]) -> Iterator[Finding]:
+    rate = statistics.median(result["bytes_per_second"] for result in results.values())
+    latency = statistics.median(result["latency_seconds"] for result in results.values())
+    num_ok = 0
+    for pair, result in results.items():
         reasons = []
-        if link and entry["bytes_per_second"] < _PART_OF_LINK * link:
-            reasons.append(f"the link gives {_rate(link)}")
-        if many and entry["bytes_per_second"] < _SLOW * rate:
-            reasons.append(f"the median of such pairs is {_rate(rate)}")
-        if many and entry["latency_seconds"] > max(_SLOW_LATENCY * latency, _LATENCY_FLOOR_SECONDS):
-            reasons.append(f"their median latency is {_seconds(latency)}")
+        link_rate = _link_rate(measurements, pair, kind)
+        if link_rate and result["bytes_per_second"] < _MIN_SHARE_OF_LINK * link_rate:
+            reasons.append(f"the link allows {_format_rate(link_rate)}")
+        if len(results) >= _MIN_TO_COMPARE:
+            if result["bytes_per_second"] < _SLOW_SHARE * rate:
+                reasons.append(f"the median of such pairs is {_format_rate(rate)}")
+            if result["latency_seconds"] > max(_SLOW_LATENCY_FACTOR * latency, _MIN_SLOW_LATENCY_SECONDS):
+                reasons.append(f"their median latency is {_format_seconds(latency)}")
         if not reasons:
-            well += 1
+            num_ok += 1
             continue
-        got = f"{_pair_name(pair)}: {_rate(entry['bytes_per_second'])}, {_seconds(entry['latency_seconds'])} ({kind})"
-        do = "look at the cable, the switch and other traffic between them"
-        yield Finding("pairs", _nodes_name(exam, node_of, pair), "warning", got, "; ".join(reasons), do)
-    if well:
-        got = f"{well} of {len(members)} {kind}: all-reduce {_rate(rate)}, {_seconds(latency)} (median)"
+        measured = f"{_format_rate(result['bytes_per_second'])}, {_format_seconds(result['latency_seconds'])}"
+        got, fix = (
+            f"{_pair_name(pair)}: {measured} ({kind})",
+            "check the cable, the switch and other traffic between them",
+        )
+        yield Finding("pairs", measurements.node_names(pair), "warning", got, "; ".join(reasons), fix)
+    if num_ok:
+        got = f"{num_ok} of {len(results)} {kind}: all-reduce {_format_rate(rate)}, {_format_seconds(latency)} (median)"
         yield Finding("pairs", "", "ok", got)
 
 
-def _kind(exam: Examination, node_of: Mapping[int, int], pair: tuple[int, int]) -> str:
-    """Pairs of the same kind should be as fast as each other."""
-    first, second = (node_of[rank] for rank in pair)
-    if first != second:
+def _link_kind(measurements: Measurements, pair: Pair) -> str:
+    """Returns the kind of link between a pair. Pairs of the same kind should be equally fast."""
+    first_node, second_node = (measurements.node_of_rank[rank] for rank in pair)
+    if first_node != second_node:
         return "between nodes"
-    table = exam.facts[first].get("topology") or []
-    if exam.asked["probe_device"] != "cuda":
+    if not measurements.is_cuda:
         return "within a node"
-    here, there = (rank % exam.asked["ranks_per_node"] for rank in pair)
-    known = here < len(table) and there < len(table[here])
-    return f"within a node by {table[here][there]}" if known else "within a node"
+    topology = measurements.exam.facts[first_node].get("topology") or []
+    first_gpu, second_gpu = (rank % measurements.ranks_per_node for rank in pair)
+    is_known = first_gpu < len(topology) and second_gpu < len(topology[first_gpu])
+    return f"within a node by {topology[first_gpu][second_gpu]}" if is_known else "within a node"
 
 
-def _link_rate(exam: Examination, node_of: Mapping[int, int], pair: tuple[int, int], kind: str) -> float | None:
-    """Bytes a second that the link should give this pair, each way; None: unknown."""
-    word = kind.rpartition(" by ")[2]
-    if word.startswith("NV") and word[2:].isdigit():
-        return int(word[2:]) * _NVLINK_BYTES_PER_SECOND
-    if word in ("PIX", "PXB", "PHB", "NODE", "SYS"):
+def _link_rate(measurements: Measurements, pair: Pair, kind: str) -> float | None:
+    """Returns the bytes per second, each way, that the link should allow this pair; None: unknown."""
+    link = kind.rpartition(" by ")[2]
+    if link.startswith("NV") and link[2:].isdigit():
+        return int(link[2:]) * _NVLINK_BYTES_PER_SECOND
+    if link in ("PIX", "PXB", "PHB", "NODE", "SYS"):
         return _PCIE_BYTES_PER_SECOND
-    speeds = [exam.facts[node_of[rank]]["link_mbit"] for rank in pair]
-    # Of GPUs it may be another network that counts, InfiniBand's; all ranks of a node may share the link at once.
-    if kind != "between nodes" or exam.asked["probe_device"] == "cuda" or not all(speeds):
+    speeds = [measurements.exam.facts[measurements.node_of_rank[rank]]["link_mbit"] for rank in pair]
+    # GPUs may use another network, InfiniBand. All ranks of a node may share the link at the same time.
+    if kind != "between nodes" or measurements.is_cuda or not all(speeds):
         return None
-    share = float(min(speeds)) * 1e6 / 8 / int(exam.asked["ranks_per_node"])
+    share = float(min(speeds)) * 1e6 / 8 / measurements.ranks_per_node
     return min(share, _GLOO_BYTES_PER_SECOND)
 
 
-def _pair_name(pair: tuple[int, int]) -> str:
+def _pair_name(pair: Pair) -> str:
     return f"ranks {pair[0]} and {pair[1]}"
 
 
-def _nodes_name(exam: Examination, node_of: Mapping[int, int], pair: tuple[int, int]) -> str:
-    return " and ".join(dict.fromkeys(exam.name(node_of[rank]) for rank in pair))
-
-
-def _flops(flops: float) -> str:
+def _format_flops(flops: float) -> str:
     return f"{flops / 1e12:.1f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.1f} GFLOP/s"
 
 
-def _rate(bytes_per_second: float) -> str:
+def _format_rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e9:.2f} GB/s"
 
 
-def _seconds(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"

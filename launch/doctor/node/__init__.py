@@ -1,1 +1,1 @@
-"""What the doctor runs on each node."""
+"""Runs on each node: collects facts, tests connections, and starts the ranks that measure speeds."""

@@ -1,6 +1,6 @@
-"""What one node has: versions, GPUs, clock, room, limits, data, run folder, W&B. Measures, judges nothing; no torch.
+"""Collects the facts of one node: versions, GPUs, clock, disk, limits, data set, run folder and W&B. Judges nothing.
 
-Needs nothing but the standard library, so that it works where the rest of the installation is broken.
+Imports only the standard library and modules that need nothing else, so that it works in a broken installation.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.doctor.node.reach import can_connect
+from launch.doctor.node.reach import connection_problem
 from launch.hardware import installed_gpus, visible_gpus
 from trainer.distributed.environment import available_cores
 
@@ -30,142 +30,156 @@ _TOOL_SECONDS = 10.0
 
 
 def collect(request: Mapping[str, Any]) -> dict[str, Any]:
-    """request: what launch/doctor/command.py asks; paths are absolute. Sizes in bytes, clock in seconds since 1970."""
+    """Returns the facts as values that JSON can represent.
+
+    request: the run's needs from launch/doctor/command.py, with absolute paths. Sizes are in bytes, `clock` is in
+    seconds since 1970.
+    """
+    run_folder = Path(request["run_folder"])
     facts: dict[str, Any] = {
         "name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "versions": versions(),
-        "torchvision_wants": wants("torchvision", "torch"),
+        "torchvision_requires": exact_requirement("torchvision", "torch"),
         "gpus_installed": installed_gpus(),
         "gpus": visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), installed_gpus()),
         "cores": available_cores(),
         "limits": limits(),
-        "shm": room(Path("/dev/shm")),
-        "room": {"run folder": room(existing(Path(request["run_folder"]))), "temp": room(Path(tempfile.gettempdir()))},
-        "writable": write_problem(Path(request["run_folder"])),
-        "data": data_problem(request["data"]),
-        "wandb": wandb(request["wandb_server"]) if request["wandb_server"] else None,
+        "shm": disk_space(Path("/dev/shm")),
+        "disk": {
+            "run folder": disk_space(nearest_folder(run_folder)),
+            "temp": disk_space(Path(tempfile.gettempdir())),
+        },
+        "write_problem": write_problem(run_folder),
+        "data": check_data(request["data"]),
+        "wandb": wandb_access(request["wandb_server"]) if request["wandb_server"] else None,
     }
     if facts["gpus_installed"]:
         facts["topology"] = topology()
-    facts["clock"] = time.time()  # last: whoever reads this compares it with his own
+    facts["clock"] = time.time()  # last, as the coordinator compares it with the time at which the reply arrives
     return facts
 
 
 def versions() -> dict[str, str | None]:
-    """Python's and the packages', read from their files: an import of torch may fail, and takes seconds."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Returns the versions of Python and the packages, None for a missing one.
+
+    Reads the metadata files: an import of torch takes seconds and may fail.
+    """
+    result: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            result[name] = None
+    return result
 
 
-def wants(package: str, other: str) -> str:
-    """The exact version of another package that one was built for, such as 2.15.0; empty when it names none."""
+def exact_requirement(package: str, dependency: str) -> str:
+    """Returns the exact version of a dependency that a package requires, such as 2.15.0; empty if it pins none."""
     try:
-        lines = importlib.metadata.requires(package) or []
+        requirements = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
         return ""
-    for line in lines:
-        name, equals, version = line.partition("==")
-        if equals and name.strip(" (") == other:
+    for requirement in requirements:
+        name, equals, version = requirement.partition("==")
+        if equals and name.strip(" (") == dependency:
             return version.partition(";")[0].strip(" )")
     return ""
 
 
 def limits() -> dict[str, int]:
-    """The soft ones; -1: none."""
+    """Returns the soft resource limits of this process; -1: unlimited."""
     kinds = {"nofile": resource.RLIMIT_NOFILE, "memlock": resource.RLIMIT_MEMLOCK, "nproc": resource.RLIMIT_NPROC}
     return {name: resource.getrlimit(kind)[0] for name, kind in kinds.items()}
 
 
-def room(path: Path) -> dict[str, Any] | None:
-    """Size and free bytes of the file system; None where there is no such folder."""
+def disk_space(folder: Path) -> dict[str, Any] | None:
+    """Returns path, total and free bytes of a folder's file system; None when the folder does not exist."""
     try:
-        found = shutil.disk_usage(path)
+        usage = shutil.disk_usage(folder)
     except OSError:
         return None
-    return {"path": str(path), "total": found.total, "free": found.free}
+    return {"path": str(folder), "total": usage.total, "free": usage.free}
 
 
-def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    return next((place for place in (path, *path.parents) if place.is_dir()), Path("/"))
+def nearest_folder(path: Path) -> Path:
+    """Returns the path itself if it is a folder, else its nearest parent that exists."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
 
 
-def write_problem(folder: Path) -> str:
-    """Why no file can be made where the run folder is or will be; empty when it can."""
-    place = existing(folder)
+def write_problem(run_folder: Path) -> str:
+    """Returns why no file can be created where the run folder is or will be; empty when it can."""
+    folder = nearest_folder(run_folder)
     try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".doctor-") as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
             file.write(b"samecurve doctor")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return f"{place}: {error.strerror}"
+        return f"{folder}: {error.strerror}"
     return ""
 
 
-def data_problem(data: Mapping[str, Any]) -> dict[str, str]:
-    """`problem` (empty: well), `found` in words, `server` that a download needs and does not reach."""
-    root = Path(data["root"])
-    if data["name"] == "digits":
-        try:
-            return {"problem": "", "found": f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"}
-        except importlib.metadata.PackageNotFoundError:
-            return {"problem": "scikit-learn, which holds the digits, is not installed", "found": ""}
+def check_data(data: Mapping[str, Any]) -> dict[str, str]:
+    """Looks for the data set on this node.
+
+    Returns `problem` (empty: none) and `summary`. If a download can solve the problem, the result also has `server`,
+    the host that it needs, and `server_problem`, why that host is unreachable (empty: reachable).
+    """
+    name, root = data["name"], Path(data["root"])
+    if name not in ("digits", "cifar10", "image_folder"):  # only its own code knows where its files are
+        return {"problem": "", "summary": f"not checked: the doctor does not know the files of {name}"}
     try:
-        found = _cifar10(root) if data["name"] == "cifar10" else _image_folder(root)
+        if name == "digits":
+            return {"problem": "", "summary": f"digits of scikit-learn {importlib.metadata.version('scikit-learn')}"}
+        return {"problem": "", "summary": _find_cifar10(root) if name == "cifar10" else _find_image_folder(root)}
+    except importlib.metadata.PackageNotFoundError:
+        return {"problem": "scikit-learn, which contains the digits, is not installed", "summary": ""}
     except OSError as error:
-        problem = f"{error.filename or root}: {error.strerror}"
-        if data["name"] == "cifar10" and data["download"] and isinstance(error, FileNotFoundError):
-            return {
-                "problem": problem,
-                "found": "",
-                "server": CIFAR10_SERVER,
-                "closed": can_connect(CIFAR10_SERVER, 443),
-            }
-        return {"problem": problem, "found": ""}
-    return {"problem": "", "found": found}
+        result = {"problem": f"{error.filename or root}: {error.strerror}", "summary": ""}
+        if name == "cifar10" and data["download"] and isinstance(error, FileNotFoundError):
+            result |= {"server": CIFAR10_SERVER, "server_problem": connection_problem(CIFAR10_SERVER, 443)}
+        return result
 
 
-def _cifar10(root: Path) -> str:
+def _find_cifar10(root: Path) -> str:
     for name in CIFAR10_FILES:
         with (root / CIFAR10_FOLDER / name).open("rb") as file:
             file.read(1)
     return f"{len(CIFAR10_FILES)} files in {root / CIFAR10_FOLDER}"
 
 
-def _image_folder(root: Path) -> str:
-    """Looks at the names of the classes and opens the first image of each split: a whole walk may take minutes."""
-    classes = {}
+def _find_image_folder(root: Path) -> str:
+    """Lists the class folders and opens the first image of each split: a walk over all files may take minutes."""
+    num_classes = {}
     for split in ("train", "test"):
         folders = sorted(entry for entry in (root / split).iterdir() if entry.is_dir() and entry.name[0] != ".")
-        classes[split] = [entry.name for entry in folders]
-        first = next((file for folder in folders for file in folder.rglob("*") if file.is_file()), None)
-        if first is None:
+        num_classes[split] = len(folders)
+        first_file = next((file for folder in folders for file in folder.rglob("*") if file.is_file()), None)
+        if first_file is None:
             raise FileNotFoundError(2, "no class folders with images", str(root / split))
-        with first.open("rb") as file:
+        with first_file.open("rb") as file:
             file.read(1)
-    return f"{len(classes['train'])} classes in {root}/train, {len(classes['test'])} in test"
+    return f"{num_classes['train']} classes in {root}/train, {num_classes['test']} in test"
 
 
-def wandb(server: str) -> dict[str, Any]:
-    """Whether there is a key, never which; why the server, or the proxy before it, cannot be reached."""
+def wandb_access(server: str) -> dict[str, Any]:
+    """Returns `has_key` (never the key itself), the `host` to connect to, and `problem` if it is unreachable.
+
+    server: the URL of W&B. Behind a proxy, the host is the proxy.
+    """
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    address = urllib.parse.urlsplit(proxy or server)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    host = urllib.parse.urlsplit(server).hostname or ""
-    return {"key": _has_key(host), "closed": can_connect(address.hostname or "", port), "host": address.hostname or ""}
+    url = urllib.parse.urlsplit(proxy or server)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    host = url.hostname or ""
+    has_key = _has_wandb_key(urllib.parse.urlsplit(server).hostname or "")
+    return {"has_key": has_key, "problem": connection_problem(host, port), "host": host}
 
 
-def _has_key(host: str) -> bool:
+def _has_wandb_key(host: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    netrc_path = os.environ.get("NETRC")
+    for path in [Path(netrc_path)] if netrc_path else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         try:
             if netrc.netrc(path).authenticators(host):
                 return True
@@ -175,18 +189,18 @@ def _has_key(host: str) -> bool:
 
 
 def topology() -> list[list[str]]:
-    """How each GPU is linked with each other one, as `nvidia-smi topo -m` names it: NV18, PIX, SYS; empty: unknown."""
+    """Returns the link between each two GPUs as `nvidia-smi topo -m` names it (NV18, PIX, SYS); empty: unknown."""
     try:
-        shown = subprocess.run(
+        completed = subprocess.run(
             ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=_TOOL_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return read_topology(shown.stdout)
+    return parse_topology(completed.stdout)
 
 
-def read_topology(text: str) -> list[list[str]]:
-    """The GPUs' part of that table."""
+def parse_topology(text: str) -> list[list[str]]:
+    """Returns the GPU rows and columns of the table that `nvidia-smi topo -m` prints."""
     rows = [line.split() for line in text.splitlines() if line.startswith("GPU") and len(line.split()) > 1]
     rows = [row for row in rows if row[1] == "X" or not row[1].startswith("GPU")]  # not the heading
     return [row[1 : len(rows) + 1] for row in rows]

@@ -1,42 +1,45 @@
-"""The node of each rank in, the pairs of ranks to measure out, in rounds of pairs that share no rank. No torch."""
+"""Chooses the pairs of ranks to measure, in rounds of pairs that share no rank. No torch."""
 
 from collections.abc import Sequence
 from itertools import combinations
 
-ALL_UP_TO_RANKS = 8
-ALL_UP_TO_NODES = 16
+ALL_PAIRS_MAX_RANKS = 8
+ALL_PAIRS_MAX_NODES = 16
 
 Pair = tuple[int, int]
 
 
-def disjoint_rounds(node_of: Sequence[int]) -> list[list[Pair]]:
-    """All pairs of few ranks. Of many: each rank and its neighbour in the ring, and the first ranks of each two nodes
-    (beyond 16 nodes: of neighbours)."""
-    size = len(node_of)
-    if size <= ALL_UP_TO_RANKS:
-        return _disjoint(list(combinations(range(size), 2)))
-    pairs = {_ordered(rank, (rank + 1) % size) for rank in range(size)}
-    first = {node: node_of.index(node) for node in dict.fromkeys(node_of)}
-    heads = list(first.values())
-    if len(heads) <= ALL_UP_TO_NODES:
-        pairs |= set(combinations(sorted(heads), 2))
+def disjoint_rounds(node_of_rank: Sequence[int]) -> list[list[Pair]]:
+    """Returns the rounds of pairs for ranks on the given nodes.
+
+    Up to 8 ranks: all pairs. Beyond: each rank with its neighbor in the ring, and the first ranks of every two nodes
+    (beyond 16 nodes: of neighboring nodes), so that the number of pairs grows linearly.
+    """
+    world_size = len(node_of_rank)
+    if world_size <= ALL_PAIRS_MAX_RANKS:
+        return _schedule(list(combinations(range(world_size), 2)))
+    pairs = {_ordered(rank, (rank + 1) % world_size) for rank in range(world_size)}
+    first_ranks = [node_of_rank.index(node) for node in dict.fromkeys(node_of_rank)]
+    if len(first_ranks) <= ALL_PAIRS_MAX_NODES:
+        pairs |= set(combinations(sorted(first_ranks), 2))
     else:
-        pairs |= {_ordered(rank, other) for rank, other in zip(heads, heads[1:] + heads[:1], strict=True)}
-    return _disjoint(sorted(pairs))
+        neighbors = first_ranks[1:] + first_ranks[:1]
+        pairs |= {_ordered(rank, neighbor) for rank, neighbor in zip(first_ranks, neighbors, strict=True)}
+    return _schedule(sorted(pairs))
 
 
-def _ordered(rank: int, other: int) -> Pair:
-    return min(rank, other), max(rank, other)
+def _ordered(rank: int, peer: int) -> Pair:
+    return min(rank, peer), max(rank, peer)
 
 
-def _disjoint(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Each pair into the first round in which both of its ranks are free."""
-    found: list[list[Pair]] = []
+def _schedule(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Puts each pair into the first round in which both of its ranks are free."""
+    rounds: list[list[Pair]] = []
     for pair in pairs:
-        for members in found:
-            if not any(rank in other for rank in pair for other in members):
+        for members in rounds:
+            if not any(rank in member for rank in pair for member in members):
                 members.append(pair)
                 break
         else:
-            found.append([pair])
-    return found
+            rounds.append([pair])
+    return rounds

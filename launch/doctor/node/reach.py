@@ -1,4 +1,4 @@
-"""The other nodes' addresses in, which of them answer out. A plain TCP connection each, as gloo and NCCL make them."""
+"""Tests which other nodes answer a plain TCP connection, the kind that gloo and NCCL open."""
 
 import fcntl
 import ipaddress
@@ -10,95 +10,111 @@ from concurrent.futures import ThreadPoolExecutor
 
 _CONNECT_SECONDS = 3.0
 _GREETING_BYTES = 64
+_BACKLOG = 128
 _SIOCGIFADDR = 0x8915
-_MOST_AT_ONCE = 64
+_MAX_CONNECTIONS = 64
+
+
+def _greeting(node: int) -> bytes:
+    return f"samecurve {node}\n".encode()
 
 
 class Listener:
-    """Answers whoever connects with this node's number, so that nobody takes a stranger for it."""
+    """Answers every connection with the number of this node, so that no other program can be taken for it."""
 
     def __init__(self, node: int, address: str) -> None:
-        """Raises OSError when the address is not this machine's."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.socket(family)
-        self._socket.bind((address, 0))  # the system picks a port that is free
-        self._socket.listen(128)
+        """Raises OSError when the address does not belong to this machine."""
+        self._socket = socket.socket(_family(address))
+        self._socket.bind((address, 0))  # the system chooses a free port
+        self._socket.listen(_BACKLOG)
         self.port: int = self._socket.getsockname()[1]
-        self._greeting = f"samecurve {node}\n".encode()
+        self._greeting = _greeting(node)
         threading.Thread(target=self._answer, daemon=True).start()
 
     def _answer(self) -> None:
         while True:
             try:
-                caller, _ = self._socket.accept()
-            except OSError:  # closed
+                connection, _ = self._socket.accept()
+            except OSError:  # the socket is closed
                 return
-            with caller:
+            with connection:
                 try:
-                    caller.sendall(self._greeting)
-                except OSError:  # it has left
+                    connection.sendall(self._greeting)
+                except OSError:  # the peer has closed the connection
                     continue
 
 
 def own_address(head: str) -> tuple[str, str]:
-    """The address from which this node reaches the first one, and what was wrong on the way, or nothing.
+    """Returns the address from which this node reaches the first one, and an empty problem, or "" and the problem.
 
-    Ranks meet over the network that leads to the first node. The address is empty when there is none.
+    Ranks meet over the network that leads to the first node.
     """
     try:
-        kind, _, _, _, place = socket.getaddrinfo(head, 9, type=socket.SOCK_DGRAM)[0]
+        family, _, _, _, head_address = socket.getaddrinfo(head, 9, type=socket.SOCK_DGRAM)[0]
     except OSError as error:
-        return "", f"the name {head} is not known here ({error.strerror})"
+        return "", f"cannot resolve the name {head} ({error.strerror})"
     try:
-        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-            probe.connect(place)  # nothing is sent
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(head_address)  # a datagram socket sends nothing on connect
             return probe.getsockname()[0], ""
     except OSError as error:
-        return "", f"no route to {head} at {place[0]} ({error.strerror})"
+        return "", f"no route to {head} at {head_address[0]} ({error.strerror})"
 
 
 def interface_of(address: str) -> str:
-    """The network interface with that IPv4 address; empty when there is none."""
+    """Returns the name of the network interface with an IPv4 address; empty without one."""
     if ":" in address or not address:
         return ""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             try:
-                found = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-            except OSError:  # without an address
+                reply = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:  # this interface has no address
                 continue
-            if ipaddress.IPv4Address(found[20:24]) == ipaddress.ip_address(address):
+            if ipaddress.IPv4Address(reply[20:24]) == ipaddress.ip_address(address):
                 return name
     return ""
 
 
-def unreachable(others: Mapping[int, tuple[str, int]]) -> dict[int, str]:
-    """node: (address, port) of the others' listeners in; those that do not answer, each with the reason."""
-    if not others:
+def unreachable(listeners: Mapping[int, tuple[str, int]]) -> dict[int, str]:
+    """Connects to the (address, port) of each node's listener; returns the nodes that fail, with the reason."""
+    if not listeners:
         return {}
-    with ThreadPoolExecutor(min(len(others), _MOST_AT_ONCE)) as pool:
-        found = pool.map(lambda node: (node, _problem(node, *others[node])), others)
-        return {node: problem for node, problem in found if problem}
+    with ThreadPoolExecutor(min(len(listeners), _MAX_CONNECTIONS)) as pool:
+        problems = pool.map(lambda node: (node, _connection_problem(node, *listeners[node])), listeners)
+        return {node: problem for node, problem in problems if problem}
 
 
-def _problem(node: int, address: str, port: int) -> str:
+def _connection_problem(node: int, address: str, port: int) -> str:
     if not address:
         return "it has no address on the network of the first node"
     try:
         with socket.create_connection((address, port), timeout=_CONNECT_SECONDS) as connection:
-            heard = connection.recv(_GREETING_BYTES)
+            reply = connection.recv(_GREETING_BYTES)
     except OSError as error:
         return f"{address}: {error.strerror or error}"
-    if heard != f"samecurve {node}\n".encode():
-        return f"{address}: another program answers there"
+    if reply != _greeting(node):
+        return f"{address}: another program answers on port {port}"
     return ""
 
 
-def can_connect(host: str, port: int) -> str:
-    """Why a server cannot be reached within seconds; empty when it can. Nothing is sent."""
+def connection_problem(host: str, port: int) -> str:
+    """Returns why a server does not accept a connection within seconds; empty when it does. Sends nothing."""
     try:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def free_port(address: str) -> int:
+    """Returns a free TCP port of one of this machine's addresses."""
+    with socket.socket(_family(address)) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,12 +1,11 @@
-"""What the doctor runs on each node: it is asked by lines, it answers by lines, and it leaves nothing running.
+"""Serves the doctor's requests on one node: reads messages, writes replies, and leaves no process behind.
 
-Asked in this order: `facts`, then `reach` with the addresses of all, then `probe` with the ranks to start; the end of
-the input is the end.
+The requests come in this order: `facts`, then `reach` with the addresses of all nodes, then `probe` with the ranks to
+start. The end of the input ends the server.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,52 +18,56 @@ from launch.doctor.messages import Message, Unpacker, pack
 from launch.doctor.node import facts, reach
 from launch.hardware import INSTALL_ROOT
 
-SHARED_SECONDS = 5.0  # a network file system shows another node's file that much later
-_WORDS_KEPT = 300
+SHARED_SECONDS = 5.0  # a network file system may take this long to show the file of another node
+_ALARM_SPARE_SECONDS = 10
+_POLL_SECONDS = 0.1
+_LAST_WORDS_LENGTH = 300
 
 
 def serve(reader: IO[str], writer: IO[str], node: int) -> int:
-    """node: place of this one, from 0. Ends with the input, or by SIGALRM when its time is over."""
+    """Answers requests until the input ends, and returns exit code 0. SIGALRM ends the process after its time limit.
+
+    node: the number of this node, from 0.
+    """
     unpacker = Unpacker()
     listener: reach.Listener | None = None
-
-    def log(kind: str, value: Any) -> None:
-        writer.write(pack(Message(node, kind, value)))
-        writer.flush()
-
     for line in reader:
-        asked = unpacker.feed(line)
-        if asked is None:
+        request = unpacker.feed(line)
+        if request is None:
             continue
-        if asked.kind == "facts":
-            signal.alarm(int(asked.value["seconds"]) + 10)
-            address, unknown = reach.own_address(asked.value["head"])
-            listener = _listen(node, address)
-            place = {"address": address, "port": listener.port if listener else 0, "probe_port": _free_port(address)}
-            log("facts", place | {"head_problem": unknown} | _link(address) | facts.collect(asked.value))
-        elif asked.kind == "reach":
-            others = {
-                int(key): (where[0], where[1]) for key, where in asked.value["places"].items() if int(key) != node
-            }
-            log("reach", {"unreachable": reach.unreachable(others), "shared": _answer(asked.value["shared"], node)})
-        elif asked.kind == "probe":
-            log("probe", _probe(asked.value, node))
+        if request.kind == "facts":
+            signal.alarm(int(request.value["seconds"]) + _ALARM_SPARE_SECONDS)
+            address, head_problem = reach.own_address(request.value["head"])
+            listener = _start_listener(node, address)
+            endpoint = {
+                "address": address, "port": listener.port if listener else 0, "probe_port": reach.free_port(address),
+                "head_problem": head_problem,
+            }  # fmt: skip
+            reply = endpoint | _network_link(address) | facts.collect(request.value)
+        elif request.kind == "reach":
+            reply = _reach(request.value, node)
+        elif request.kind == "probe":
+            reply = _probe(request.value, node)
+        else:
+            continue
+        writer.write(pack(Message(node, request.kind, reply)))
+        writer.flush()
     return 0
 
 
-def _listen(node: int, address: str) -> reach.Listener | None:
+def _start_listener(node: int, address: str) -> reach.Listener | None:
     try:
         return reach.Listener(node, address) if address else None
     except OSError:
         return None
 
 
-def _link(address: str) -> dict[str, Any]:
-    """The interface with that address and its speed in Mbit/s; None: unknown, or not a real one's."""
+def _network_link(address: str) -> dict[str, Any]:
+    """Returns the interface with an address and its speed in Mbit/s; None: unknown, or a virtual interface."""
     name = reach.interface_of(address)
     folder = Path("/sys/class/net") / name
     speed = None
-    if name and (folder / "device").exists():  # a bridge's or a veth's number means nothing
+    if name and (folder / "device").exists():  # the speed of a bridge or a veth means nothing
         try:
             speed = int((folder / "speed").read_text())
         except (OSError, ValueError):
@@ -72,88 +75,88 @@ def _link(address: str) -> dict[str, Any]:
     return {"interface": name, "link_mbit": speed if speed and speed > 0 else None}
 
 
-def _free_port(address: str) -> int:
-    """For the ranks to meet at, should this be their first node."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-    return port
+def _reach(request: Mapping[str, Any], node: int) -> dict[str, Any]:
+    listeners = {
+        int(number): (address, port) for number, (address, port) in request["listeners"].items() if int(number) != node
+    }
+    return {"unreachable": reach.unreachable(listeners), "shared_problem": _answer_token(request["shared"], node)}
 
 
-def _answer(shared: Mapping[str, str], node: int) -> str:
-    """Leaves in the shared folder what it reads there; why that is not possible, or nothing."""
+def _answer_token(shared: Mapping[str, str], node: int) -> str:
+    """Copies the token file of the shared folder to an answer file. Returns why this fails; empty when it succeeds."""
     folder = Path(shared["folder"])
-    until = time.monotonic() + SHARED_SECONDS
+    deadline = time.monotonic() + SHARED_SECONDS
     while True:
         try:
-            word = (folder / "asked").read_text()
+            token = (folder / "token").read_text()
             break
         except OSError as error:
-            if time.monotonic() > until:
-                return f"{folder.parent}: the first node's file is not seen here ({error.strerror})"
-            time.sleep(0.1)
-    if word != shared["word"]:
-        return f"{folder.parent}: the first node's file has another text here"
+            if time.monotonic() > deadline:
+                return f"{folder.parent}: this node does not see the first node's file ({error.strerror})"
+            time.sleep(_POLL_SECONDS)
+    if token != shared["token"]:
+        return f"{folder.parent}: this node sees another file than the first node's"
     try:
-        (folder / f"answer-{node}").write_text(word)
+        (folder / f"answer-{node}").write_text(token)
     except OSError as error:
         return f"{folder.parent}: {error.strerror}"
     return ""
 
 
-def _probe(asked: Mapping[str, Any], node: int) -> dict[str, Any]:
-    """Starts probe.py once for each rank of this node: what each rank printed and how it ended, by rank."""
-    first = asked["first_rank"].get(str(node))
-    if first is None:
+def _probe(request: Mapping[str, Any], node: int) -> dict[str, Any]:
+    """Runs probe.py for each rank of this node. Returns each rank's output and its end, by rank."""
+    first_rank = request["first_rank"].get(str(node))
+    if first_rank is None:
         return {}
-    until = time.monotonic() + asked["seconds"]
-    found: dict[str, Any] = {}
+    deadline = time.monotonic() + request["seconds"]
+    results: dict[str, Any] = {}
     threads = []
-    for local_rank in range(asked["ranks_per_node"]):
+    for local_rank in range(request["ranks_per_node"]):
         process = subprocess.Popen(
-            [sys.executable, str(INSTALL_ROOT / "launch" / "doctor" / "node" / "probe.py"), *asked["argv"]],
-            env=_environment(asked, first + local_rank, local_rank),
+            [sys.executable, str(INSTALL_ROOT / "launch" / "doctor" / "node" / "probe.py"), *request["argv"]],
+            env=_rank_environment(request, first_rank + local_rank, local_rank),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
         )
-        thread = threading.Thread(target=_wait, args=(process, until, found, str(first + local_rank)))
+        rank = str(first_rank + local_rank)
+        thread = threading.Thread(target=_wait_for_rank, args=(process, deadline, results, rank))
         thread.start()
         threads.append(thread)
     for thread in threads:
         thread.join()
-    return found
+    return results
 
 
-def _wait(process: "subprocess.Popen[str]", until: float, found: dict[str, Any], rank: str) -> None:
-    """A rank that hangs is killed at the end of its time; what it has said so far counts."""
-    late = False
+def _wait_for_rank(process: "subprocess.Popen[str]", deadline: float, results: dict[str, Any], rank: str) -> None:
+    """Waits for a rank, kills it at the deadline, and adds its result: its output so far counts even then."""
+    timed_out = False
     try:
-        out, error = process.communicate(timeout=max(0.1, until - time.monotonic()))
+        out, error = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        late = True
+        timed_out = True
         process.kill()
         out, error = process.communicate()
-    words = [line for line in error.splitlines() if line.strip()]
-    last = words[-1][-_WORDS_KEPT:] if words and process.returncode else ""
-    found[rank] = {"out": out, "code": process.returncode, "late": late, "last_words": last}
+    lines = [line for line in error.splitlines() if line.strip()]
+    last_words = lines[-1][-_LAST_WORDS_LENGTH:] if lines and process.returncode else ""
+    results[rank] = {"out": out, "code": process.returncode, "timed_out": timed_out, "last_words": last_words}
 
 
-def _environment(asked: Mapping[str, Any], rank: int, local_rank: int) -> dict[str, str]:
-    """A rank's place. The job step's own variables would tell it of another number of processes."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
-    address, port = asked["meet"]
+def _rank_environment(request: Mapping[str, Any], rank: int, local_rank: int) -> dict[str, str]:
+    """Returns the environment of a rank, without variables of srun and torchrun: they announce other world sizes."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    address, port = request["rendezvous"]
     interface = reach.interface_of(reach.own_address(address)[0])
-    if interface:  # the one that training will use
-        kept = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} | kept
-    ranks = asked["ranks_per_node"]
-    return kept | {
+    if interface:  # training uses the same one
+        inherited = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} | inherited
+    ranks = request["ranks_per_node"]
+    return inherited | {
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "LOCAL_WORLD_SIZE": str(ranks),
-        "WORLD_SIZE": str(asked["world_size"]),
+        "WORLD_SIZE": str(request["world_size"]),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // ranks)),

@@ -1,5 +1,6 @@
-"""A grid with seeds: every run once, means and deviations, and what failed is told."""
+"""Tests samecurve sweep: the points of a grid, errors before the first run, results, and continuing a sweep."""
 
+import argparse
 import json
 import statistics
 import sys
@@ -7,108 +8,115 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import REPOSITORY, SMALL, Done
+from support.processes import REPOSITORY, SMALL, CommandResult
 
 from launch import forecast, main
 from launch.commands import sweep
+from launch.commands.sweep_points import SweepPoint, folder_name, list_points, parse_grid
 from launch.hardware import Machine
-from launch.runs.results import Result, summary_of
+from launch.runs.results import Result, summarize
 from trainer.errors import ConfigError, FolderError
 
 SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
 
 
-def points(*words: str) -> list[sweep.Point]:
-    parsed, overrides = main._parser("sweep").parse_known_args(["sweep", "--config", "digits", *words])
-    return sweep.points_of(forecast.load_settings(parsed.config, overrides), parsed, overrides)
+def parse(*words: str) -> tuple[argparse.Namespace, list[str]]:
+    return main.build_parser("sweep").parse_known_args(["sweep", "--config", "digits", *words])
 
 
-def test_every_combination_with_every_seed() -> None:
-    found = points("--grid", "optim.lr=0.05,0.1", "--grid", "model.name=lenet,tudui", "--seeds", "2", "run.seed=5")
-    assert len(found) == 8 and len({point.name for point in found}) == 8
-    assert found[1].name == "optim.lr=0.05_model.name=lenet-seed-6" and found[1].config.run.seed == 6
-    assert found[1].config.folder == Path("runs/digits/optim.lr=0.05_model.name=lenet-seed-6")
-    assert {(point.config.optim.lr, point.config.model.name) for point in found} == {
+def points_for(*words: str) -> list[SweepPoint]:
+    arguments, overrides = parse(*words)
+    base = forecast.load_settings(arguments.config, overrides)
+    return list_points(base, arguments.grid, arguments.seeds, arguments.config, overrides)
+
+
+def test_grid_and_seeds_give_every_combination() -> None:
+    points = points_for("--grid", "optim.lr=0.05,0.1", "--grid", "model.name=lenet,tudui", "--seeds", "2", "run.seed=5")
+    assert len(points) == 8 and len({point.name for point in points}) == 8
+    assert points[1].name == "optim.lr=0.05_model.name=lenet-seed-6" and points[1].config.run.seed == 6
+    assert points[1].config.folder == Path("runs/digits/optim.lr=0.05_model.name=lenet-seed-6")
+    assert {(point.config.optim.lr, point.config.model.name) for point in points} == {
         (0.05, "lenet"), (0.05, "tudui"), (0.1, "lenet"), (0.1, "tudui"),
     }  # fmt: skip
 
 
-def test_a_comma_inside_of_brackets_is_no_end() -> None:
-    assert sweep.values_of("data.augment=[flip,crop],[flip],[]") == [
+def test_comma_inside_brackets_or_quotes_does_not_split_a_value() -> None:
+    assert parse_grid("data.augment=[flip,crop],[flip],[]") == [
         "data.augment=[flip,crop]", "data.augment=[flip]", "data.augment=[]",
     ]  # fmt: skip
-    assert sweep.values_of("log.project='a,b',c") == ["log.project='a,b'", "log.project=c"]
+    assert parse_grid("log.project='a,b',c") == ["log.project='a,b'", "log.project=c"]
 
 
-def test_names_of_folders_are_safe_and_differ() -> None:
+def test_folder_names_are_safe_and_distinct() -> None:
     hostile = ["log.project=../../x", "log.project=.. ..x", "log.project=$(id)\n", "log.project=" + "long" * 100]
-    names = [sweep.folder_name(text) for text in hostile]
+    names = [folder_name(text) for text in hostile]
     assert len(set(names)) == 4 and all("/" not in name and "\n" not in name and len(name) < 120 for name in names)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--grid", "optim.lr"], "wanted SETTING=A,B"),
+        (["--grid", "optim.lr"], "expected SETTING=A,B"),
         (["--grid", "optim.lrr=1,2"], "no setting 'optim.lrr'"),
         (["--grid", "optim.lr=1,fast"], "optim.lr=fast"),
         (["--grid", "run.seed=1,2"], "use --seeds for seeds"),
-        (["--seeds", "0"], "--seeds 0: wanted 1 or more"),
+        (["--seeds", "0"], "--seeds 0: expected 1 or more"),
     ],
 )
-def test_a_mistake_is_told_before_the_first_run(words: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        points(*words)
+def test_invalid_grid_or_seeds_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        points_for(*words)
 
 
-def test_a_folder_of_a_run_is_no_place_for_a_sweep() -> None:
+def test_sweep_in_the_folder_of_a_run_is_refused() -> None:
     folder = Path("runs/digits")
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()
-    with pytest.raises(FolderError, match="already holds a run"):
-        sweep.keep_plan(folder, points("--seeds", "2"), "")
+    with pytest.raises(FolderError, match="already contains a run"):
+        sweep.save_plan(folder, points_for("--seeds", "2"), "")
 
 
-def test_a_plan_that_a_job_reads_is_not_changed() -> None:
+def test_plan_of_a_queued_job_is_not_overwritten() -> None:
     folder = Path("runs/digits")
-    sweep.keep_plan(folder, points("--seeds", "2"), "")
-    sweep.keep_plan(folder, points("--seeds", "2"), "17")
-    with pytest.raises(FolderError, match="job 17 has other points"):
-        sweep.keep_plan(folder, points("--seeds", "3"), "17")
+    sweep.save_plan(folder, points_for("--seeds", "2"), "")
+    sweep.save_plan(folder, points_for("--seeds", "2"), "17")
+    with pytest.raises(FolderError, match="job 17 in the queue runs another grid"):
+        sweep.save_plan(folder, points_for("--seeds", "3"), "17")
     assert len(json.loads((folder / "sweep.json").read_text())["points"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--nodes", "2", "--time", "1:00"], "--nodes, --time: only a SLURM job has that"),
+        (["--nodes", "2", "--time", "1:00"], "--nodes, --time: only a SLURM job supports this"),
+        (["--account", "lab", "--doctor"], "--account, --doctor: only a SLURM job supports this"),
         (["--grid", "optim.lr=0.1,0.1"], "twice"),
-        (["--slurm", "train.device=cuda"], "the job asks for no GPU"),
+        (["--slurm", "train.device=cuda"], "the job requests no GPU"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(words: list[str], told: str) -> None:
-    parsed, _ = main._parser("sweep").parse_known_args(["sweep", "--config", "digits", *words])
-    with pytest.raises(ConfigError, match=told):
-        sweep.check(points(*words), parsed, Machine(8, 0))
+def test_contradicting_options_are_refused(words: list[str], message: str) -> None:
+    arguments, _ = parse(*words)
+    with pytest.raises(ConfigError, match=message):
+        sweep.check_points(points_for(*words), arguments, Machine(8, 0))
 
 
-def test_the_numbers_of_a_group() -> None:
+def test_mean_and_deviation_use_finished_runs_only() -> None:
     results = [Result("a", f"{number}", value, "finished", "") for number, value in enumerate((0.9, 0.94, 0.92))]
     results.append(Result("a", "3", None, "failed", "NaN"))
-    numbers = summary_of(results)
+    numbers = summarize(results)
     assert (numbers["runs"], numbers["finished"]) == (4, 3)
     assert numbers["mean_accuracy"] == pytest.approx(0.92) and numbers["standard_deviation"] == pytest.approx(0.02)
-    assert summary_of(results[3:])["mean_accuracy"] is None and summary_of(results[:1])["standard_deviation"] is None
+    assert summarize(results[3:])["mean_accuracy"] is None and summarize(results[:1])["standard_deviation"] is None
 
 
 @pytest.mark.slow
-def test_a_sweep_here_goes_on_where_it_was(launch: Callable[..., Done]) -> None:
+def test_repeated_sweep_skips_finished_runs(launch: Callable[..., CommandResult]) -> None:
     words = [*SAMECURVE, "sweep", *SMALL, "--grid", "optim.lr=0.05", "train.max_steps=30", "--seeds"]
     assert launch([*words, "1"]).code == 0
-    again = launch([*words, "2"])
-    assert again.code == 0 and again.out.count(" is finished\n") == 1, again.err
+    second = launch([*words, "2"])
+    assert second.code == 0 and second.out.count(" is finished\n") == 1, second.err
     (group,) = json.loads(Path("runs/digits/results.json").read_text())["groups"]
     assert (group["settings"], group["finished"], group["runs"]) == ("optim.lr=0.05", 2, 2)
     accuracies = list(group["accuracy"].values())
     assert group["mean_accuracy"] == statistics.mean(accuracies) > 0.1 and len(set(accuracies)) == 2
-    assert f"{statistics.stdev(accuracies):.2%}" in again.out
+    assert f"{statistics.stdev(accuracies):.2%}" in second.out

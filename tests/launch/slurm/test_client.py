@@ -1,4 +1,4 @@
-"""What SLURM says, read. The texts are what a real SLURM 22.05 printed."""
+"""Answers of SLURM's commands and their errors. The texts are the output of SLURM 22.05."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from trainer.errors import WorldError
 
 JOB = """JobId=7 JobName=samecurve
    JobState=RUNNING Reason=None Dependency=(null)
-   RunTime=00:00:00 TimeLimit=02:00:00 TimeMin=N/A
+   RunTime=00:00:00 TimeLimit={limit} TimeMin=N/A
    StartTime=2026-11-21T10:14:31 EndTime=2026-11-21T12:14:31 Deadline=N/A
    NodeList=n[1-2]
      {nodes}
@@ -17,88 +17,106 @@ JOB = """JobId=7 JobName=samecurve
    StdOut=/tmp/a b/out-7.log
 """
 ENV = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_CPUS_PER_NODE": "16(x2)"}
-Answer = Callable[[str], None]
+SetNodes = Callable[..., None]
 
 
 @pytest.fixture
-def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
-    """scontrol, as far as these tests need it; tests/test_slurm_train.py asks the real one."""
+def set_nodes(monkeypatch: pytest.MonkeyPatch) -> SetNodes:
+    """Replaces scontrol by a fake that shows a job on given nodes; tests/slurm/test_train_job.py calls the real one."""
 
-    def scontrol(nodes: str) -> None:
-        def call(*argv: str) -> str:
+    def replace_scontrol(nodes: str, limit: str = "02:00:00") -> None:
+        def scontrol(*argv: str) -> str:
             if argv[2] != "hostnames":
-                return JOB.format(nodes=nodes)
+                return JOB.format(nodes=nodes, limit=limit)
             return "n1\nn2\n" if argv[3] in ("n[1-2]", "n1,n2") else f"{argv[3]}\n"
 
-        monkeypatch.setattr(client, "call_patiently", call)
+        monkeypatch.setattr(client, "call_with_retry", scontrol)
 
-    return scontrol
-
-
-def test_counts_of_nodes_are_read() -> None:
-    assert client.counts("16(x2)") == [16, 16] and client.counts("16,8(x3)") == [16, 8, 8, 8]
-    with pytest.raises(client.SlurmError, match="is not a list of counts"):
-        client.counts("16(")
+    return replace_scontrol
 
 
-def test_what_a_job_was_given(answer: Answer) -> None:
-    answer("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=gpu:h100:8(IDX:0-7)")
-    given = client.allocation(ENV | {"SLURM_NTASKS_PER_NODE": "4"})
-    assert (given.job_id, given.number, given.nodes) == ("7", 7, ("n1", "n2"))
-    assert (given.gpus_per_node, given.cpus_per_node, given.tasks_per_node) == (8, 16, 4)
-    assert given.ranks_per_node == 8 and given.array_task is None and given.log == "/tmp/a b/out-7.log"
-    assert given.end_time is not None
+def test_parse_counts_reads_repeated_counts() -> None:
+    assert client.parse_counts("16(x2)") == [16, 16] and client.parse_counts("16,8(x3)") == [16, 8, 8, 8]
+    with pytest.raises(client.SlurmError, match=r"cannot read '16\(' as a list of counts"):
+        client.parse_counts("16(")
 
 
-def test_a_task_of_an_array_is_not_the_whole_array(answer: Answer) -> None:
-    answer("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=")
-    given = client.allocation(ENV | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
-    assert given.job_id == "7_3" and given.array_task == 3 and given.ranks_per_node == 1
+def test_allocation_with_gpus(set_nodes: SetNodes) -> None:
+    set_nodes("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=gpu:h100:8(IDX:0-7)")
+    allocation = client.read_allocation(ENV | {"SLURM_NTASKS_PER_NODE": "4"})
+    assert (allocation.job_id, allocation.job_number, allocation.nodes) == ("7", 7, ("n1", "n2"))
+    assert (allocation.gpus_per_node, allocation.cpus_per_node, allocation.tasks_per_node) == (8, 16, 4)
+    assert allocation.ranks_per_node == 8 and allocation.array_task is None and allocation.log == "/tmp/a b/out-7.log"
+    assert allocation.end_time is not None
 
 
-def test_nodes_that_differ_are_refused(answer: Answer) -> None:
-    answer("Nodes=n1 CPU_IDs=0 Mem=1 GRES=gpu:2(IDX:0-1)\n     Nodes=n2 CPU_IDs=0 Mem=1 GRES=gpu:1(IDX:0)")
-    with pytest.raises(WorldError, match=r"different numbers of GPUs \(n1: 2, n2: 1\).*--gpus-per-node"):
-        client.allocation(ENV)
-    answer("Nodes=n1,n2 CPU_IDs=0-15 Mem=128000 GRES=")
-    with pytest.raises(WorldError, match=r"different numbers of CPU cores \(n1: 16, n2: 8\)"):
-        client.allocation(ENV | {"SLURM_JOB_CPUS_PER_NODE": "16,8"})
+def test_allocation_without_time_limit_has_no_end_time(set_nodes: SetNodes) -> None:
+    set_nodes("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=", limit="UNLIMITED")
+    assert client.read_allocation(ENV).end_time is None
+
+
+def test_allocation_of_array_task_has_the_id_of_the_task(set_nodes: SetNodes) -> None:
+    set_nodes("Nodes=n[1-2] CPU_IDs=0-15 Mem=128000 GRES=")
+    allocation = client.read_allocation(ENV | {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"})
+    assert allocation.job_id == "7_3" and allocation.array_task == 3 and allocation.ranks_per_node == 1
+
+
+def test_allocation_with_unequal_nodes_is_refused(set_nodes: SetNodes) -> None:
+    set_nodes("Nodes=n1 CPU_IDs=0 Mem=1 GRES=gpu:2(IDX:0-1)\n     Nodes=n2 CPU_IDs=0 Mem=1 GRES=gpu:1(IDX:0)")
+    with pytest.raises(WorldError, match=r"same number of GPUs, got n1: 2, n2: 1; request them with --gpus-per-node"):
+        client.read_allocation(ENV)
+    set_nodes("Nodes=n1,n2 CPU_IDs=0-15 Mem=128000 GRES=")
+    with pytest.raises(WorldError, match=r"same number of CPU cores, got n1: 16, n2: 8; .*--cpus-per-task"):
+        client.read_allocation(ENV | {"SLURM_JOB_CPUS_PER_NODE": "16,8"})
     with pytest.raises(WorldError, match="heterogeneous"):
-        client.allocation(ENV | {"SLURM_HET_SIZE": "2"})
+        client.read_allocation(ENV | {"SLURM_HET_SIZE": "2"})
 
 
-def test_outside_of_a_job_there_is_nothing(answer: Answer) -> None:
-    with pytest.raises(client.SlurmError, match="this is not a SLURM job"):
-        client.allocation({})
+def test_allocation_outside_a_job_is_refused() -> None:
+    with pytest.raises(client.SlurmError, match=r"not part of a SLURM job.*from the project's folder"):
+        client.read_allocation({})
 
 
-def test_a_command_that_is_not_there_is_told() -> None:
-    with pytest.raises(client.SlurmError, match="no-such-sbatch is not on this machine"):
+def test_call_of_missing_or_failing_command_raises_slurm_error() -> None:
+    with pytest.raises(client.SlurmError, match="no-such-sbatch is not installed on this machine"):
         client.call("no-such-sbatch")
     with pytest.raises(client.SlurmError, match="exit code 3"):
         client.call("bash", "-c", "exit 3")
-    # What sbatch 22.05 prints where it is installed and nothing says which cluster this is.
+    with pytest.raises(client.SlurmError, match="sleep gave no answer within 0 s"):
+        client.call("sleep", "9", timeout_seconds=0.01)
+
+
+def test_call_without_cluster_configuration_raises_slurm_error() -> None:
+    # Output of sbatch 22.05 where it is installed and no file names a cluster.
     text = (
         "sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a configuration source"
     )
-    with pytest.raises(
-        client.SlurmError, match=r"^bash knows of no cluster from this machine; run this on a SLURM"
-    ) as told:
+    with pytest.raises(client.SlurmError, match=r"^bash finds no cluster from this machine; run this") as error:
         client.call("bash", "-c", f"echo '{text}' >&2; exit 1")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_controller_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = ["slurm_load_jobs error: Unable to contact slurm controller", "Socket timed out on send/recv", ""]
+def test_call_with_retry_repeats_while_controller_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = ["slurm_load_jobs error: Unable to contact slurm controller", "Socket timed out on send/recv", ""]
 
     def call(*argv: str, timeout_seconds: float) -> str:
-        if problem := answers.pop(0):
+        if problem := problems.pop(0):
             raise client.SlurmError(problem)
-        return "well"
+        return "done"
 
     monkeypatch.setattr(client, "call", call)
-    monkeypatch.setattr(client, "_RETRY_SECONDS", 0.0)
-    assert client.call_with_retry("scontrol", "requeue", "7") == "well" and not answers
-    answers.append("Requested operation is presently disabled")
+    monkeypatch.setattr(client, "_RETRY_INTERVAL_SECONDS", 0.0)
+    assert client.call_with_retry("scontrol", "requeue", "7") == "done" and not problems
+    problems.append("Requested operation is presently disabled")
     with pytest.raises(client.SlurmError, match="presently disabled"):
         client.call_with_retry("scontrol", "requeue", "7")
+
+
+def test_call_with_retry_gives_up_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_RETRY_FOR_SECONDS", 0.0)
+    with pytest.raises(client.SlurmError, match="Unable to contact"):
+        client.call_with_retry("bash", "-c", "echo Unable to contact slurm controller >&2; exit 1")
+
+
+def test_task_variables_are_removed_for_srun() -> None:
+    assert client.without_task_variables({"SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"}) == {"SLURM_JOB_ID": "7"}

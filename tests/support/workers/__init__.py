@@ -1,1 +1,1 @@
-"""Programs that tests start as ranks."""
+"""Programs and networks that tests start as ranks."""

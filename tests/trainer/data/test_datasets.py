@@ -1,4 +1,4 @@
-"""CIFAR-10 through torchvision, and the embedded digits."""
+"""The data sets CIFAR-10 (read through torchvision) and digits, and the counts of training images."""
 
 import hashlib
 import pickle
@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 import torchvision
 
-from trainer.config.schema import DataSettings
+from trainer.config.schema import DataSettings, TrainSettings
 from trainer.data import cifar10, digits
+from trainer.data.image_counts import count_training_images
+from trainer.data.splits import load_splits
+from trainer.distributed.world import World
 from trainer.errors import DataError
 
 
 class TestDigits:
-    def test_it_is_scikit_learns_split_by_class(self) -> None:
+    def test_split_is_balanced_by_class(self) -> None:
         data = digits.load(DataSettings(name="digits"))
         assert data.train.images.shape == (1433, 32, 32, 1) and data.test.images.shape == (364, 32, 32, 1)
         assert len(data.classes) == 10
         counts = np.bincount(data.test.labels)
         assert counts.min() >= 35 and counts.max() <= 37
 
-    def test_the_pixels_are_the_sources(self) -> None:
+    def test_pixels_equal_scikit_learns(self) -> None:
         data = digits.load(DataSettings(name="digits", image_size=8))
         from sklearn.datasets import load_digits
 
@@ -30,15 +33,26 @@ class TestDigits:
         source = load_digits().images
         assert pixels.max() == 255 and pixels.mean() == pytest.approx(source.mean() * 255 / 16, rel=1e-3)
 
-    def test_three_channels_on_request(self) -> None:
+    def test_channels_3_gives_rgb(self) -> None:
         assert digits.load(DataSettings(name="digits", channels=3)).test.images.shape == (364, 32, 32, 3)
+
+    def test_count_per_class_equals_loaded_images(self) -> None:
+        settings = DataSettings(name="digits", image_size=8)
+        assert digits.count_per_class(settings) == np.bincount(digits.load(settings).train.labels).tolist()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.1, 0.33])
+def test_count_training_images_equals_loaded_training_split(fraction: float) -> None:
+    data = DataSettings(name="digits", validation_fraction=fraction)
+    splits = load_splits(data, seed=0, world=World(TrainSettings(device="cpu")))
+    assert count_training_images(data) == len(splits.train)
 
 
 class TestCifar10:
     @pytest.fixture
-    def on_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A folder as torchvision lays it out, with few images: the real archive cannot be had offline, so the
-        list of file sums, which torchvision checks, is that of these files."""
+    def root(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A data.root in torchvision's layout, with few random images: the real archive is not available offline.
+        torchvision checks MD5 sums of all files, so its list of sums is replaced by those of these files."""
         folder = tmp_path / "data" / torchvision.datasets.CIFAR10.base_folder
         folder.mkdir(parents=True)
 
@@ -53,36 +67,36 @@ class TestCifar10:
         sums = [write(f"data_batch_{index}", batch(index)) for index in range(5)]
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", sums)
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [write("test_batch", batch(9))])
-        name, total = write("batches.meta", {"label_names": list(cifar10._CLASSES)})
-        meta = {"filename": name, "key": "label_names", "md5": total}
+        name, md5 = write("batches.meta", {"label_names": list(cifar10.CLASSES)})
+        meta = {"filename": name, "key": "label_names", "md5": md5}
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", meta)
         return tmp_path / "data"
 
-    def test_it_is_read(self, on_disk: Path) -> None:
-        data = cifar10.load(DataSettings(root=str(on_disk), download=False))
+    def test_files_on_disk_are_read(self, root: Path) -> None:
+        data = cifar10.load(DataSettings(root=str(root), download=False))
         assert data.train.images.shape == (50, 32, 32, 3) and data.test.labels.tolist() == list(range(10))
         assert data.classes[3] == "cat"
 
-    def test_another_size_and_grey(self, on_disk: Path) -> None:
-        data = cifar10.load(DataSettings(root=str(on_disk), image_size=16, channels=1))
+    def test_image_size_and_channels_are_applied(self, root: Path) -> None:
+        data = cifar10.load(DataSettings(root=str(root), image_size=16, channels=1))
         assert data.train.images.shape == (50, 16, 16, 1)
 
-    def test_a_changed_file_is_not_read(self, on_disk: Path) -> None:
-        (on_disk / torchvision.datasets.CIFAR10.base_folder / "data_batch_0").write_bytes(b"changed")
-        with pytest.raises(DataError, match="whole and unchanged"):
-            cifar10.load(DataSettings(root=str(on_disk), download=False))
+    def test_file_with_wrong_md5_sum_is_refused(self, root: Path) -> None:
+        (root / torchvision.datasets.CIFAR10.base_folder / "data_batch_0").write_bytes(b"changed")
+        with pytest.raises(DataError, match=r"no complete and unchanged CIFAR-10 in .*cifar-10-batches-py"):
+            cifar10.load(DataSettings(root=str(root), download=False))
 
-    def test_absent_and_not_to_be_downloaded(self, tmp_path: Path) -> None:
+    def test_missing_files_without_download_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"data\.download=false"):
             cifar10.load(DataSettings(root=str(tmp_path), download=False))
 
-    def test_without_a_network_the_ways_out_are_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_failed_download_error_names_alternatives(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def no_network(*_: object, **__: object) -> None:
             raise urllib.error.URLError("Name or service not known")
 
         monkeypatch.setattr("urllib.request.urlopen", no_network)
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(DataError) as raised:
             cifar10.load(DataSettings(root=str(tmp_path)))
-        text = str(caught.value)
-        assert all(part in text for part in ("could not be downloaded", "Name or service", "data.root", "image_folder"))
+        text = str(raised.value)
+        assert all(word in text for word in ("could not be downloaded", "Name or service", "data.root", "image_folder"))
         assert "--config digits" in text and "\n" not in text

@@ -1,151 +1,133 @@
-"""Shards: together they are the global batch, for any number of ranks; workers and resuming change nothing."""
+"""Shards of all ranks form the global batch, for any world size. Workers, chunks and resuming change nothing."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.images import paint
 
-from trainer.config.schema import DataSettings, RunConfig, TrainSettings
-from trainer.data import splits as data
-from trainer.data.augment import Augment, Normalization
+from trainer.config.schema import DataSettings, RunConfig
+from trainer.data import loader
+from trainer.data.augment import Augment
 from trainer.data.loader import Shard, train_loader
+from trainer.data.normalization import Normalization
 from trainer.data.sampler import BatchSampler
-from trainer.data.splits import DataSplits, TensorSplit, evaluation_chunks, hold_out_validation, load_splits
+from trainer.data.splits import TensorSplit
 from trainer.distributed.sharding import ShardLayout
-from trainer.distributed.world import World
-from trainer.errors import DataError
 
 LABELS = torch.arange(103) % 5
-PART = TensorSplit(torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous(), LABELS)
+IMAGES = torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+SPLIT = TensorSplit(IMAGES, LABELS)  # all pixels of an image equal its sample id
+BATCHES = BatchSampler(len(SPLIT), 16, seed=2)  # 7 steps per epoch; the last batch has 7 samples
+NUM_STEPS = 14
 
 
 @dataclass
-class Place:
-    """A rank's place, without its process: the real ones are in test_ranks.py."""
+class FakeWorld:
+    """Stands in for World: this test needs no processes."""
 
     rank: int
     size: int
     device: torch.device = torch.device("cpu")
 
 
-def shards(
-    rank: int, size: int, first_step: int = 0, end_step: int = 14, workers: int = 0, virtual_ranks: int | None = None
+def load_shards(
+    rank: int,
+    world_size: int,
+    first_step: int = 0,
+    end_step: int = NUM_STEPS,
+    workers: int = 0,
+    virtual_ranks: int | None = None,
+    augmentations: tuple[str, ...] = (),
 ) -> list[list[Shard]]:
-    batches = BatchSampler(len(PART), 16, seed=2)
-    config = RunConfig(data=DataSettings(workers=workers))
-    shard_layout = ShardLayout(
-        virtual_ranks or size, may_be_empty=virtual_ranks is None
-    )  # as for DDP, if they are not virtual
-    augment = Augment(config.data, Normalization((0.0,) * 3, (1.0,) * 3), 0, torch.device("cpu"), PART.images.shape[1:])
-    place: Any = Place(rank, size)
-    return list(train_loader(PART, batches, augment, shard_layout, config, place, first_step, end_step))
+    """The shards of a rank for each step: without virtual_ranks as for DDP."""
+    config = RunConfig(data=DataSettings(workers=workers, augment=list(augmentations)))
+    shard_layout = ShardLayout(virtual_ranks or world_size, allows_empty_shards=virtual_ranks is None)
+    normalization = Normalization((0.0,) * 3, (1.0,) * 3)
+    augment = Augment(config.data, normalization, 0, torch.device("cpu"), SPLIT.images.shape[1:])
+    world: Any = FakeWorld(rank, world_size)
+    return list(train_loader(SPLIT, BATCHES, augment, shard_layout, config, world, first_step, end_step))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 16])
-def test_the_slices_of_all_ranks_are_the_global_batch(size: int) -> None:
-    batches = BatchSampler(len(PART), 16, seed=2)
-    ranks = [shards(rank, size) for rank in range(size)]
-    for step in range(14):
-        parts = [part for rank in ranks for part in rank[step]]
-        counted = [part for part in parts if part.weight]
-        assert [part.number for part in counted] == list(range(len(counted)))
-        assert torch.equal(torch.cat([part.own.ids for part in counted]), batches.ids(step))
-        lengths = [len(part.own.ids) if part.weight else 0 for part in parts]
-        assert max(lengths) - min(lengths) <= 1
-        for part in parts:  # an idle rank gets a sample too, of weight 0, to keep step with the others
-            assert len(part.own.ids) >= 1
-            assert torch.equal(part.own.images[:, 0, 0, 0].long(), part.own.ids * int(part.weight))
-            assert torch.equal(part.own.labels, LABELS[part.own.ids])
+def assert_same_shards(first: list[list[Shard]], second: list[list[Shard]]) -> None:
+    for first_shards, second_shards in zip(first, second, strict=True):
+        for shard, same in zip(first_shards, second_shards, strict=True):
+            assert (shard.position, shard.weight) == (same.position, same.weight)
+            assert all(map(torch.equal, shard.samples, same.samples))
 
 
-def test_plain_ranks_have_the_shards_of_as_many_virtual_ones() -> None:
-    """Whether they go by DDP or not: dropout is drawn by a shard's number. The last batch has 7 samples."""
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
+def test_shards_of_all_ranks_are_the_global_batch(world_size: int) -> None:
+    ranks = [load_shards(rank, world_size) for rank in range(world_size)]
+    for step in range(NUM_STEPS):
+        shards = [shard for rank in ranks for shard in rank[step]]
+        counted = [shard for shard in shards if shard.weight]
+        assert [shard.position for shard in counted] == list(range(len(counted)))
+        assert torch.equal(torch.cat([shard.samples.ids for shard in counted]), BATCHES.sample_ids(step))
+        sizes = [len(shard.samples.ids) if shard.weight else 0 for shard in shards]
+        assert max(sizes) - min(sizes) <= 1
+        for shard in shards:  # a rank without samples gets a black placeholder of weight 0
+            assert len(shard.samples.ids) >= 1
+            assert torch.equal(shard.samples.images[:, 0, 0, 0].long(), shard.samples.ids * int(shard.weight))
+            assert torch.equal(shard.samples.labels, LABELS[shard.samples.ids])
+
+
+def test_ddp_ranks_have_the_shards_of_as_many_virtual_ranks() -> None:
+    """Dropout is seeded by a shard's position, so that positions must be the same too."""
     for rank in range(9):
-        by_ddp = [[part for part in step if part.weight] for step in shards(rank, 9)]
-        for plain, virtual in zip(by_ddp, shards(rank, 9, virtual_ranks=9), strict=True):
-            assert [part.number for part in plain] == [part.number for part in virtual]
-            assert [part.own.ids.tolist() for part in plain] == [part.own.ids.tolist() for part in virtual]
-    last = [shards(rank, 9, first_step=6, end_step=7, virtual_ranks=9) for rank in range(9)]
-    assert sorted(len(steps[0]) for steps in last) == [0, 0, 1, 1, 1, 1, 1, 1, 1]  # also where that is all of a block
+        ddp_shards = [[shard for shard in step if shard.weight] for step in load_shards(rank, 9)]
+        assert_same_shards(ddp_shards, load_shards(rank, 9, virtual_ranks=9))
 
 
-@pytest.mark.parametrize("virtual_ranks", [1, 5, 9])  # the last batch of an epoch has 7 samples
-def test_virtual_ranks_are_the_same_shards_on_any_number_of_ranks(virtual_ranks: int) -> None:
-    alone = shards(0, 1, virtual_ranks=virtual_ranks)
-    assert [len(step) for step in alone[:7]] == [virtual_ranks] * 6 + [min(7, virtual_ranks)]
-    for size in range(2, virtual_ranks + 1):
-        ranks = [shards(rank, size, virtual_ranks=virtual_ranks) for rank in range(size)]
-        for step, wanted in enumerate(alone):
+def test_ranks_beyond_the_batch_size_have_no_virtual_shard() -> None:
+    """Also when the short batch is the only one of its chunk."""
+    short_step = 6
+    ranks = [load_shards(rank, 9, short_step, short_step + 1, virtual_ranks=9) for rank in range(9)]
+    assert sorted(len(steps[0]) for steps in ranks) == [0, 0, 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("virtual_ranks", [1, 5, 9])
+def test_virtual_shards_are_the_same_for_any_world_size(virtual_ranks: int) -> None:
+    one_rank = load_shards(0, 1, virtual_ranks=virtual_ranks)
+    assert [len(shards) for shards in one_rank[:7]] == [virtual_ranks] * 6 + [min(7, virtual_ranks)]
+    assert all(shard.weight == 1.0 for shards in one_rank for shard in shards)
+    for world_size in range(2, virtual_ranks + 1):
+        ranks = [load_shards(rank, world_size, virtual_ranks=virtual_ranks) for rank in range(world_size)]
+        for step in range(NUM_STEPS):
             counts = [len(rank[step]) for rank in ranks]
             assert max(counts) - min(counts) <= 1
-            found = [part for rank in ranks for part in rank[step]]
-            for part, same in zip(found, wanted, strict=True):
-                assert part.number == same.number and torch.equal(part.own.ids, same.own.ids) and part.weight == 1.0
+        assert_same_shards([[shard for rank in ranks for shard in rank[step]] for step in range(NUM_STEPS)], one_rank)
 
 
-def test_an_epoch_is_seen_once_not_twice_sharded() -> None:
-    seen = torch.cat([part.own.ids for rank in range(2) for step in shards(rank, 2, end_step=7) for part in step])
-    assert seen.sort().values.tolist() == list(range(103))
+def test_two_ranks_see_each_sample_once_per_epoch() -> None:
+    shards = [shard for rank in range(2) for step in load_shards(rank, 2, end_step=7) for shard in step]
+    ids = torch.cat([shard.samples.ids for shard in shards])
+    assert ids.sort().values.tolist() == list(range(103))
 
 
-def test_beginning_later_gives_the_same_batches() -> None:
-    for (early,), (late,) in zip(shards(1, 2)[9:], shards(1, 2, first_step=9), strict=True):
-        assert torch.equal(early.own.ids, late.own.ids) and torch.equal(early.own.images, late.own.images)
+def test_later_first_step_gives_the_same_shards() -> None:
+    assert_same_shards(load_shards(1, 2)[9:], load_shards(1, 2, first_step=9))
 
 
-def test_workers_change_nothing() -> None:
-    for (alone,), (helped,) in zip(shards(0, 2), shards(0, 2, workers=2), strict=True):
-        assert torch.equal(alone.own.images, helped.own.images) and torch.equal(alone.own.ids, helped.own.ids)
-        assert alone.weight == helped.weight
+def test_worker_processes_give_the_same_shards() -> None:
+    assert_same_shards(load_shards(0, 2), load_shards(0, 2, workers=2))
 
 
-def test_chunks_cover_a_split_once() -> None:
-    for size in (1, 2, 3, 20):
-        places = [Place(rank, size) for rank in range(size)]
-        found = sorted(
-            ((chunk, images) for place in places for chunk, images, _ in evaluation_chunks(PART, 10, place)),  # type: ignore[arg-type]
-            key=lambda item: item[0],
-        )
-        assert [chunk for chunk, _ in found] == list(range(11))
-        assert torch.equal(torch.cat([images for _, images in found]), PART.images)
+@pytest.mark.parametrize("steps_per_chunk", [1, 3])
+def test_smaller_chunks_give_the_same_shards(monkeypatch: pytest.MonkeyPatch, steps_per_chunk: int) -> None:
+    names = ("flip", "crop")
+    expected = load_shards(0, 2, virtual_ranks=4, augmentations=names)
+    monkeypatch.setattr(loader, "_CHUNK_BYTES", steps_per_chunk * 8 * IMAGES[0].numel())  # 8 samples per rank and step
+    monkeypatch.setattr(loader, "_SAMPLES_PER_ORDER_CALL", 4 * 8)
+    assert_same_shards(load_shards(0, 2, virtual_ranks=4, augmentations=names), expected)
 
 
-class TestHoldOut:
-    LABELS = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
-
-    def test_it_is_class_balanced(self) -> None:
-        held_out = hold_out_validation(self.LABELS, 0.1, seed=0)
-        assert self.LABELS[held_out].bincount().tolist() == [10, 5, 1]
-
-    def test_it_is_chosen_by_seed(self) -> None:
-        assert torch.equal(hold_out_validation(self.LABELS, 0.2, seed=1), hold_out_validation(self.LABELS, 0.2, seed=1))
-        assert not torch.equal(
-            hold_out_validation(self.LABELS, 0.2, seed=1), hold_out_validation(self.LABELS, 0.2, seed=2)
-        )
-
-    def test_what_is_held_out_is_not_trained_on(self) -> None:
-        settings = DataSettings(name="digits", validation_fraction=0.1)
-        splits = load_splits(settings, seed=0, world=World(TrainSettings(device="cpu")))
-        assert splits.validation is not None
-        train, held_out = (
-            {image.numpy().tobytes() for image in part.images} for part in (splits.train, splits.validation)
-        )
-        assert not train & held_out and len(splits.train) + len(splits.validation) == 1433
-
-    def test_a_class_of_one_image_is_told(self, image_folder: Path) -> None:
-        paint(image_folder / "train" / "bird" / "0.png", seed=1)
-        paint(image_folder / "test" / "bird" / "0.png", seed=2)
-        settings = DataSettings(
-            name="image_folder", root=str(image_folder), validation_fraction=0.2, global_batch_size=2
-        )
-        with pytest.raises(DataError, match="class bird has too few training images"):
-            load_splits(settings, seed=0, world=World(TrainSettings(device="cpu")))
-
-
-def test_a_batch_that_does_not_fit_is_refused() -> None:
-    splits = DataSplits(PART, None, PART, ("a",) * 5)
-    with pytest.raises(DataError, match="larger than the training set of 103"):
-        data._check(DataSettings(global_batch_size=104), splits)
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_partners_of_all_ranks_are_those_of_the_sampler(world_size: int) -> None:
+    ranks = [load_shards(rank, world_size, augmentations=("mixup",)) for rank in range(world_size)]
+    for step in range(NUM_STEPS):
+        partners = [shard.partners for rank in ranks for shard in rank[step]]
+        assert all(samples is not None for samples in partners)
+        ids = torch.cat([samples.ids for samples in partners if samples is not None])
+        assert torch.equal(ids, BATCHES.partner_ids(step))
+    assert all(shard.partners is None for shards in load_shards(0, 1) for shard in shards)

@@ -1,4 +1,4 @@
-"""Ranks agree on a word in a store full of what is no longer true."""
+"""Rendezvous: ranks agree on an attempt id in a store with stale entries."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from trainer.distributed.rendezvous import agree_on_attempt_id
 
 
 class Store(dict[str, bytes]):
-    """torch's store, as far as it is used; the real one is under every test that starts torchrun."""
+    """The methods of torch's store that the rendezvous uses. Every test that starts torchrun uses the real store."""
 
     def set(self, key: str, value: str) -> None:
         self[key] = value.encode()
@@ -22,36 +22,36 @@ class Store(dict[str, bytes]):
         return all(key in self for key in keys)
 
 
-def meet(store: Store, delays: list[float]) -> list[str]:
-    def rank(number: int) -> str:
-        time.sleep(delays[number])
-        return agree_on_attempt_id(store, number, len(delays), timeout_seconds=10)
+def attempt_ids(store: Store, start_delays_seconds: list[float]) -> list[str]:
+    """Returns the id that each rank of one attempt gets."""
 
-    with ThreadPoolExecutor(len(delays)) as pool:
-        return list(pool.map(rank, range(len(delays))))
+    def run_rank(rank: int) -> str:
+        time.sleep(start_delays_seconds[rank])
+        return agree_on_attempt_id(store, rank, len(start_delays_seconds), timeout_seconds=10)
+
+    with ThreadPoolExecutor(len(start_delays_seconds)) as pool:
+        return list(pool.map(run_rank, range(len(start_delays_seconds))))
 
 
 @pytest.mark.parametrize("delays", [[0.0, 0.0, 0.0], [0.2, 0.0, 0.1], [0.0, 0.1, 0.3]])
-def test_all_have_one_word_and_a_new_one_each_time(delays: list[float]) -> None:
-    store, seen = Store(), set()
-    for _ in range(3):
-        words = meet(store, delays)
-        assert len(set(words)) == 1
-        seen |= set(words)
-    assert len(seen) == 3
-
-
-def test_what_a_dead_attempt_left_is_not_believed() -> None:
+def test_all_ranks_of_an_attempt_get_one_id_and_each_attempt_a_new_one(delays: list[float]) -> None:
     store = Store()
-    (old,) = set(meet(store, [0.0, 0.0]))
-    # The next attempt's rank 0 comes first and sees a hello, an acceptance and an agreement, all of the dead.
-    assert json.loads(store["answer"])["word"] == old
-    (new,) = set(meet(store, [0.0, 0.3]))
-    assert new != old
+    ids_of_attempts = [set(attempt_ids(store, delays)) for _ in range(3)]
+    assert [len(ids) for ids in ids_of_attempts] == [1, 1, 1]
+    assert len(set.union(*ids_of_attempts)) == 3
 
 
-def test_a_rank_that_never_comes_is_named() -> None:
+def test_stale_entries_of_an_earlier_attempt_are_ignored() -> None:
+    store = Store()
+    (old_id,) = set(attempt_ids(store, [0.0, 0.0]))
+    # Rank 0 of the next attempt arrives first, and reads a token, an acceptance and an agreement of dead ranks.
+    assert json.loads(store["proposal"])["attempt_id"] == store["agreed"].decode() == old_id
+    (new_id,) = set(attempt_ids(store, [0.0, 0.3]))
+    assert new_id != old_id
+
+
+def test_missing_ranks_are_named_in_the_timeout_error() -> None:
     with pytest.raises(TimeoutError, match="rank 1, 2 did not come"):
         agree_on_attempt_id(Store(), 0, 3, timeout_seconds=0.05)
-    with pytest.raises(TimeoutError, match="rank 1 heard nothing from rank 0"):
+    with pytest.raises(TimeoutError, match="rank 1 got no answer from rank 0"):
         agree_on_attempt_id(Store(), 1, 3, timeout_seconds=0.05)

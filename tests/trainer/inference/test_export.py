@@ -1,4 +1,4 @@
-"""Exporting: each format is loaded by its own reader and gives the run's logits, for any batch; pickles are refused."""
+"""Exported files give the run's logits for any batch size in their own runtimes; pickles need --allow-pickle."""
 
 import json
 import os
@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from support.processes import Samecurve, finished_run
 from torch import Tensor
 
 from trainer.config.schema import DataSettings, ModelSettings
 from trainer.data import digits
-from trainer.data.augment import Normalization
+from trainer.data.normalization import Normalization
 from trainer.errors import ExportError, FolderError
-from trainer.inference.export import FORMATS, Format, export_model, read_description
+from trainer.inference.export import FORMATS, Format, export_model, read_metadata
 from trainer.inference.predict import load_predictor
 from trainer.inference.saved_model import METADATA_KEY, ModelMetadata, load_model
 from trainer.models.lookup import build_model
@@ -32,13 +33,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """1,000 of them."""
-    return (
-        torch.from_numpy(digits.load(DataSettings(name="digits")).train.images[:1000]).permute(0, 3, 1, 2).contiguous()
-    )
+    """uint8 [1000, 1, H, W]"""
+    pixels = digits.load(DataSettings(name="digits")).train.images[:1000]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def by_onnxruntime(path: Path, images: Tensor) -> Tensor:
+def run_with_onnxruntime(path: Path, images: Tensor) -> Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -46,117 +46,123 @@ def by_onnxruntime(path: Path, images: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(logits))
 
 
-READERS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+RUNTIMES: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "torchscript": lambda path, images: torch.jit.load(path)(images),
     "pt2": lambda path, images: torch.export.load(path).module()(images),
-    "onnx": by_onnxruntime,
+    "onnx": run_with_onnxruntime,
 }
 
 
 @pytest.mark.parametrize("to", PROGRAMS)
 @pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated")
-def test_a_whole_program_gives_the_runs_logits_and_says_what_it_is(
+def test_exported_program_gives_logits_of_the_run_and_has_its_metadata(
     run: Path, images: Tensor, to: str, samecurve: Samecurve
 ) -> None:
     out, _ = samecurve("export", str(run), "--to", to)
     path = run / "export" / f"x{FORMATS[to].suffix}"
     assert out.startswith(f"{path}: ") and not list(path.parent.glob(".*"))
-    network = load_model(run)
+    model = load_model(run)
     with torch.no_grad():
-        for some in (images, images[:1], images[:7]):
-            assert torch.allclose(READERS[to](path, some), network.logits(some), rtol=0, atol=1e-4)
-    assert read_description(path) == json.loads(network.about.metadata()[METADATA_KEY])
-    with pytest.raises(FolderError, match="is a whole program"):
+        for batch in (images, images[:1], images[:7]):
+            assert torch.allclose(RUNTIMES[to](path, batch), model.logits(batch), rtol=0, atol=1e-4)
+    assert read_metadata(path) == json.loads(model.metadata.to_file_metadata()[METADATA_KEY])
+    with pytest.raises(FolderError, match="is an exported program"):
         load_model(path)
 
 
 @pytest.mark.parametrize("to", ["safetensors", "torch"])
-def test_weights_alone_predict_as_the_run_does(run: Path, images: Tensor, to: str, tmp_path: Path) -> None:
-    made = export_model(run, to, tmp_path / f"given{FORMATS[to].suffix}")
-    assert made.largest_difference == 0 and made.path.parent == tmp_path
-    assert torch.equal(load_model(made.path).logits(images), load_model(run).logits(images))
+def test_exported_weights_give_equal_logits(run: Path, images: Tensor, to: str, tmp_path: Path) -> None:
+    exported = export_model(run, to, tmp_path / f"exported{FORMATS[to].suffix}")
+    assert exported.largest_difference == 0 and exported.path.parent == tmp_path
+    assert torch.equal(load_model(exported.path).logits(images), load_model(run).logits(images))
 
 
-def test_a_pickle_is_warned_of_and_refused_unless_asked_for(
+def test_file_name_has_the_chosen_weights(run: Path) -> None:
+    assert export_model(run, "safetensors", weights="latest").path == run / "export" / "x-latest.safetensors"
+
+
+def test_pickle_export_warns_and_loads_only_with_allow_pickle(
     run: Path, images: Tensor, tmp_path: Path, samecurve: Samecurve
 ) -> None:
     path = tmp_path / "whole.pt"
     _, err = samecurve("export", str(run), "--to", "pickle", "--out", str(path))
     assert "warning" in err and "any code" in err
-    picture = str(tmp_path / "digit.png")
-    from PIL import Image
-
-    Image.fromarray(images[0, 0].numpy()).save(picture)
-    _, err = samecurve("predict", str(path), picture, code=2)
+    image = str(tmp_path / "digit.png")
+    Image.fromarray(images[0, 0].numpy()).save(image)
+    _, err = samecurve("predict", str(path), image, code=2)
     assert "any code" in err and "--allow-pickle" in err and err.count("\n") == 1
-    out, _ = samecurve("predict", str(path), picture, "--allow-pickle")
-    again, _ = samecurve("predict", str(run), picture)
-    assert out == again
+    out, _ = samecurve("predict", str(path), image, "--allow-pickle")
+    expected, _ = samecurve("predict", str(run), image)
+    assert out == expected
 
 
-class Trap:
-    def __init__(self, place: Path) -> None:
-        self._place = str(place)
+class FolderMaker:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = str(folder)
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (self._place,)
+        return os.mkdir, (self._folder,)
 
 
-def test_a_file_that_would_run_code_runs_none(tmp_path: Path) -> None:
-    torch.save({"state_dict": Trap(tmp_path / "trapped"), "samecurve": "{}"}, tmp_path / "trap.pt")
+def test_loading_a_malicious_pickle_executes_nothing(tmp_path: Path) -> None:
+    torch.save({"state_dict": FolderMaker(tmp_path / "executed"), "samecurve": "{}"}, tmp_path / "malicious.pt")
     with pytest.raises(FolderError, match="any code"):
-        load_predictor(tmp_path / "trap.pt")
-    assert not (tmp_path / "trapped").exists()
+        load_predictor(tmp_path / "malicious.pt")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("name", ["tudui", "speedrun", pytest.param("resnet18", marks=pytest.mark.slow)])
-def test_other_networks(name: str, tmp_path: Path) -> None:
-    model = ModelSettings(name=name, widths=[8, 16, 16])
+def test_every_program_format_supports_model(name: str, tmp_path: Path) -> None:
+    settings = ModelSettings(name=name, widths=[8, 16, 16])
     torch.manual_seed(0)
-    module = build_model(model, 10, 3, 32)
-    about = ModelMetadata(model, tuple("abcdefghij"), Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.3)), 32, 3)
-    save_file(module.state_dict(), tmp_path / "given.safetensors", about.metadata())
+    module = build_model(settings, 10, 3, 32)
+    metadata = ModelMetadata(settings, tuple("abcdefghij"), Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.3)), 32, 3)
+    save_file(module.state_dict(), tmp_path / "weights.safetensors", metadata.to_file_metadata())
     for to in PROGRAMS:
-        assert export_model(tmp_path / "given.safetensors", to).largest_difference < 1e-4
+        assert export_model(tmp_path / "weights.safetensors", to).largest_difference < 1e-4
 
 
 class TestRefusals:
-    def test_what_gives_other_logits_is_not_kept(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_file_with_other_logits_is_deleted(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         good = FORMATS["torch"]
-        wrong = Format(good.suffix, good.write, lambda path: lambda images: good.read(path)(images) + 1)
-        monkeypatch.setitem(FORMATS, "torch", wrong)
-        with pytest.raises(ExportError, match="gives other logits, by 1"):
+        shifted = Format(good.suffix, good.write, lambda path: lambda images: good.load(path)(images) + 1)
+        monkeypatch.setitem(FORMATS, "torch", shifted)
+        with pytest.raises(ExportError, match="differ from the network's by 1"):
             export_model(run, "torch", run / "wrong.pt")
-        learned = Format(good.suffix, good.write, lambda path: lambda images: good.read(path)(images[:1]))
-        monkeypatch.setitem(FORMATS, "torch", learned)
+        fixed_batch = Format(good.suffix, good.write, lambda path: lambda images: good.load(path)(images[:1]))
+        monkeypatch.setitem(FORMATS, "torch", fixed_batch)
         with pytest.raises(ExportError, match="for a batch of 6"):
             export_model(run, "torch", run / "wrong.pt")
         assert not list(run.glob("*wrong*"))
 
     @pytest.mark.parametrize("to", ["torch", "torchscript", "pt2", "onnx"])
-    def test_a_full_disk_is_one_line_and_leaves_nothing(
+    def test_full_disk_is_reported_in_one_line_and_leaves_no_file(
         self, run: Path, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def full(path: Path, content: bytes) -> int:
+        def raise_disk_full(path: Path, content: bytes) -> int:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "write_bytes", raise_disk_full)
         with pytest.raises(ExportError, match="No space left"):
             export_model(run, to, tmp_path / f"x{FORMATS[to].suffix}")
         assert not list(tmp_path.glob("*x*"))
 
-    def test_a_name_that_its_readers_would_not_know(self, run: Path) -> None:
+    def test_out_with_another_suffix(self, run: Path) -> None:
         with pytest.raises(ExportError, match=r"ends in \.onnx"):
             export_model(run, "onnx", Path("x.bin"))
 
-    def test_a_missing_package_a_place_that_cannot_be_and_an_unknown_format(
-        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samecurve: Samecurve
-    ) -> None:
+    def test_out_below_a_file(self, run: Path, tmp_path: Path, samecurve: Samecurve) -> None:
         (tmp_path / "file").write_text("")
         _, err = samecurve("export", str(run), "--to", "torch", "--out", str(tmp_path / "file" / "x.pt"), code=2)
         assert "cannot be written" in err and "--out" in err
+
+    def test_missing_package(self, run: Path, monkeypatch: pytest.MonkeyPatch, samecurve: Samecurve) -> None:
         monkeypatch.setitem(sys.modules, "onnx", None)
         _, err = samecurve("export", str(run), "--to", "onnx", code=2)
-        assert "needs the package onnx" in err and "[export]" in err
+        assert "needs the package onnx" in err and "pip install onnx" in err
+
+    def test_unknown_format(self, run: Path) -> None:
         with pytest.raises(ExportError, match="did you mean 'onnx'"):
             export_model(run, "onxx")

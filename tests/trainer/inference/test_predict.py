@@ -1,4 +1,4 @@
-"""Predicting and loading again: what training saw is what a run's network sees later, whatever the images come as."""
+"""Prediction gives a network the same pixels as training did, whatever the image's format, size and mode."""
 
 import csv
 import json
@@ -13,7 +13,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from support.images import paint
+from safetensors.torch import save_file
+from support.images import write_image
 from support.processes import MAIN, SMALL, Samecurve, finished_run
 
 from trainer.config.schema import DataSettings
@@ -23,8 +24,8 @@ from trainer.inference import predict
 from trainer.inference.predict import Predictor, expand_paths, load_predictor
 from trainer.inference.saved_model import find_weights, load_model
 
-# A picture that the network is this sure of is known in other guises too.
-SURE = 0.9
+# An image that the network classifies with this probability keeps its class in another format.
+CONFIDENT = 0.9
 
 
 @pytest.fixture(scope="module")
@@ -34,227 +35,248 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images() -> NDArray[np.uint8]:
+    """The test images of the digits, uint8 [N, 32, 32, 1]."""
     return digits.load(DataSettings(name="digits", image_size=32)).test.images
 
 
-def test_all_test_images_are_counted_as_the_run_has_counted_them(run: Path, images: NDArray[np.uint8]) -> None:
+def test_predictions_of_test_images_equal_confusion_matrix_of_summary(run: Path, images: NDArray[np.uint8]) -> None:
     test, predictor = digits.load(DataSettings(name="digits", image_size=32)).test, load_predictor(run)
-    found = predictor.predict(list(images), top=1)
-    named = [predictor.classes.index(one.top[0].name) for one in found]
+    predictions = predictor.predict(list(images), top=1)
+    predicted = [predictor.classes.index(prediction.top[0].name) for prediction in predictions]
     confusion = np.zeros((10, 10), int)
-    np.add.at(confusion, (test.labels, named), 1)
+    np.add.at(confusion, (test.labels, predicted), 1)
     assert confusion.tolist() == json.loads((run / "summary.json").read_text())["test"]["confusion"]
 
 
-def test_the_probabilities_of_all_classes_are_one_and_fall(run: Path, images: NDArray[np.uint8]) -> None:
-    (one,) = load_predictor(run).predict(images[0], top=99)
-    values = [guess.probability for guess in one.top]
+def test_probabilities_of_all_classes_sum_to_one_and_are_sorted(run: Path, images: NDArray[np.uint8]) -> None:
+    (prediction,) = load_predictor(run).predict(images[0], top=99)
+    values = [entry.probability for entry in prediction.top]
     assert len(values) == 10 and abs(sum(values) - 1) < 1e-9 and values == sorted(values, reverse=True)
 
 
-def test_more_images_than_go_at_once(run: Path, images: NDArray[np.uint8]) -> None:
-    network = load_model(run)
-    together = Predictor(network).predict(list(images[:7]))
-    some = Predictor(network, images_at_once=3).predict(list(images[:7]))
-    assert [one.image for one in some] == [one.image for one in together]
-    for one, other in zip(some, together, strict=True):
-        assert [guess.name for guess in one.top] == [guess.name for guess in other.top]
-        assert np.allclose([guess.probability for guess in one.top], [guess.probability for guess in other.top])
+def test_predictions_do_not_depend_on_batch_size(run: Path, images: NDArray[np.uint8]) -> None:
+    model = load_model(run)
+    expected = Predictor(model).predict(list(images[:7]))
+    predictions = Predictor(model, batch_size=3).predict(list(images[:7]))
+    assert [prediction.image for prediction in predictions] == [f"image {number}" for number in range(7)]
+    for prediction, same in zip(predictions, expected, strict=True):
+        assert [entry.name for entry in prediction.top] == [entry.name for entry in same.top]
+        assert np.allclose([entry.probability for entry in prediction.top], [entry.probability for entry in same.top])
 
 
-def turned(picture: Image.Image, path: Path) -> None:
-    exif = picture.getexif()
-    exif[0x0112] = 6  # to be turned right by a quarter
-    picture.rotate(90).save(path, exif=exif, quality=95)
+def save_rotated(image: Image.Image, path: Path) -> None:
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: rotate right by a quarter to view
+    image.rotate(90).save(path, exif=exif, quality=95)
 
 
-# To be turned right by a quarter, and bytes where a number should be: Pillow cannot write such a block anew.
+# Orientation 6 (rotate right by a quarter), and bytes where a number should be: Pillow cannot write such a block.
 DAMAGED_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
 DAMAGED_EXIF += b"\xa0\x05\0\x01\0\0\0\x01\0\0\0\0" + b"\0" * 4
 
-KINDS: dict[str, Callable[[Image.Image, Path], None]] = {
-    "larger.png": lambda picture, path: picture.resize((200, 200)).save(path),
-    "wide.bmp": lambda picture, path: wide(picture).save(path),
-    "colour.jpg": lambda picture, path: picture.convert("RGB").save(path, quality=95),
-    "alpha.png": lambda picture, path: opaque(picture).save(path),
-    "cmyk.jpg": lambda picture, path: picture.convert("CMYK").save(path, quality=95),
-    "palette.gif": lambda picture, path: picture.convert("P").save(path),
-    "turned.jpg": turned,
-    "damaged_exif.jpg": lambda picture, path: picture.rotate(90).save(path, quality=95, exif=DAMAGED_EXIF),
-    "deep.png": lambda picture, path: Image.fromarray(np.asarray(picture).astype(np.uint16) * 257).save(path),
-    "lossless.webp": lambda picture, path: picture.convert("RGB").save(path, lossless=True),
-    "one_bit.tiff": lambda picture, path: picture.point(lambda value: 255 * (value > 100)).convert("1").save(path),
+SAVERS: dict[str, Callable[[Image.Image, Path], None]] = {
+    "larger.png": lambda image, path: image.resize((200, 200)).save(path),
+    "wide.bmp": lambda image, path: add_black_sides(image).save(path),
+    "rgb.jpg": lambda image, path: image.convert("RGB").save(path, quality=95),
+    "alpha.png": lambda image, path: add_alpha(image).save(path),
+    "cmyk.jpg": lambda image, path: image.convert("CMYK").save(path, quality=95),
+    "palette.gif": lambda image, path: image.convert("P").save(path),
+    "rotated.jpg": save_rotated,
+    "damaged_exif.jpg": lambda image, path: image.rotate(90).save(path, quality=95, exif=DAMAGED_EXIF),
+    "16_bit.png": lambda image, path: Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(path),
+    "lossless.webp": lambda image, path: image.convert("RGB").save(path, lossless=True),
+    "1_bit.tiff": lambda image, path: image.point(lambda value: 255 * (value > 100)).convert("1").save(path),
 }
 
 
-def wide(picture: Image.Image) -> Image.Image:
-    made = Image.new("L", (320, 160), 0)
-    made.paste(picture.resize((160, 160)), (80, 0))
-    return made
+def add_black_sides(image: Image.Image) -> Image.Image:
+    wide = Image.new("L", (320, 160), 0)
+    wide.paste(image.resize((160, 160)), (80, 0))
+    return wide
 
 
-def opaque(picture: Image.Image) -> Image.Image:
-    made = picture.convert("RGBA")
-    made.putalpha(255)
-    return made
+def add_alpha(image: Image.Image) -> Image.Image:
+    with_alpha = image.convert("RGBA")
+    with_alpha.putalpha(255)
+    return with_alpha
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_picture_is_known_whatever_it_comes_as(
+@pytest.mark.parametrize("name", SAVERS)
+def test_image_keeps_its_class_in_other_formats(
     run: Path, images: NDArray[np.uint8], tmp_path: Path, name: str
 ) -> None:
     predictor = load_predictor(run)
-    sure = [
-        one for one in zip(images, predictor.predict(list(images)), strict=True) if one[1].top[0].probability > SURE
+    confident = [
+        (pixels, prediction)
+        for pixels, prediction in zip(images, predictor.predict(list(images)), strict=True)
+        if prediction.top[0].probability > CONFIDENT
     ]
-    right = 0
-    for pixels, before in sure[:20]:
-        KINDS[name](Image.fromarray(pixels.squeeze(2)), tmp_path / name)
-        (after,) = predictor.predict(tmp_path / name)
-        right += after.top[0].name == before.top[0].name
-    assert right >= 18, f"{right} of 20 {name} were known"
+    num_equal = 0
+    for pixels, expected in confident[:20]:
+        SAVERS[name](Image.fromarray(pixels.squeeze(2)), tmp_path / name)
+        (prediction,) = predictor.predict(tmp_path / name)
+        num_equal += prediction.top[0].name == expected.top[0].name
+    assert num_equal >= 18, f"{num_equal} of 20 images keep their class as {name}"
 
 
-def test_one_pixel_and_colours_are_no_trouble(run: Path) -> None:
-    one, other = load_predictor(run).predict([Image.new("RGB", (1, 1), "red"), np.zeros((3, 700, 3), np.uint8)])
-    assert len(one.top) == len(other.top) == 5
+def test_single_pixel_and_extreme_aspect_ratio_are_predicted(run: Path) -> None:
+    predictions = load_predictor(run).predict([Image.new("RGB", (1, 1), "red"), np.zeros((3, 700, 3), np.uint8)])
+    assert [len(prediction.top) for prediction in predictions] == [5, 5]
 
 
-class TestUnreadable:
-    def spoil(self, folder: Path) -> None:
-        paint(folder / "a" / "good.png", seed=1)
-        paint(folder / "a" / "cut.png", seed=2)
+class TestUnreadableImages:
+    def write_images(self, folder: Path) -> None:
+        """Writes one readable image, three unreadable ones, and a file that is not an image."""
+        write_image(folder / "a" / "good.png", seed=1)
+        write_image(folder / "a" / "cut.png", seed=2)
         path = folder / "a" / "cut.png"
         path.write_bytes(path.read_bytes()[:-60])
-        (folder / "b.jpg").write_text("no image")
-        (folder / "notes.txt").write_text("not asked for")
-        (folder / "c.jfif").write_text("nor this one")
+        (folder / "b.jpg").write_text("not an image")
+        (folder / "c.jfif").write_text("not an image")
+        (folder / "notes.txt").write_text("notes")
 
-    def test_one_among_others_is_told_and_the_others_are_predicted(
+    def test_command_reports_them_and_predicts_the_others(
         self, run: Path, tmp_path: Path, samecurve: Samecurve
     ) -> None:
-        folder = tmp_path / "given"
-        self.spoil(folder)
+        folder = tmp_path / "images"
+        self.write_images(folder)
         out, err = samecurve("predict", str(run), str(folder), "--json", "--top", "2", code=2)
-        cut, good, text, other = json.loads(out)
-        assert [Path(one["image"]).name for one in (cut, good, text, other)] == [
-            "cut.png",
-            "good.png",
-            "b.jpg",
-            "c.jfif",
-        ]
-        assert cut["error"] and text["error"] and len(good["top"]) == 2
-        assert err == "samecurve: 3 of 4 images could not be read; all others are predicted\n"
+        predictions = json.loads(out)
+        names = [Path(prediction["image"]).name for prediction in predictions]
+        assert names == ["cut.png", "good.png", "b.jpg", "c.jfif"]
+        assert ["error" in prediction for prediction in predictions] == [True, False, True, True]
+        assert len(predictions[1]["top"]) == 2
+        assert err.startswith("samecurve: 3 of 4 images could not be read; ") and err.count("\n") == 1
         out, _ = samecurve("predict", str(run), str(folder), "--csv", code=2)
         rows = list(csv.DictReader(out.splitlines()))
         assert [row["rank"] for row in rows] == ["", "1", "2", "3", "", ""] and rows[0]["error"] and rows[1]["class"]
         out, _ = samecurve("predict", "x", str(folder / "a" / "good.png"), "--root", str(run.parent))
         assert out.startswith(f"{folder / 'a' / 'good.png'}: ") and out.count("%") == 3
 
-    def test_whatever_a_decoder_raises_is_told_of_its_image_alone(
+    def test_any_exception_of_a_decoder_is_an_error_of_its_image_only(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def raises(*_: object) -> None:
-            raise NotImplementedError("a kind of compression")
+        fit_image = predict.fit_image
 
-        paint(tmp_path / "good.png", seed=1)
-        paint(tmp_path / "bad.png", seed=2)
-        fit = predict.fit
-        monkeypatch.setattr(predict, "fit", lambda at, *size: raises() if "bad" in at.filename else fit(at, *size))
-        bad, good = load_predictor(run).each([tmp_path / "bad.png", tmp_path / "good.png"])
-        assert bad.problem == "NotImplementedError: a kind of compression" and good.top
+        def fit_or_raise(image: Image.Image, *size: int) -> NDArray[np.uint8]:
+            if "bad" in image.filename:  # type: ignore[attr-defined]
+                raise NotImplementedError("compression 7")
+            return fit_image(image, *size)
 
-    def test_a_link_to_nothing_in_a_folder_and_pixels_without_a_range(self, run: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "given"
-        paint(folder / "good.png", seed=1)
+        write_image(tmp_path / "good.png", seed=1)
+        write_image(tmp_path / "bad.png", seed=2)
+        monkeypatch.setattr(predict, "fit_image", fit_or_raise)
+        bad, good = load_predictor(run).predict_each([tmp_path / "bad.png", tmp_path / "good.png"])
+        assert bad.error == "NotImplementedError: compression 7" and good.top
+
+    def test_dangling_link_and_floating_point_image(self, run: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "images"
+        write_image(folder / "good.png", seed=1)
         (folder / "link.png").symlink_to("nowhere.png")
-        Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "fractions.tiff")
-        predictor = load_predictor(run)
-        fractions, good, link = predictor.each(expand_paths([folder]))
-        assert "fractions" in fractions.problem and "No such file" in link.problem and good.top
+        Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "float.tiff")
+        floating, good, link = load_predictor(run).predict_each(expand_paths([folder]))
+        assert floating.error and "No such file" in link.error and good.top
 
-    def test_in_python_it_is_an_error(self, run: Path, tmp_path: Path) -> None:
-        self.spoil(tmp_path / "given")
-        with pytest.raises(DataError, match=r"cut\.png: "):
-            load_predictor(run).predict(tmp_path / "given")
+    def test_predict_raises_data_error(self, run: Path, tmp_path: Path) -> None:
+        self.write_images(tmp_path / "images")
+        with pytest.raises(DataError, match=r"cut\.png cannot be read"):
+            load_predictor(run).predict(tmp_path / "images")
 
-    def test_nothing_there(self, run: Path, tmp_path: Path, samecurve: Samecurve) -> None:
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [("missing.png", "image missing.png does not exist"), ("empty", "folder empty has no image files")],
+    )
+    def test_missing_image_and_empty_folder_are_refused(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, samecurve: Samecurve, path: str, message: str
+    ) -> None:
         (tmp_path / "empty").mkdir()
-        for given, wanted in (("nowhere.png", "no image nowhere.png"), ("empty", "no image files in folder empty")):
-            _, err = samecurve("predict", str(run), given, code=2)
-            assert wanted in err and err.count("\n") == 1
+        monkeypatch.chdir(tmp_path)
+        _, err = samecurve("predict", str(run), path, code=2)
+        assert message in err and err.count("\n") == 1
+
+    def test_top_below_one_is_refused(self, run: Path, samecurve: Samecurve) -> None:
+        _, err = samecurve("predict", str(run), "x.png", "--top", "0", code=2)
+        assert "--top must be at least 1, got 0" in err and err.count("\n") == 1
 
 
-class TestWhichWeights:
-    def logits(self, run: Path, which: str, images: NDArray[np.uint8]) -> torch.Tensor:
-        network = load_model(run, which)
-        return network.logits(torch.from_numpy(images[:50]).permute(0, 3, 1, 2))
+class TestChoiceOfWeights:
+    def logits(self, run: Path, weights: str, images: NDArray[np.uint8]) -> torch.Tensor:
+        model = load_model(run, weights)
+        return model.logits(torch.from_numpy(images[:50]).permute(0, 3, 1, 2))
 
-    def test_of_a_run_of_a_step_of_a_folder_of_a_file(self, run: Path, images: NDArray[np.uint8]) -> None:
+    def test_run_step_checkpoint_folder_and_file(self, run: Path, images: NDArray[np.uint8]) -> None:
         final, latest = self.logits(run, "final", images), self.logits(run, "latest", images)
         assert torch.equal(final, latest) and torch.equal(final, self.logits(run, "auto", images))
-        steps = sorted(int(place.name.removeprefix("step-")) for place in (run / "checkpoints").iterdir())
+        steps = sorted(int(folder.name.removeprefix("step-")) for folder in (run / "checkpoints").iterdir())
         earlier = self.logits(run, str(steps[0]), images)
         assert len(steps) == 2 and not torch.equal(final, earlier)
-        place = run / "checkpoints" / f"step-{steps[0]:08}"
-        assert torch.equal(earlier, self.logits(place, "auto", images))
+        folder = run / "checkpoints" / f"step-{steps[0]:08}"
+        assert torch.equal(earlier, self.logits(folder, "auto", images))
         assert torch.equal(final, self.logits(run / "model.safetensors", "auto", images))
 
-    def test_of_a_run_that_is_not_finished(self, run: Path, images: NDArray[np.uint8], tmp_path: Path) -> None:
-        shutil.copytree(run, tmp_path / "begun")
-        (tmp_path / "begun" / "model.safetensors").unlink()
-        assert torch.equal(self.logits(tmp_path / "begun", "auto", images), self.logits(run, "final", images))
-        shutil.rmtree(tmp_path / "begun" / "checkpoints")
+    def test_unfinished_run_has_its_latest_checkpoint(
+        self, run: Path, images: NDArray[np.uint8], tmp_path: Path
+    ) -> None:
+        unfinished = shutil.copytree(run, tmp_path / "unfinished")
+        (unfinished / "model.safetensors").unlink()
+        assert torch.equal(self.logits(unfinished, "auto", images), self.logits(run, "final", images))
+        shutil.rmtree(unfinished / "checkpoints")
         with pytest.raises(FolderError, match="no final weights, and checkpoints of steps none"):
-            load_model(tmp_path / "begun")
+            load_model(unfinished)
 
-    def test_final_ones_that_are_older_than_a_checkpoint_are_not_taken(self, run: Path, tmp_path: Path) -> None:
-        longer = shutil.copytree(run, tmp_path / "longer")
-        summary = json.loads((longer / "summary.json").read_text())
-        (longer / "summary.json").write_text(json.dumps(summary | {"steps": 23}))
-        assert find_weights(longer).parent.parent.name == "checkpoints"
-        assert find_weights(longer, "final") == longer / "model.safetensors"
+    def test_checkpoint_newer_than_final_weights_is_used(self, run: Path, tmp_path: Path) -> None:
+        continued = shutil.copytree(run, tmp_path / "continued")
+        summary = json.loads((continued / "summary.json").read_text())
+        (continued / "summary.json").write_text(json.dumps(summary | {"steps": 23}))
+        assert find_weights(continued).parent.parent.name == "checkpoints"
+        assert find_weights(continued, "final") == continued / "model.safetensors"
 
-    def test_a_gpu_that_is_not_there_and_a_choice_where_there_is_none(self, run: Path) -> None:
-        with pytest.raises(FolderError, match="no such GPU"):
+    def test_missing_gpu_is_refused(self, run: Path) -> None:
+        with pytest.raises(FolderError, match="device cuda:99 does not exist"):
             load_predictor(run, device="cuda:99")
-        with pytest.raises(FolderError, match="leave that out"):
+
+    def test_choice_of_weights_in_a_file_is_refused(self, run: Path) -> None:
+        with pytest.raises(FolderError, match="leave the choice out"):
             load_model(run / "model.safetensors", "best")
 
     @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02junk", b"PK\x03\x04junk"])
-    def test_files_that_are_no_weights(self, tmp_path: Path, content: bytes) -> None:
+    def test_file_of_another_format_is_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(FolderError):
             load_model(tmp_path / "x.pt")
-        torch.save({"state_dict": [1], "samecurve": "{}"}, tmp_path / "y.pt")
+
+    def test_state_dict_without_tensors_is_refused(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": [1], "samecurve": "{}"}, tmp_path / "x.pt")
         with pytest.raises(FolderError):
-            load_model(tmp_path / "y.pt")
+            load_model(tmp_path / "x.pt")
 
-    def test_one_that_is_not_there(self, run: Path) -> None:
-        for which in ("7", "other"):
-            with pytest.raises(FolderError, match=rf"no weights '{which}': there are final weights, and checkpoints"):
-                load_model(run, which)
+    @pytest.mark.parametrize("weights", ["7", "other"])
+    def test_weights_that_do_not_exist_are_refused(self, run: Path, weights: str) -> None:
+        with pytest.raises(FolderError, match=rf"no weights '{weights}': there are final weights, and checkpoints"):
+            load_model(run, weights)
 
-    def test_the_best_is_that_of_the_held_out_part(self, tmp_path: Path) -> None:
+    def test_best_weights_have_highest_validation_accuracy(self, tmp_path: Path) -> None:
         command = [sys.executable, MAIN, *SMALL, "train.epochs=4", "data.validation_fraction=0.2", "optim.lr=0.3"]
-        command += [f"run.root={tmp_path}", "run.name=held", "checkpoint.keep=1"]
+        command += [f"run.root={tmp_path}", "run.name=x", "checkpoint.keep=1"]
         subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
-        best = json.loads((tmp_path / "held" / "summary.json").read_text())["best"]
-        assert find_weights(tmp_path / "held", "best").parent.name == f"step-{best['step']:08}"
+        best = json.loads((tmp_path / "x" / "summary.json").read_text())["best"]
+        assert find_weights(tmp_path / "x", "best").parent.name == f"step-{best['step']:08}"
 
-    def test_a_damaged_checkpoint_and_a_foreign_file(self, run: Path, tmp_path: Path) -> None:
-        place = shutil.copytree(next((run / "checkpoints").iterdir()), tmp_path / "step-00000023")
-        with pytest.raises(FolderError, match="choose another one"):
-            load_model(place)
+    def test_damaged_checkpoint_is_refused(self, run: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(next((run / "checkpoints").iterdir()), tmp_path / "step-00000023")
+        with pytest.raises(FolderError, match="choose another checkpoint"):
+            load_model(folder)
+
+    def test_file_without_safetensors_or_metadata_or_matching_weights_is_refused(
+        self, run: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "junk.safetensors").write_bytes(b"junk")
         with pytest.raises(FolderError, match="cannot be read"):
             load_model(tmp_path / "junk.safetensors")
-        from safetensors.torch import save_file
-
         save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-        with pytest.raises(FolderError, match="does not say of which network"):
+        with pytest.raises(FolderError, match="has no metadata"):
             load_model(tmp_path / "foreign.safetensors")
-        metadata = load_model(run).about.metadata()
+        metadata = load_model(run).metadata.to_file_metadata()
         save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors", metadata)
-        with pytest.raises(FolderError, match="does not hold the weights of its lenet"):
+        with pytest.raises(FolderError, match="does not contain the weights of its network lenet"):
             load_model(tmp_path / "other.safetensors")

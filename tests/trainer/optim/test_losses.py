@@ -1,4 +1,4 @@
-"""Losses a sample: their means are torch's own."""
+"""Losses per sample: their means equal torch's own losses."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ ONE_HOT = torch.eye(5)[LABELS]
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("settings", "expected_mean"),
     [
         (LossSettings(), nn.CrossEntropyLoss()(LOGITS, LABELS)),
         (LossSettings(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1)(LOGITS, LABELS)),
@@ -21,15 +21,18 @@ ONE_HOT = torch.eye(5)[LABELS]
         (LossSettings(name="l1"), nn.L1Loss()(LOGITS, ONE_HOT)),
     ],
 )
-def test_the_mean_is_torchs(settings: LossSettings, expected: torch.Tensor) -> None:
-    per_sample = SampleLoss(settings, training=True)(LOGITS, LABELS)
-    assert per_sample.shape == (8,)
-    torch.testing.assert_close(per_sample.mean(), expected)
-    torch.testing.assert_close(SampleLoss(settings, training=True).sum(LOGITS, LABELS), 8 * expected)
+def test_mean_and_sum_of_sample_losses_equal_torchs(settings: LossSettings, expected_mean: torch.Tensor) -> None:
+    loss = SampleLoss(settings, training=True)
+    sample_losses = loss(LOGITS, LABELS)
+    assert sample_losses.shape == (8,)
+    torch.testing.assert_close(sample_losses.mean(), expected_mean)
+    torch.testing.assert_close(loss.sum(LOGITS, LABELS), 8 * expected_mean)
 
 
-def test_labels_are_smoothed_in_training_only() -> None:
-    smooth = LossSettings(label_smoothing=0.1)
-    plain = SampleLoss(LossSettings(), training=True)(LOGITS, LABELS)
-    assert torch.equal(SampleLoss(smooth, training=False)(LOGITS, LABELS), plain)
-    assert not torch.equal(SampleLoss(smooth, training=True)(LOGITS, LABELS), plain)
+def test_labels_are_smoothed_only_in_training() -> None:
+    smoothed, unsmoothed = LossSettings(label_smoothing=0.1), LossSettings()
+    expected = SampleLoss(unsmoothed, training=True)
+    evaluation, training = SampleLoss(smoothed, training=False), SampleLoss(smoothed, training=True)
+    assert torch.equal(evaluation(LOGITS, LABELS), expected(LOGITS, LABELS))
+    assert torch.equal(evaluation.sum(LOGITS, LABELS), expected.sum(LOGITS, LABELS))
+    assert not torch.equal(training(LOGITS, LABELS), expected(LOGITS, LABELS))

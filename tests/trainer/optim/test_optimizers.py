@@ -1,4 +1,4 @@
-"""The optimizers are the named ones, with learning rates by kind of weight; Muon's steps are orthogonal."""
+"""Optimizers: settings, parameter groups and their learning rates, checkpoints, and skipped steps."""
 
 import copy
 import sys
@@ -7,190 +7,189 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import REPOSITORY, SMALL, Done
+from support.processes import REPOSITORY, SMALL, CommandResult
 from torch import nn
 
 from trainer.config.schema import ModelSettings, OptimSettings
 from trainer.errors import ConfigError
 from trainer.models.lookup import build_model
-from trainer.optim.muon import orthogonalize
-from trainer.optim.optimizers import adamw as adamw_optimizer
-from trainer.optim.optimizers import build_optimizer, restore_state, set_learning_rates
-from trainer.optim.optimizers import sgd as sgd_optimizer
+from trainer.optim import compiler_import
+from trainer.optim.optimizers import (
+    adamw,
+    build_optimizer,
+    restore_state,
+    set_learning_rates,
+    sgd,
+    supports_found_inf,
+)
+
+OPTIMIZERS = ["sgd", "adamw", "muon"]
 
 
-def small() -> nn.Sequential:
+def small_network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
 
 
-def test_optimizers_are_built_as_set() -> None:
+def rates_by_id(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    return {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+
+
+def test_settings_reach_torchs_optimizers() -> None:
     settings = OptimSettings(lr=0.5, momentum=0.8, nesterov=True, weight_decay=0.1, betas=[0.7, 0.9])
-    sgd = sgd_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
-    assert (sgd["lr"], sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.5, 0.8, True, 0.1)
-    adamw = adamw_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
-    assert (adamw["lr"], adamw["betas"], adamw["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
+    group = sgd([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.5, 0.8, True, 0.1)
+    group = adamw([{"params": [nn.Parameter(torch.zeros(1))]}], settings, "fp32").param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.7, 0.9), 0.1)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_matrices_head_and_vectors_have_their_own_rates(name: str) -> None:
-    net = small()
-    settings = OptimSettings(name=name, lr=0.5, lr_vectors=2.0, lr_head=0.25)  # type: ignore[arg-type]
-    made = build_optimizer(net, settings)
-    set_learning_rates(made, settings, 0.1)
-    rates = {id(weight): group["lr"] for group in made.param_groups for weight in group["params"]}
+    network = small_network()
+    settings = OptimSettings(name=name, lr=0.5, lr_vectors=2.0, lr_head=0.25)
+    optimizer = build_optimizer(network, settings)
+    set_learning_rates(optimizer, settings, 0.1)
+    rates = rates_by_id(optimizer)
     expected = {"0.weight": 0.05, "2.weight": 0.05, "4.weight": 0.025}
-    for key, weight in net.named_parameters():
+    for key, weight in network.named_parameters():
         assert rates[id(weight)] == pytest.approx(expected.get(key, 0.2)), key
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_the_longest_name_that_fits_gives_a_part_its_rate(name: str) -> None:
-    net = nn.Sequential(small(), nn.Linear(2, 2), nn.Linear(2, 2))
-    net[0][0].requires_grad_(False)  # type: ignore[index]
-    settings = OptimSettings(name=name, lr=0.5, lr_parts=["0=0.2", "0.4.bias=0.3", "1=0.4"])  # type: ignore[arg-type]
-    made = build_optimizer(net, settings)
-    for weight in net.parameters():
-        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
-    set_learning_rates(made, settings, 0.1)
-    rates = {id(weight): group["lr"] for group in made.param_groups for weight in group["params"]}
-    wanted = {"0.2": 0.02, "0.4": 0.02, "1": 0.04, "2": 0.05}  # 0.0 is not trained
-    expected = {f"{layer}.{own}": rate for layer, rate in wanted.items() for own in ("weight", "bias")}
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_longest_matching_name_in_lr_parts_gives_the_rate(name: str) -> None:
+    network = nn.Sequential(small_network(), nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0][0].requires_grad_(False)  # type: ignore[index]
+    settings = OptimSettings(name=name, lr=0.5, lr_parts=["0=0.2", "0.4.bias=0.3", "1=0.4"])
+    optimizer = build_optimizer(network, settings)
+    set_learning_rates(optimizer, settings, 0.1)
+    rates = rates_by_id(optimizer)
+    rate_by_layer = {"0.2": 0.02, "0.4": 0.02, "1": 0.04, "2": 0.05}  # layer 0.0 is frozen
+    expected = {f"{layer}.{key}": rate for layer, rate in rate_by_layer.items() for key in ("weight", "bias")}
     expected["0.4.bias"] = 0.03
-    found = {key: rates[id(weight)] for key, weight in net.named_parameters() if id(weight) in rates}
-    assert found == pytest.approx(expected)
-    made.step()
-    again = build_optimizer(net, settings)
-    restore_state(again, copy.deepcopy(made.state_dict()))
-    assert [group.get("part") for group in again.param_groups] == [group.get("part") for group in made.param_groups]
+    rate_by_name = {key: rates[id(weight)] for key, weight in network.named_parameters() if id(weight) in rates}
+    assert rate_by_name == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_restored_optimizer_keeps_the_parts_of_its_groups(name: str) -> None:
+    network = small_network()
+    settings = OptimSettings(name=name, lr_parts=["0=0.2", "2.bias=0.3"])
+    optimizer = build_optimizer(network, settings)
+    for weight in network.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    restored = build_optimizer(network, settings)
+    restore_state(restored, copy.deepcopy(optimizer.state_dict()))
+    parts = [group.get("part") for group in optimizer.param_groups]
+    assert [group.get("part") for group in restored.param_groups] == parts
+    assert {"0", "2.bias", None} == set(parts)
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "message"),
     [
         ("4.wight", "did you mean '4.weight'"),
         ("5", "has no '5'; choose from 0, 1, 2, 3, 4"),
-        ("3", "no weight that is"),
+        ("3", "the rate of '3' applies to no trainable weight"),
     ],
 )
-def test_a_part_that_has_no_weights_is_told(part: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        build_optimizer(small(), OptimSettings(lr_parts=[f"{part}=0.1"]))
+def test_lr_parts_without_weights_is_refused(part: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_optimizer(small_network(), OptimSettings(lr_parts=[f"{part}=0.1"]))
 
 
-def test_without_rates_of_their_own_all_weights_are_one_group() -> None:
-    made = build_optimizer(small(), OptimSettings())
-    set_learning_rates(made, OptimSettings(lr=0.3), 0.5)
-    assert [(len(group["params"]), group["lr"]) for group in made.param_groups] == [(6, 0.15)]
+def test_lr_head_without_linear_layer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr_head=0\.1: the network has no trainable linear layer"):
+        build_optimizer(nn.Sequential(nn.Conv2d(3, 2, 1)), OptimSettings(lr_head=0.1))
 
 
-def test_what_is_not_trained_is_left_out() -> None:
-    net = build_model(ModelSettings(name="speedrun", widths=[4]), 3, 3, 32)
-    trained = [
-        weight for group in build_optimizer(net, OptimSettings(name="muon")).param_groups for weight in group["params"]
-    ]
+def test_one_learning_rate_gives_one_group() -> None:
+    optimizer = build_optimizer(small_network(), OptimSettings())
+    set_learning_rates(optimizer, OptimSettings(lr=0.3), 0.5)
+    assert [(len(group["params"]), group["lr"]) for group in optimizer.param_groups] == [(6, 0.15)]
+
+
+def test_frozen_weights_are_in_no_group() -> None:
+    network = build_model(ModelSettings(name="speedrun", widths=[4]), 3, 3, 32)
+    groups = build_optimizer(network, OptimSettings(name="muon")).param_groups
+    trained = [weight for group in groups for weight in group["params"]]
     assert sum(map(torch.numel, trained)) == 4 * 24 * 9 + 4 * 4 * 9 + 2 * 4 + 3 * 4
 
 
-@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24)])
-def test_orthogonal_brings_singular_values_near_one_and_keeps_directions(shape: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    rank = min(shape)
-    left, right = (torch.linalg.qr(torch.randn(side, rank))[0] for side in shape)
-    matrix = left @ torch.diag(torch.linspace(0.3, 1.0, rank)) @ right.T
-    values = torch.linalg.svdvals(orthogonalize(7 * matrix))
-    assert float(values.min()) > 0.6 and float(values.max()) < 1.3
-    rotated = left.T @ orthogonalize(matrix) @ right  # nothing but the singular values has changed
-    assert float((rotated - rotated.diag().diag()).abs().max()) < 1e-4
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_step_with_found_inf_changes_neither_weights_nor_state(name: str, steps_before: int) -> None:
+    network = small_network()
+    optimizer = build_optimizer(network, OptimSettings(name=name, lr=0.1, weight_decay=0.01))
+    assert supports_found_inf(optimizer)
+    for _ in range(steps_before):
+        for weight in network.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    weights = [weight.detach().clone() for weight in network.parameters()]
+    state = copy.deepcopy(optimizer.state_dict()["state"])
+    for weight in network.parameters():
+        weight.grad = torch.full_like(weight, torch.nan)
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    optimizer.step()
+    assert all(map(torch.equal, weights, network.parameters()))
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            expected = state[index][key] if index in state else torch.zeros_like(value)
+            assert torch.equal(value, expected), (index, key)
 
 
-def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_by_sgd() -> None:
-    net = small()
-    settings = OptimSettings(name="muon", lr=0.1, lr_vectors=0.2, lr_head=0.3, momentum=0.85, weight_decay=0.01)
-    made = build_optimizer(net, settings)
-    before = {key: weight.detach().clone() for key, weight in net.named_parameters()}
-    set_learning_rates(made, settings, 0.5)
-    gradients = {}
-    for key, weight in net.named_parameters():
-        weight.grad = gradients[key] = torch.randn_like(weight)
-    made.step()
-    for key in ("0.weight", "2.weight"):
-        old = before[key] * (len(before[key]) ** 0.5 / before[key].norm())
-        move = (old - net.get_parameter(key)).detach().flatten(1) / 0.05
-        torch.testing.assert_close(move, orthogonalize(gradients[key].flatten(1)), rtol=1e-3, atol=1e-4)
-    for key, rate in (("4.weight", 0.15), ("4.bias", 0.1), ("0.bias", 0.1)):
-        torch.testing.assert_close(
-            net.get_parameter(key).detach(), (before[key] - rate * 1.85 * gradients[key]) * (1 - 0.01 * 0.5)
-        )
+def test_optimizer_that_ignores_found_inf_is_recognized() -> None:
+    assert not supports_found_inf(torch.optim.RMSprop(small_network().parameters()))
 
 
-def test_muon_makes_matrices_orthogonal_in_the_precision_of_the_training() -> None:
-    moves = {}
-    for precision in ("fp32", "fp16", "bf16"):
-        net = small()
-        before = net[0].weight.detach().clone()
-        made = build_optimizer(net, OptimSettings(name="muon", lr=0.1), precision)
-        for weight in net.parameters():
-            weight.grad = torch.ones_like(weight).cumsum(0)
-        made.step()
-        moves[precision] = net[0].weight.detach() - before * (len(before) ** 0.5 / before.norm())
-    assert torch.equal(moves["fp16"], moves["fp32"]) and not torch.equal(moves["bf16"], moves["fp32"])
-    torch.testing.assert_close(moves["bf16"], moves["fp32"], rtol=0.03, atol=1e-3)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resume_from_checkpoint_with_another_memory_layout_is_exact(name: str) -> None:
+    settings = OptimSettings(name=name, lr=1e-3, momentum=0.9)
+    images = torch.randn(2, 3, 3, 3)
+
+    def train(network: nn.Module, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+        for _ in range(num_steps):
+            network(images).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    network = small_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(network, settings)
+    train(network, optimizer, 2)
+    resumed = small_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    resumed.load_state_dict({key: value.contiguous() for key, value in network.state_dict().items()})
+    resumed_optimizer, state = build_optimizer(resumed, settings), copy.deepcopy(optimizer.state_dict())
+    for entry in state["state"].values():
+        entry |= {key: value.clone(memory_format=torch.contiguous_format) for key, value in entry.items()}
+    restore_state(resumed_optimizer, state)
+    train(network, optimizer, 2)
+    train(resumed, resumed_optimizer, 2)
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), resumed.parameters(), strict=True))
 
 
-def test_training_alone_imports_no_compiler(launch: Callable[..., Done], tmp_path: Path) -> None:
+class ForeignSGD(torch.optim.SGD):
+    """An optimizer of another package, which may ignore found_inf."""
+
+
+def test_foreign_optimizer_keeps_its_step_and_is_not_trusted_with_found_inf() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    optimizer = ForeignSGD([weight], lr=0.1, fused=True)
+    calls: list[str] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+    compiler_import.skip_for_step(optimizer)
+    optimizer.step()
+    assert calls == ["hook"] and not supports_found_inf(optimizer)
+    assert supports_found_inf(torch.optim.SGD([weight], lr=0.1, fused=True))
+    assert not supports_found_inf(torch.optim.SGD([weight], lr=0.1))
+
+
+def test_training_imports_no_compiler(launch: Callable[..., CommandResult], tmp_path: Path) -> None:
     program = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom trainer import main\n"
     settings = [*SMALL, "train.max_steps=2", "train.clip_grad_norm=1", "run.root=runs"]
     program += f"code = main.main({settings!r})\n"
     program += "sys.exit('torch._dynamo' in sys.modules or 'sympy' in sys.modules or code)"
     (tmp_path / "program.py").write_text(program)
-    done = launch([sys.executable, str(tmp_path / "program.py")])
-    assert done.code == 0, done.err
-
-
-def test_muon_leaves_tokens_and_scales_to_sgd_and_survives_weights_of_zero() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.token, self.scale = nn.Parameter(torch.zeros(1, 1, 6)), nn.Parameter(torch.full((6, 1, 1), 1e-6))
-            self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 2)
-            nn.init.zeros_(self.middle.weight)
-
-    net = Net()
-    made = build_optimizer(net, OptimSettings(name="muon"))
-    kinds = {group["kind"]: [tuple(weight.shape) for weight in group["params"]] for group in made.param_groups}
-    assert kinds == {"matrices": [(6, 6)], "head": [(2, 6)], "vectors": [(1, 1, 6), (6, 1, 1), (6,), (2,)]}
-    for weight in net.parameters():
-        weight.grad = torch.ones_like(weight)
-    made.step()
-    assert all(torch.isfinite(weight).all() for weight in net.parameters())
-
-
-def test_a_rate_for_a_head_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr_head=0\.1: the network has no linear layer"):
-        build_optimizer(nn.Sequential(nn.Conv2d(3, 2, 1)), OptimSettings(lr_head=0.1))
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
-def test_an_optimizer_goes_on_from_a_checkpoint_whose_tensors_are_laid_out_otherwise(name: str) -> None:
-    settings = OptimSettings(name=name, lr=1e-3, momentum=0.9)  # type: ignore[arg-type]
-    images = torch.randn(2, 3, 3, 3)
-
-    def steps(net: nn.Module, made: torch.optim.Optimizer, count: int) -> None:
-        for _ in range(count):
-            net(images).square().sum().backward()
-            made.step()
-            made.zero_grad()
-
-    whole = small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    made = build_optimizer(whole, settings)
-    steps(whole, made, 2)
-    again = small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    again.load_state_dict({key: value.contiguous() for key, value in whole.state_dict().items()})
-    made_again, state = build_optimizer(again, settings), copy.deepcopy(made.state_dict())
-    for entry in state["state"].values():
-        entry |= {key: value.clone(memory_format=torch.contiguous_format) for key, value in entry.items()}
-    restore_state(made_again, state)
-    steps(whole, made, 2)
-    steps(again, made_again, 2)
-    assert all(torch.equal(*pair) for pair in zip(whole.parameters(), again.parameters(), strict=True))
+    result = launch([sys.executable, str(tmp_path / "program.py")])
+    assert result.code == 0, result.err

@@ -1,30 +1,21 @@
-"""Saving in the background: the copy is the state as it was; a disk in trouble costs a save and no more."""
+"""Background checkpoints: the copy does not change during training, and disk errors only cost the current save."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.processes import ENDLESS, SMALL, Ranks
 from torch import nn
 
-from launch.verify.compare import rows
 from trainer.config.load import load_config
 from trainer.errors import FolderError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress, TrainingState
 from trainer.run.checkpoint_writer import BackgroundCheckpointWriter, Snapshot
 from trainer.run.folder import RunFolder
-
-RUN = [*SMALL, "run.name=x", "train.epochs=9999", "log.every_steps=1", "train.threads_per_rank=1"]
 
 
 def state(step: int, elements: int = 4) -> TrainingState:
@@ -36,7 +27,7 @@ def state(step: int, elements: int = 4) -> TrainingState:
     return TrainingState(net.state_dict(), optimizer.state_dict(), {"scale": 2.0}, Progress(step))
 
 
-def made(folder: RunFolder, keep: int, log: Callable[[str], object] = print) -> BackgroundCheckpointWriter:
+def build_writer(folder: RunFolder, keep: int, log: Callable[[str], object] = print) -> BackgroundCheckpointWriter:
     return BackgroundCheckpointWriter(folder, keep, Progress(), lambda: None, log)  # type: ignore[arg-type]
 
 
@@ -47,268 +38,158 @@ def steps(folder: RunFolder) -> list[int]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     settings = load_config([], ["run.name=x", f"run.root={tmp_path}"])
-    made = RunFolder(tmp_path / "x")
-    made.check(settings)
-    made.begin(settings, {})
-    yield made
-    made.release()
+    run_folder = RunFolder(tmp_path / "x")
+    run_folder.acquire(settings)
+    run_folder.write_settings(settings, {})
+    yield run_folder
+    run_folder.release()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    try:
-        mount(["-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)])
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs the right to mount a tmpfs: {error}")
-    yield place
-    while os.path.ismount(place):
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def mount(arguments: list[str]) -> None:
-    subprocess.run(["mount", *arguments], check=True, capture_output=True)
-
-
-def until_done(work: Callable[[], object]) -> None:
-    """Tries again, for a while, what a busy file system refuses."""
-    until = time.monotonic() + 60
-    while True:
-        try:
-            work()
-            return
-        except subprocess.CalledProcessError:
-            assert time.monotonic() < until
-            time.sleep(0.001)
-
-
-def fill(place: Path) -> Path:
-    """A file that takes all that is left of a disk."""
-    filler = place / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while file.write(b"\0" * 4096):
-                pass
-        except OSError:
-            return filler
-    return filler
-
-
-def stopped(ranks: Ranks, started: list[Any], folder: Path) -> int:
-    """Asks a run to stop; the step at which it has."""
-    os.kill(started[0].pid, signal.SIGTERM)
-    assert ranks.end(started) == [75], ranks.log.read_text()
-    status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "stopped"
-    return int(status["step"])
-
-
-def test_a_copy_is_the_state_as_it_was() -> None:
-    snapshot, now = Snapshot(), state(3)
-    copied = snapshot.take(now)
-    for tensor in (now.model["weight"], now.optimizer["state"][0]["momentum_buffer"]):
+def test_snapshot_does_not_change_with_the_original() -> None:
+    snapshot, original = Snapshot(), state(3)
+    copied = snapshot.take(original)
+    for tensor in (original.model["weight"], original.optimizer["state"][0]["momentum_buffer"]):
         tensor.fill_(99.0)
-    now.progress.step, now.optimizer["param_groups"][0]["lr"] = 99, 99.0
+    original.progress.step, original.optimizer["param_groups"][0]["lr"] = 99, 99.0
     assert copied.model["weight"].max() < 4 and copied.optimizer["state"][0]["momentum_buffer"].max() < 4
     assert copied.progress.step == 3 and copied.optimizer["param_groups"][0]["lr"] == 0.1
 
 
-def test_memory_for_the_copy_is_used_again() -> None:
+def test_snapshot_reuses_its_memory() -> None:
     snapshot = Snapshot()
-    places = [snapshot.take(state(step)).model["weight"].data_ptr() for step in (1, 2)]
-    assert places[0] == places[1]
+    addresses = [snapshot.take(state(step)).model["weight"].data_ptr() for step in (1, 2)]
+    assert addresses[0] == addresses[1]
 
 
-def test_the_loop_goes_on_while_it_is_written(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_write, saves = threading.Event(), checkpoint.save
+def test_save_returns_before_the_checkpoint_is_written(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, save = threading.Event(), checkpoint.save
 
-    def slow(place: Path, what: TrainingState) -> Path:
+    def slow_save(path: Path, training_state: TrainingState) -> Path:
         assert may_write.wait(60)
-        return saves(place, what)
+        return save(path, training_state)
 
-    monkeypatch.setattr(checkpoint, "save", slow)
-    saver = made(folder, 2)
-    saver.save(state(1), None)  # returns at once: nothing could have been written
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    writer = build_writer(folder, 2)
+    writer.save(state(1), None)  # returns at once: the thread still waits
     assert checkpoint.list_checkpoints(folder.checkpoints) == []
     may_write.set()
-    saver.save(state(2), None)  # one in flight: waits for the first
+    writer.save(state(2), None)  # waits for the first save
     assert folder.checkpoints / "step-00000001" in checkpoint.list_checkpoints(folder.checkpoints)
-    saver.finish()
+    writer.finish()
     assert [path.name for path in checkpoint.list_checkpoints(folder.checkpoints)] == ["step-00000002", "step-00000001"]
     assert json.loads((folder.path / "status.json").read_text())["step"] == 2
 
 
-def test_an_older_one_goes_only_when_the_new_one_reads_well(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    saver = made(folder, 1, said.append)
-    saver.save(state(1), None)
-    saver.finish()
-    flushes = checkpoint._flush
+def test_old_checkpoint_is_removed_only_after_the_new_one_is_verified(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    writer = build_writer(folder, 1, lines.append)
+    writer.save(state(1), None)
+    writer.finish()
+    flush = checkpoint._flush
 
-    def rots(path: Path) -> None:
-        flushes(path)
+    def flush_and_damage(path: Path) -> None:
+        flush(path)
         if path.name == "model.safetensors":
             path.write_bytes(path.read_bytes()[:-1] + b"\0")
 
-    with monkeypatch.context() as broken:
-        broken.setattr(checkpoint, "_flush", rots)
-        saver.save(state(2), None)
-        with pytest.raises(FolderError, match=r"step 2 .*model\.safetensors is not what was written"):
-            saver.finish()
-    assert "training goes on" in said[0]
-    assert checkpoint.newest_valid(folder.checkpoints)[0] == folder.checkpoints / "step-00000001"
-    saver.save(state(3), None)
-    saver.finish()
-    assert steps(folder) == [3, 2]  # the damaged one is left for a person to look at
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_flush", flush_and_damage)
+        writer.save(state(2), None)
+        with pytest.raises(FolderError, match=r"step 2 .*model\.safetensors has changed since it was written"):
+            writer.finish()
+    assert "training continues" in lines[0]
+    assert checkpoint.find_newest_valid(folder.checkpoints)[0] == folder.checkpoints / "step-00000001"
+    writer.save(state(3), None)
+    writer.finish()
+    assert steps(folder) == [3, 2]  # the damaged one stays
 
 
-def spoil(folder: RunFolder, step: int) -> None:
+def damage(folder: RunFolder, step: int) -> None:
     (folder.checkpoints / checkpoint.folder_name(step) / "model.safetensors").write_bytes(b"")
 
 
-def test_damaged_ones_are_neither_counted_nor_removed(folder: RunFolder) -> None:
-    first = made(folder, 9)
+def test_damaged_checkpoints_are_neither_counted_nor_removed(folder: RunFolder) -> None:
+    first = build_writer(folder, 9)
     for step in (100, 200, 300):
         first.save(state(step), None)
     first.finish()
-    spoil(folder, 200)
-    spoil(folder, 300)
-    again = BackgroundCheckpointWriter(folder, 2, Progress(100), lambda: None, print)  # goes on from 100
+    damage(folder, 200)
+    damage(folder, 300)
+    resumed = BackgroundCheckpointWriter(folder, 2, Progress(100), lambda: None, print)
     for step in (110, 120):
-        again.save(state(step), None)
-        again.finish()
+        resumed.save(state(step), None)
+        resumed.finish()
     assert steps(folder) == [300, 200, 120, 110]
-    assert checkpoint.newest_valid(folder.checkpoints)[0] == folder.checkpoints / "step-00000120"
+    assert checkpoint.find_newest_valid(folder.checkpoints)[0] == folder.checkpoints / "step-00000120"
 
 
-def test_the_best_stays_when_a_better_one_could_not_be_written(
+def test_best_checkpoint_stays_if_a_better_one_could_not_be_written(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saver = made(folder, 1)
-    saver.save(state(100), 100)
-    saver.finish()
+    writer = build_writer(folder, 1)
+    writer.save(state(100), 100)
+    writer.finish()
 
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as disk:
-        disk.setattr(checkpoint, "save_file", full)
-        saver.save(state(200), 200)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", raise_disk_full)
+        writer.save(state(200), 200)
         with pytest.raises(FolderError):
-            saver.finish()
-    assert not list(folder.checkpoints.glob(".*"))  # what was half written does not keep the disk full
+            writer.finish()
+    assert not list(folder.checkpoints.glob(".*"))  # the partial checkpoint was removed
     for step, best in ((300, 200), (400, 200), (500, 500)):
-        saver.save(state(step), best)
-        saver.finish()
+        writer.save(state(step), best)
+        writer.finish()
         assert steps(folder) == {300: [300, 100], 400: [400, 100], 500: [500]}[step]
 
 
-def test_one_that_is_there_is_left_as_it_is(folder: RunFolder) -> None:
-    saver = made(folder, 1)
-    saver.save(state(7), None)
-    saver.finish()
-    before = (folder.checkpoints / "step-00000007").stat().st_ino
-    again = made(folder, 1)
-    again.save(state(7), None)
-    again.finish()
-    assert (folder.checkpoints / "step-00000007").stat().st_ino == before
+def test_existing_valid_checkpoint_is_not_written_again(folder: RunFolder) -> None:
+    writer = build_writer(folder, 1)
+    writer.save(state(7), None)
+    writer.finish()
+    inode = (folder.checkpoints / "step-00000007").stat().st_ino
+    second_writer = build_writer(folder, 1)
+    second_writer.save(state(7), None)
+    second_writer.finish()
+    assert (folder.checkpoints / "step-00000007").stat().st_ino == inode
 
 
-def test_rows_that_cannot_be_written_keep_a_checkpoint_from_being_believed(folder: RunFolder) -> None:
-    # A run that went on from it would not write them again.
-    def full() -> None:
+def test_no_checkpoint_is_written_if_the_rows_cannot_be_flushed(folder: RunFolder) -> None:
+    # A run that resumes from the checkpoint would not write the rows again.
+    def raise_disk_full() -> None:
         raise OSError(28, "No space left on device")
 
-    saver = BackgroundCheckpointWriter(folder, 1, Progress(), full, print)
-    saver.save(state(1), None)
+    writer = BackgroundCheckpointWriter(folder, 1, Progress(), raise_disk_full, print)
+    writer.save(state(1), None)
     with pytest.raises(FolderError, match="No space left"):
-        saver.finish()
+        writer.finish()
     assert steps(folder) == []
 
 
-def test_a_folder_that_another_process_has_taken_is_told_each_time(folder: RunFolder) -> None:
-    said: list[str] = []
-    saver = made(folder, 1, said.append)
+def test_removed_folder_locked_by_another_process_fails_each_save(folder: RunFolder) -> None:
+    lines: list[str] = []
+    writer = build_writer(folder, 1, lines.append)
     shutil.rmtree(folder.path)
-    other = RunFolder(folder.path)
-    other._take_hold()
+    other_folder = RunFolder(folder.path)
+    other_folder._acquire_lock()
     for step in (1, 2):
-        saver.save(state(step), None)
+        writer.save(state(step), None)
         with pytest.raises(FolderError, match="in use by another process"):
-            saver.finish()
-    assert len(said) == 2
-    other.release()
+            writer.finish()
+    assert len(lines) == 2
+    other_folder.release()
 
 
-def test_a_defect_in_the_thread_is_raised(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+def test_defect_in_the_thread_is_raised_by_the_next_save(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_defect(*_: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(checkpoint, "save", broken)
-    saver = made(folder, 1)
-    saver.save(state(1), None)
+    monkeypatch.setattr(checkpoint, "save", raise_defect)
+    writer = build_writer(folder, 1)
+    writer.save(state(1), None)
     with pytest.raises(ZeroDivisionError):
-        saver.save(state(2), None)
-
-
-class TestDisks:
-    def test_a_full_one(self, ranks: Ranks, small_disk: Path) -> None:
-        """Training goes on, and when there is room again nothing is missing but the checkpoints that were not saved."""
-        folder = small_disk / "x"
-        settings = [*RUN, *ENDLESS, f"run.root={small_disk}", "checkpoint.every_steps=5", "log.tensorboard=true"]
-        started = ranks.start(1, *settings)
-        ranks.until_step(folder, 50)
-        filler = fill(small_disk)
-        ranks.until("a save that fails", lambda: "No space left on device); training goes on" in ranks.log.read_text())
-        kept, damaged = checkpoint.newest_valid(folder / "checkpoints")
-        assert kept is not None and not damaged  # the one before is intact
-        filler.unlink()
-        ranks.until("a save that succeeds", lambda: checkpoint.list_checkpoints(folder / "checkpoints")[0] != kept)
-        step = stopped(ranks, started, folder)
-        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, step + 1))
-        assert checkpoint.newest_valid(folder / "checkpoints") == (
-            folder / "checkpoints" / checkpoint.folder_name(step),
-            [],
-        )
-
-    def test_one_that_stays_full(self, ranks: Ranks, small_disk: Path) -> None:
-        folder = small_disk / "x"
-        settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=5", "train.max_steps=1500"]
-        started = ranks.start(1, *settings)
-        ranks.until_step(folder, 20)
-        fill(small_disk)
-        assert ranks.end(started) == [2]
-        (line,) = [line for line in ranks.log.read_text().splitlines() if line.startswith("samecurve: ")]
-        assert "cannot be written (No space left on device); make room there" in line
-        place, damaged = checkpoint.newest_valid(folder / "checkpoints")
-        assert place is not None and not damaged
-
-    def test_one_that_is_read_only_for_a_while(self, ranks: Ranks, small_disk: Path) -> None:
-        folder = small_disk / "x"
-        started = ranks.start(1, *RUN, *ENDLESS, f"run.root={small_disk}", "checkpoint.every_steps=5")
-        ranks.until_step(folder, 20)
-        checkpoints = str(folder / "checkpoints")
-        mount(["--bind", checkpoints, checkpoints])
-        until_done(lambda: mount(["-o", "remount,bind,ro", checkpoints]))  # refused while a save is at it
-        ranks.until("a refusal", lambda: "(Read-only file system); training goes on" in ranks.log.read_text())
-        kept = checkpoint.list_checkpoints(folder / "checkpoints")[0]
-        mount(["-o", "remount,bind,rw", checkpoints])
-        ranks.until("a save that succeeds", lambda: checkpoint.list_checkpoints(folder / "checkpoints")[0] != kept)
-        step = stopped(ranks, started, folder)
-        until_done(lambda: subprocess.run(["umount", checkpoints], check=True))
-        assert [row["step"] for row in rows(folder) if row["split"] == "train"] == list(range(1, step + 1))
-
-    def test_a_run_folder_that_is_removed(self, ranks: Ranks) -> None:
-        folder = Path("runs/x")
-        started = ranks.start(1, *RUN, "run.root=runs", "checkpoint.every_steps=5", "train.max_steps=1000")
-        ranks.until_step(folder, 50)
-        folder.rename("moved")  # at once, as one cannot remove what is being written to
-        shutil.rmtree("moved")
-        assert ranks.end(started) == [0], ranks.log.read_text()
-        assert "had been removed while the run was on; it is made anew" in ranks.log.read_text()
-        assert (folder / "config.yaml").is_file() and (folder / "summary.json").is_file()
-        assert rows(folder)[-1]["step"] == 1000
-        ranks.run(1, *RUN, "run.root=runs", "train.max_steps=1000")
-        assert "is finished" in ranks.log.read_text()
+        writer.save(state(2), None)

@@ -1,4 +1,4 @@
-"""A run's folder: nothing in it is written over, everything in it is whole."""
+"""Writing a run folder: no run overwrites another run, and files are complete."""
 
 import json
 import os
@@ -14,6 +14,8 @@ from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
 from trainer.run.files import disk_errors_as_user_errors
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord, read_json
+from trainer.run.sessions import describe_environment
 from trainer.tracking.jsonl import JsonLines
 
 
@@ -22,111 +24,111 @@ def config(*overrides: str) -> RunConfig:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Iterator[RunFolder]:
+def started_folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(tmp_path / "runs" / "x")
-    folder.check(config())
-    folder.begin(config(), {"world_size": 1})
+    folder.acquire(config())
+    folder.write_settings(config(), describe_environment() | {"world_size": 1})
     yield folder
     folder.release()
 
 
-def test_a_new_folder_is_made_and_described(begun: RunFolder) -> None:
-    assert load_config([begun.path / "config.yaml"], []) == config()
-    described = begun.read_json("environment.json")
-    assert described["world_size"] == 1 and described["packages"]["torch"] and described["command"]
+def test_new_folder_contains_settings_and_environment(started_folder: RunFolder) -> None:
+    assert load_config([started_folder.path / "config.yaml"], []) == config()
+    environment = RunRecord(started_folder.path).environment
+    assert environment["world_size"] == 1 and environment["packages"]["torch"] and environment["command"]
 
 
-def test_the_same_settings_may_go_on(begun: RunFolder) -> None:
-    begun.check(config())
-    begun.check(config("train.epochs=99", "log.every_steps=3", "train.threads_per_rank=1"))
+def test_same_settings_and_settings_that_may_change_are_accepted(started_folder: RunFolder) -> None:
+    started_folder.acquire(config())
+    started_folder.acquire(config("train.epochs=99", "log.every_steps=3", "train.threads_per_rank=1"))
 
 
-def test_other_settings_are_refused_and_shown(begun: RunFolder) -> None:
+def test_changed_settings_are_refused_with_both_values(started_folder: RunFolder) -> None:
     with pytest.raises(FolderError, match=r"optim\.lr was 0\.1, now 0\.2.*another run\.name"):
-        begun.check(config("optim.lr=0.2"))
+        started_folder.acquire(config("optim.lr=0.2"))
 
 
-def test_resume_never_refuses_a_begun_run(begun: RunFolder) -> None:
+def test_resume_never_refuses_a_started_run(started_folder: RunFolder) -> None:
     with pytest.raises(FolderError, match=r"run\.resume=never"):
-        begun.check(config("run.resume=never"))
+        started_folder.acquire(config("run.resume=never"))
 
 
-def test_a_run_of_an_older_version_has_the_defaults_of_newer_settings(begun: RunFolder) -> None:
-    path = begun.path / "config.yaml"
+def test_setting_missing_in_old_config_has_its_default(started_folder: RunFolder) -> None:
+    path = started_folder.path / "config.yaml"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "nesterov" not in line))
-    begun.check(config())
+    started_folder.acquire(config())
     with pytest.raises(FolderError, match="nesterov"):
-        begun.check(config("optim.nesterov=true"))
+        started_folder.acquire(config("optim.nesterov=true"))
 
 
 @pytest.mark.parametrize("content", ["train: [", "3", "train: 3"])
-def test_a_foreign_config_is_not_written_over(begun: RunFolder, content: str) -> None:
-    (begun.path / "config.yaml").write_text(content)
-    with pytest.raises(FolderError, match="not readable as the settings of a run"):
-        begun.check(config())
-    assert (begun.path / "config.yaml").read_text() == content
+def test_unreadable_config_is_refused_and_not_overwritten(started_folder: RunFolder, content: str) -> None:
+    (started_folder.path / "config.yaml").write_text(content)
+    with pytest.raises(FolderError, match=r"config\.yaml cannot be read as a file of a run"):
+        started_folder.acquire(config())
+    assert (started_folder.path / "config.yaml").read_text() == content
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot be written .*set run\.root"):
-        RunFolder(tmp_path / "file" / "x").check(config())
+        RunFolder(tmp_path / "file" / "x").acquire(config())
 
 
-def test_what_may_change_are_settings() -> None:
+def test_settings_that_may_change_exist() -> None:
     assert set(settings_by_name()) > MAY_CHANGE
 
 
-def test_a_file_is_replaced_whole(begun: RunFolder) -> None:
-    begun.status("running", 3)
+def test_killed_write_leaves_the_old_file(started_folder: RunFolder) -> None:
+    started_folder.write_status("running", 3)
 
-    def killed(path: Path) -> None:
+    def write_half(path: Path) -> None:
         path.write_text('{"state": "fin')
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        begun.write_file("status.json", killed)
-    assert begun.read_json("status.json") == {"state": "running", "step": 3, "reason": ""}
+        started_folder.write_file("status.json", write_half)
+    assert RunRecord(started_folder.path).status == {"state": "running", "step": 3, "reason": ""}
 
 
-def test_metrics_are_rewound_to_a_step(begun: RunFolder) -> None:
+def test_rows_after_the_resumed_step_are_removed(started_folder: RunFolder) -> None:
     rows = [{"split": "train", "step": step} for step in (10, 20, 30)]
-    begun.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "tr')
+    started_folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"split": "tr')
     for step in (15, 20, 25):
-        bad_steps = JsonLines(begun.bad_steps, print)
+        bad_steps = JsonLines(started_folder.bad_steps, print)
         bad_steps.write({"step": step, "ids": [1]})
         bad_steps.close()
-    assert begun.rewind(20) == set()
-    assert [json.loads(line)["step"] for line in begun.metrics.read_text().splitlines()] == [10, 20]
-    # A row of metrics is written after its step, a bad step is named by the step that it would have been.
-    assert [json.loads(line)["step"] for line in begun.bad_steps.read_text().splitlines()] == [15]
+    assert started_folder.remove_rows_after(20) == set()
+    assert [json.loads(line)["step"] for line in started_folder.metrics.read_text().splitlines()] == [10, 20]
+    # metrics.jsonl counts steps taken; bad_steps.jsonl has the index of the bad step.
+    assert [json.loads(line)["step"] for line in started_folder.bad_steps.read_text().splitlines()] == [15]
 
 
-def test_no_key_is_written_down(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_key_is_not_written(started_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    begun.begin(config(), {})
-    assert all("k" * 40 not in path.read_text() for path in begun.path.iterdir() if path.is_file())
+    started_folder.write_settings(config(), {})
+    assert all("k" * 40 not in path.read_text() for path in started_folder.path.iterdir() if path.is_file())
     assert os.environ["WANDB_API_KEY"]
 
 
-def test_two_processes_cannot_use_one_folder(begun: RunFolder) -> None:
-    second = RunFolder(begun.path)
+def test_folder_in_use_is_refused_until_it_is_released(started_folder: RunFolder) -> None:
+    second = RunFolder(started_folder.path)
     with pytest.raises(FolderError, match="in use by another process"):
-        second.check(config())
-    begun.release()
-    second.check(config())
+        second.acquire(config())
+    started_folder.release()
+    second.acquire(config())
     second.release()
 
 
-def test_a_disk_that_is_full_is_one_line() -> None:
+def test_disk_errors_become_user_errors() -> None:
     for error in (OSError(28, "No space left"), SafetensorError("File too large")):
         with (
-            pytest.raises(FolderError, match=r"that cannot be written .*make room"),
-            disk_errors_as_user_errors("that"),
+            pytest.raises(FolderError, match=r"the file cannot be written .*Free space"),
+            disk_errors_as_user_errors("the file"),
         ):
             raise error
 
 
-def test_numbers_that_json_has_no_word_for_are_null(begun: RunFolder) -> None:
-    begun.write_json("x.json", {"loss": float("nan"), "rows": [(float("inf"), 1.5)]})
-    assert begun.read_json("x.json") == {"loss": None, "rows": [[None, 1.5]]}
+def test_nan_and_infinity_are_written_as_null(started_folder: RunFolder) -> None:
+    started_folder.write_json("x.json", {"loss": float("nan"), "rows": [(float("inf"), 1.5)]})
+    assert read_json(started_folder.path / "x.json") == {"loss": None, "rows": [[None, 1.5]]}

@@ -1,4 +1,4 @@
-"""Who asks to stop, when it is looked at, and what is agreed; whole runs are in test_kill.py."""
+"""Stopping: signals, stop file, deadlines and their checks. test_kill.py stops whole runs."""
 
 import os
 import signal
@@ -8,179 +8,170 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.load import load_config
-from trainer.errors import ConfigError
 from trainer.run import stop
 from trainer.run.stop import StepTimes, StopCheck, StopSignals
 
 
 @pytest.fixture
 def signals() -> Iterator[StopSignals]:
-    made = StopSignals(speaks=False)
-    with made.at_step_ends():
-        yield made
-    made.close()
+    stop_signals = StopSignals(is_reporter=False)
+    with stop_signals.stop_at_step_end():
+        yield stop_signals
+    stop_signals.close()
 
 
 def never(steps: int) -> bool:
     return False
 
 
-def alone(values: list[float]) -> list[float]:
+def single_rank(values: list[float]) -> list[float]:
     return values
 
 
-def paced(*seconds: float) -> StepTimes:
-    pace = StepTimes()
+def step_times_of(*seconds: float) -> StepTimes:
+    step_times = StepTimes()
     for value in seconds:
-        pace.step(value)
-    return pace
+        step_times.record_step(value)
+    return step_times
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_signal_is_noted(signals: StopSignals, number: signal.Signals) -> None:
-    check = StopCheck(signals, None, None, paced(10.0), 1, alone)
+def test_signal_is_the_stop_reason(signals: StopSignals, number: signal.Signals) -> None:
+    check = StopCheck(signals, None, None, step_times_of(10.0), 1, single_rank)
     assert check(1, 0.0, never) == ""
     os.kill(os.getpid(), number)
-    until = time.monotonic() + 5
-    while not signals.received and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while not signals.received and time.monotonic() < deadline:
         time.sleep(0.001)
     assert check(2, 0.0, never) == number.name
 
 
-def test_what_was_there_before_comes_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    made = StopSignals(speaks=False)
-    assert signal.getsignal(signal.SIGTERM) != before
-    made.close()
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_close_restores_the_signal_handlers() -> None:
+    original = signal.getsignal(signal.SIGTERM)
+    stop_signals = StopSignals(is_reporter=False)
+    assert signal.getsignal(signal.SIGTERM) != original
+    stop_signals.close()
+    assert signal.getsignal(signal.SIGTERM) == original
 
 
-def test_the_largest_reason_of_any_rank_counts(signals: StopSignals) -> None:
-    check = StopCheck(signals, None, None, paced(1.0), 2, lambda values: [3.0, values[1]])
+def test_reason_of_another_rank_stops_this_rank(signals: StopSignals) -> None:
+    check = StopCheck(signals, None, None, step_times_of(1.0), 2, lambda values: [3.0, values[1]])
     assert check(1, 0.0, never) == stop.REASONS[3] == "SIGUSR1"
 
 
-def test_short_steps_are_not_all_asked(signals: StopSignals, tmp_path: Path) -> None:
+def test_short_steps_are_not_all_checked(signals: StopSignals, tmp_path: Path) -> None:
     exchanges = []
 
-    def counted(values: list[float]) -> list[float]:
+    def record_exchange(values: list[float]) -> list[float]:
         exchanges.append(values)
         return values
 
-    check = StopCheck(signals, tmp_path, None, paced(0.01), 2, counted)
+    check = StopCheck(signals, tmp_path, None, step_times_of(0.01), 2, record_exchange)
     assert [check(step, 0.0, never) for step in range(1, 101)] == [""] * 100
-    assert len(exchanges) == 5  # every twenty steps, be they as short as they may
-    alone_check = StopCheck(signals, tmp_path, None, paced(0.01), 1, counted)
+    assert len(exchanges) == 5  # every 20 steps at least
+    single_rank_check = StopCheck(signals, tmp_path, None, step_times_of(0.01), 1, record_exchange)
     exchanges.clear()
-    assert [alone_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) < 10
+    assert [single_rank_check(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) < 10
     (tmp_path / "stop").touch()
     time.sleep(0.11)
-    assert alone_check(11, 0.0, never)
+    assert single_rank_check(11, 0.0, never)
     (tmp_path / "stop").unlink()
-    slow = StopCheck(signals, tmp_path, None, paced(3.0), 2, counted)
+    slow = StopCheck(signals, tmp_path, None, step_times_of(3.0), 2, record_exchange)
     exchanges.clear()
     assert [slow(step, 0.0, never) for step in range(1, 11)] == [""] * 10 and len(exchanges) == 10
 
 
-def test_a_file_asks_and_goes(signals: StopSignals, tmp_path: Path) -> None:
-    check = StopCheck(signals, tmp_path, None, paced(3.0), 1, alone)
+def test_stop_file_stops_the_run_and_is_removed(signals: StopSignals, tmp_path: Path) -> None:
+    check = StopCheck(signals, tmp_path, None, step_times_of(3.0), 1, single_rank)
     assert check(1, 0.0, never) == ""
     (tmp_path / "stop").touch()
     assert check(2, 0.0, never) == "the file `stop` in the run folder"
-    check.done()
-    check.done()
+    check.remove_stop_file()
+    check.remove_stop_file()
     assert not (tmp_path / "stop").exists()
 
 
-def test_the_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(
+def test_deadline_leaves_time_for_two_steps_a_save_and_an_evaluation(
     signals: StopSignals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = paced(100.0, 2.0, 3.0)  # the first one warms up and does not count
-    pace.evaluation(20.0)
+    step_times = step_times_of(100.0, 2.0, 3.0)  # the first step warms up and does not count
+    step_times.record_evaluation(20.0)
     now = time.time()
     monkeypatch.setattr(stop.time, "time", lambda: now)
 
-    def reason(deadline: float, evaluates: bool = False) -> str:
-        return StopCheck(signals, None, (deadline, "the time limit"), pace, 1, alone)(3, 4.0, lambda _: evaluates)
+    def reason(deadline: float, has_evaluation: bool = False) -> str:
+        return StopCheck(signals, None, (deadline, "the time limit"), step_times, 1, single_rank)(
+            3, 4.0, lambda _: has_evaluation
+        )
 
     assert reason(now + 2 * 3 + 4 + 1) == "" and reason(now + 2 * 3 + 4 - 0.1) == "the time limit"
-    assert reason(now + 2 * 3 + 4 + 20 + 1, evaluates=True) == ""
-    assert reason(now + 2 * 3 + 4 + 20 - 0.1, evaluates=True) == "the time limit"
+    assert reason(now + 2 * 3 + 4 + 20 + 1, has_evaluation=True) == ""
+    assert reason(now + 2 * 3 + 4 + 20 - 0.1, has_evaluation=True) == "the time limit"
 
 
-def test_a_slow_step_is_forgotten_after_some_hundred() -> None:
-    pace = paced(100.0, 1.0, 1.0, 9.0, *[1.0] * 110)
-    assert pace.step_seconds == 9.0
-    for _ in range(90):
-        pace.step(1.0)
-    assert pace.step_seconds == 1.0
-
-
-def test_after_one_slow_step_ranks_soon_ask_as_seldom_as_before(signals: StopSignals) -> None:
-    asked = []
-
-    def noted(values: list[float]) -> list[float]:
-        asked.append(step)
-        return values
-
-    pace = paced(3.0, 0.005, 2.0)  # the third one, log, looks for kernels
-    check = StopCheck(signals, None, None, pace, 2, noted)
-    for step in range(200):
-        pace.step(0.005)
-        assert check(step, 0.0, never) == ""
-    assert asked[:5] == [0, 1, 2, 3, 4] and asked[-3:] == [asked[-1] - 40, asked[-1] - 20, asked[-1]]
-    assert len(asked) < 45
-
-
-def test_towards_a_deadline_ranks_ask_as_if_all_steps_were_slow(
+def test_deadline_leaves_time_for_the_steps_in_the_queue_of_a_gpu(
     signals: StopSignals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = time.time()
+    monkeypatch.setattr(stop.time, "time", lambda: now)
+
+    def reason(seconds_left: float, lag_steps: int) -> str:
+        deadline = (now + seconds_left, "the time limit")
+        return StopCheck(signals, None, deadline, step_times_of(3.0), 1, single_rank, lag_steps)(3, 0.0, never)
+
+    assert reason(8.0, lag_steps=0) == "" and reason(8.0, lag_steps=1) == "the time limit"
+    assert reason(10.0, lag_steps=1) == ""
+
+
+def test_slow_step_counts_for_at_most_200_steps() -> None:
+    step_times = step_times_of(100.0, 1.0, 1.0, 9.0, *[1.0] * 110)
+    assert step_times.slowest_step_seconds == 9.0
+    for _ in range(90):
+        step_times.record_step(1.0)
+    assert step_times.slowest_step_seconds == 1.0
+
+
+def test_one_slow_step_does_not_make_checks_frequent_for_long(signals: StopSignals) -> None:
+    checked_steps = []
+
+    def record_step_number(values: list[float]) -> list[float]:
+        checked_steps.append(step)
+        return values
+
+    step_times = step_times_of(3.0, 0.005, 2.0)  # in the third step a GPU selects its kernels
+    check = StopCheck(signals, None, None, step_times, 2, record_step_number)
+    for step in range(200):
+        step_times.record_step(0.005)
+        assert check(step, 0.0, never) == ""
+    last = checked_steps[-1]
+    assert checked_steps[:5] == [0, 1, 2, 3, 4] and checked_steps[-3:] == [last - 40, last - 20, last]
+    assert len(checked_steps) < 45
+
+
+def test_near_the_deadline_all_steps_count_as_slow(signals: StopSignals, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr(stop.time, "time", lambda: clock[0])
-    pace = paced(1.0, 1.0, 1.0, *[0.005] * 60)
-    check = StopCheck(signals, None, (1100.0, "the time limit"), pace, 2, alone)
+    step_times = step_times_of(1.0, 1.0, 1.0, *[0.005] * 60)
+    check = StopCheck(signals, None, (1100.0, "the time limit"), step_times, 2, single_rank)
     step = 0
     while clock[0] < 1097.0:
         clock[0] += 0.005
-        pace.step(0.005)
-        pace.step(1.0 if step % 40 == 0 else 0.005)
+        step_times.record_step(0.005)
+        step_times.record_step(1.0 if step % 40 == 0 else 0.005)
         step += 1
         assert check(step, 0.0, never) == ""
     reason = ""
-    while not reason and clock[0] < 1200.0:  # all of a sudden each is slow
+    while not reason and clock[0] < 1200.0:  # from now on each step is slow
         clock[0] += 1.0
-        pace.step(1.0)
+        step_times.record_step(1.0)
         step += 1
         reason = check(step, 0.0, never)
     assert reason == "the time limit" and clock[0] <= 1100.0
 
 
-def test_the_earlier_deadline_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stop.deadline(None, 1000.0) is None and stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
+def test_earlier_of_time_limit_and_job_end_is_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stop.find_deadline(None, 1000.0) is None and stop.find_deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")
-    assert stop.deadline(60.0, 1000.0) == stop.deadline(None, 1000.0) == (1030.0, stop.JOB_END)
+    assert stop.find_deadline(60.0, 1000.0) == stop.find_deadline(None, 1000.0) == (1030.0, stop.JOB_END)
     monkeypatch.setenv("SLURM_JOB_END_TIME", "not yet known")
-    assert stop.deadline(60.0, 1000.0) == (1060.0, "the time limit")
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("5400", 5400), ("90s", 90), ("90m", 5400), ("1h30m", 5400), ("2d", 172800), ("1d2h3m4s", 93784),
-        ("1:30:00", 5400), ("45:00", 2700), ("2-12:00:00", 216000), ("1-01:00", 90000),
-    ],
-)  # fmt: skip
-def test_times_are_read(text: str, seconds: float) -> None:
-    assert load_config([], [f"train.time_limit={text}"]).train.time_limit_seconds == seconds
-
-
-@pytest.mark.parametrize("text", ["soon", "-5", "1:2:3:4", "0", "", "1.5h", "h"])
-def test_what_is_no_time_is_told(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"train\.time_limit=.*wanted a time such as 90m"):
-        load_config([], [f"train.time_limit={text}"])
-
-
-def test_a_time_in_a_file_may_stand_without_quotes(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text("train: {time_limit: 1:30:00}")  # YAML 1.1 makes it the number 5400
-    assert load_config([tmp_path / "x.yaml"], []).train.time_limit_seconds == 5400
+    assert stop.find_deadline(60.0, 1000.0) == (1060.0, "the time limit")

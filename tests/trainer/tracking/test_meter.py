@@ -1,4 +1,4 @@
-"""The meter: exact sums, over ranks and over a restart; evaluation is not training time."""
+"""Tests the meter: exact sums over ranks and over a resume, and pauses of the clock."""
 
 import weakref
 from collections.abc import Callable
@@ -8,101 +8,107 @@ import torch
 from torch import Tensor
 
 from trainer.step import ShardResult, StepOutcome
-from trainer.tracking import meter
+from trainer.tracking import meter as meter_module
 from trainer.tracking.meter import Meter
 
 CPU = torch.device("cpu")
 
 
-def made(loss_sum: float, correct: int, samples: int, weight: float = 1.0, skipped: float = 0.0) -> StepOutcome:
-    """One shard, whose first samples are predicted right."""
+def outcome(loss_sum: float, correct: int, samples: int, weight: float = 1.0, skipped: float = 0.0) -> StepOutcome:
+    """Returns the outcome of a step with one shard, whose first `correct` samples are predicted correctly."""
     labels = torch.zeros(samples, dtype=torch.int64)
     logits = torch.stack([(torch.arange(samples) < correct).float(), torch.full((samples,), 0.5)], dim=1)
     return StepOutcome([ShardResult(torch.tensor(loss_sum), logits, labels, weight)], torch.tensor(skipped))
 
 
-def new(add_ranks: Callable[[Tensor], Tensor] = lambda sums: sums) -> Meter:
-    return Meter([0.0] * 3, add_ranks, CPU)
+def new_meter(sum_over_ranks: Callable[[Tensor], Tensor] = lambda sums: sums) -> Meter:
+    return Meter([0.0] * 3, sum_over_ranks, CPU)
 
 
-def test_a_reading_is_the_mean_since_the_last_one() -> None:
-    found = new()
+def test_reading_is_the_mean_since_the_last_reading() -> None:
+    meter = new_meter()
     for _ in range(2):
-        found.add(made(6.0, 1, 2), 2)
-        found.add(made(3.0, 1, 1), 1)
-        line = found.read()
-        assert (line["loss"], line["accuracy"]) == (3.0, pytest.approx(2 / 3))
+        meter.add(outcome(6.0, 1, 2), 2)
+        meter.add(outcome(3.0, 1, 1), 1)
+        metrics = meter.read()
+        assert (metrics["loss"], metrics["accuracy"]) == (3.0, pytest.approx(2 / 3))
 
 
-def test_a_step_that_was_skipped_and_a_shard_without_weight_do_not_count() -> None:
-    found = new()
-    found.add(made(torch.nan, 4, 4, skipped=1.0), 4)
-    found.add(made(8.0, 2, 4), 4)
-    found.add(StepOutcome([made(0.0, 1, 1, weight=0.0).results[0], made(2.0, 0, 1).results[0]], torch.tensor(0.0)), 1)
-    assert found.total() == [10.0, 2.0, 5.0]
-    assert found._outcomes == []
-    assert torch.isnan(made(torch.nan, 5, 5, skipped=1.0).loss_sum())
+def test_skipped_step_and_shard_of_weight_zero_do_not_count() -> None:
+    meter = new_meter()
+    meter.add(outcome(torch.nan, 4, 4, skipped=1.0), 4)
+    meter.add(outcome(8.0, 2, 4), 4)
+    shards = [outcome(0.0, 1, 1, weight=0.0).results[0], outcome(2.0, 0, 1).results[0]]
+    meter.add(StepOutcome(shards, torch.tensor(0.0)), 1)
+    assert meter.window_sums() == [10.0, 2.0, 5.0]
+    assert meter._outcomes == []
+    assert torch.isnan(outcome(torch.nan, 5, 5, skipped=1.0).loss_sum())
 
 
-@pytest.mark.parametrize("logits_at_once", [1, 1 << 18])
-def test_many_steps_add_up_whenever_they_are_counted(monkeypatch: pytest.MonkeyPatch, logits_at_once: int) -> None:
-    monkeypatch.setattr(meter, "_LOGITS_AT_ONCE", logits_at_once)
-    found, losses = new(), torch.rand(100, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("logits_per_group", [1, 1 << 18])
+def test_sums_do_not_depend_on_the_group_size(monkeypatch: pytest.MonkeyPatch, logits_per_group: int) -> None:
+    monkeypatch.setattr(meter_module, "_LOGITS_PER_GROUP", logits_per_group)
+    meter, losses = new_meter(), torch.rand(100, generator=torch.Generator().manual_seed(0))
     for step, loss in enumerate(losses):
-        found.add(made(float(loss), step % 3, 3), 3)
-    loss_sum, correct, samples = found.total()
+        meter.add(outcome(float(loss), step % 3, 3), 3)
+    loss_sum, correct, samples = meter.window_sums()
     assert loss_sum == float((losses.double() * 2**24).round().sum() / 2**24)
     assert (correct, samples) == (sum(step % 3 for step in range(100)), 300)
 
 
-def test_shards_of_one_size_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As virtual ranks that do not divide the batch have them: a dozen operations for each would be dear."""
-    counts: list[int] = []
-    monkeypatch.setattr(meter, "quantize_losses", lambda losses: counts.append(len(losses)) or losses.double())
-    found = new()
+def test_shards_of_equal_size_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual ranks that do not divide the batch have two shard sizes; a dozen operations for each shard are slow."""
+    group_sizes: list[int] = []
+
+    def quantize(losses: Tensor) -> Tensor:
+        group_sizes.append(len(losses))
+        return losses.double()
+
+    monkeypatch.setattr(meter_module, "quantize_losses", quantize)
+    meter = new_meter()
     for _ in range(4):
-        shards = [made(1.0, 1, samples).results[0] for samples in (3, 2, 3, 2)]
-        found.add(StepOutcome(shards, torch.tensor(0.0)), 10)
-    assert found.total() == [16.0, 16.0, 40.0] and counts == [8, 8]
+        shards = [outcome(1.0, 1, samples).results[0] for samples in (3, 2, 3, 2)]
+        meter.add(StepOutcome(shards, torch.tensor(0.0)), 10)
+    assert meter.window_sums() == [16.0, 16.0, 40.0] and group_sizes == [8, 8]
 
 
-def test_nothing_is_kept_of_a_slow_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would lie amid the memory that the next step wants."""
-    outcome = made(1.0, 1, 2)
-    logits = weakref.ref(outcome.results[0].logits)
-    found = new()
-    found.add(outcome, 2)
-    del outcome
+def test_slow_step_frees_its_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that stay alive lie between blocks of memory that the next step needs."""
+    first = outcome(1.0, 1, 2)
+    logits = weakref.ref(first.results[0].logits)
+    meter = new_meter()
+    meter.add(first, 2)
+    del first
     assert logits() is not None
-    monkeypatch.setattr(meter, "_SECONDS_AT_ONCE", 0.0)
-    found.add(made(1.0, 1, 2), 2)
-    assert logits() is None and found.total() == [2.0, 2.0, 4.0]
+    monkeypatch.setattr(meter_module, "_SECONDS_PER_GROUP", 0.0)
+    meter.add(outcome(1.0, 1, 2), 2)
+    assert logits() is None and meter.window_sums() == [2.0, 2.0, 4.0]
 
 
-def test_uneven_ranks_weigh_by_samples_not_by_rank() -> None:
-    other = torch.tensor([100.0, 0.0, 1.0], dtype=torch.float64)  # the other rank's sums, of one sample
-    found = new(lambda sums: sums + other)
-    found.add(made(3.0, 3, 3), 4)
-    assert found.read()["loss"] == 103 / 4
+def test_mean_over_uneven_ranks_weights_samples() -> None:
+    other_rank = torch.tensor([100.0, 0.0, 1.0], dtype=torch.float64)  # sums of one sample
+    meter = new_meter(lambda sums: sums + other_rank)
+    meter.add(outcome(3.0, 3, 3), 4)
+    assert meter.read()["loss"] == 103 / 4
 
 
-def test_it_goes_on_where_a_checkpoint_left_it() -> None:
-    unbroken = new()
-    unbroken.add(made(1.5, 1, 2), 2)
-    continued = Meter(unbroken.total(), lambda sums: sums, CPU)
-    for each in (unbroken, continued):
-        each.add(made(0.5, 0, 2), 2)
-    assert continued.read()["loss"] == unbroken.read()["loss"] == 0.5
+def test_meter_continues_from_sums_of_a_checkpoint() -> None:
+    uninterrupted = new_meter()
+    uninterrupted.add(outcome(1.5, 1, 2), 2)
+    resumed = Meter(uninterrupted.window_sums(), lambda sums: sums, CPU)
+    for meter in (uninterrupted, resumed):
+        meter.add(outcome(0.5, 0, 2), 2)
+    assert resumed.read()["loss"] == uninterrupted.read()["loss"] == 0.5
 
 
-def test_a_pause_is_not_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_is_not_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 0.0
     monkeypatch.setattr("trainer.tracking.meter.time.perf_counter", lambda: seconds)
-    found = new()
+    meter = new_meter()
     seconds = 10.0
-    found.start()
-    with found.paused():
+    meter.start()
+    with meter.paused():
         seconds = 17.0
     seconds = 18.0
-    found.add(made(0.0, 0, 4), 1000)
-    assert found.read()["samples_per_second"] == found.mean_samples_per_second == 1000.0
+    meter.add(outcome(0.0, 0, 4), 1000)
+    assert meter.read()["samples_per_second"] == meter.mean_samples_per_second == 1000.0

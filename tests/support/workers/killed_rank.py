@@ -1,4 +1,4 @@
-"""trainer/main.py with the network of tiny.py; rank 1 is killed in mid-epoch the first time it is started."""
+"""Runs trainer/main.py with the network of tiny.py; in the first attempt rank 1 is killed in the middle of an epoch."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from trainer.config.plugins import MODELS
 from trainer.data.loader import Samples
 from trainer.step import Step
 
-batch = Step._batch
+prepare_images = Step._prepare_images
 calls: list[int] = []
 
 
-def dies(self: Step, index: int, samples: Samples) -> torch.Tensor:
+def prepare_images_or_die(self: Step, index: int, samples: Samples) -> torch.Tensor:
     calls.append(1)
     if len(calls) == 33 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-    return batch(self, index, samples)
+    return prepare_images(self, index, samples)
 
 
 MODELS["lenet"] = "support.workers.tiny:tiny"
-Step._batch = dies  # type: ignore[method-assign]
+Step._prepare_images = prepare_images_or_die  # type: ignore[method-assign]
 sys.exit(main.main())

@@ -1,0 +1,59 @@
+"""The torchrun command of each node, and the network that the nodes share."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+import launch.signals
+from launch.slurm import node
+
+Commands = list[tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Records the commands and environments that a node would run."""
+    recorded: Commands = []
+
+    class Recorder:
+        def run(self, argv: Sequence[str], environment: Mapping[str, str]) -> int:
+            recorded.append((list(argv), dict(environment)))
+            return 0
+
+    monkeypatch.setattr(launch.signals, "SignalForwarder", Recorder)
+    return recorded
+
+
+def start_node(nodes: int, ranks: int, second: str | None = None) -> None:
+    options = {"nodes": nodes, "ranks": ranks, "endpoint": "127.0.0.1:20000", "second": second, "id": "12_3"}
+    assert node.main(argparse.Namespace(config=["digits"], **options), ["optim.lr=1"]) == 0
+
+
+def test_single_rank_starts_without_torchrun(commands: Commands) -> None:
+    start_node(1, 1)
+    argv, _ = commands[0]
+    assert "torch.distributed.run" not in argv and argv[-3:] == ["--config", "digits", "optim.lr=1"]
+
+
+def test_single_node_starts_standalone_torchrun(commands: Commands) -> None:
+    start_node(1, 4)
+    argv, _ = commands[0]
+    assert "--nproc-per-node=4" in argv and "--standalone" in argv and "--rdzv-id=12_3" not in argv
+
+
+@pytest.mark.parametrize(("node_id", "is_host"), [("0", True), ("1", False)])
+def test_several_nodes_meet_on_the_first_one(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, node_id: str, is_host: bool
+) -> None:
+    monkeypatch.setenv("SLURM_NODEID", node_id)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    start_node(2, 4, second="127.0.0.1")
+    argv, environment = commands[0]
+    assert {"--nnodes=2", "--rdzv-endpoint=127.0.0.1:20000", "--rdzv-id=12_3", "--local-addr=127.0.0.1"} <= set(argv)
+    assert f"--rdzv-conf=is_host={is_host}" in argv
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo" and environment["NCCL_SOCKET_IFNAME"] == "ib0"
+
+
+def test_interface_of_an_unknown_address_sets_no_variable() -> None:
+    assert node.interface_variables("203.0.113.1") == {}

@@ -1,0 +1,125 @@
+"""The report page of one run shows what the run's files contain and needs no other files."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.html_page import HtmlPage
+
+from trainer.errors import FolderError
+from trainer.report import html
+from trainer.report.html import write_report
+
+
+def report_of(folder: Path) -> HtmlPage:
+    """Writes and parses the report of a run folder."""
+    write_report([folder], folder / "report.html")
+    return HtmlPage((folder / "report.html").read_text())
+
+
+def test_report_shows_results_settings_and_environment(finished: Path) -> None:
+    text = HtmlPage((finished / "report.html").read_text()).text
+    summary = json.loads((finished / "summary.json").read_text())
+    assert "a <b>&c finished" in text and f"test accuracy {summary['test']['accuracy']:.2%}" in text
+    for row, counts in zip(summary["test"]["classes"], summary["test"]["confusion"], strict=True):
+        assert f"{row['name']} {row['precision']:.1%} {row['recall']:.1%} {row['f1']:.1%} {row['support']}" in text
+        assert f"{row['name']} {' '.join(map(str, counts))}" in text
+    assert "model.name lenet resnet18" in text and "train.epochs 4 " in text  # value, default
+    assert "restarts 0" in text and "--config digits" in text and torch.__version__.partition("+")[0] in text
+    assert "with test-time augmentation" not in text
+
+
+def test_report_needs_no_other_files(finished: Path) -> None:
+    content = (finished / "report.html").read_text()
+    page = HtmlPage(content)
+    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"<script|<link|@import|url\(|https?://", content)
+
+
+def test_report_has_all_sections_with_content_and_no_others(finished: Path) -> None:
+    titles = re.findall("<h2>(.*?)</h2>", (finished / "report.html").read_text())
+    assert titles == [
+        "Curves",
+        "Classes",
+        "Most confident mistakes",
+        "Samples of each class",
+        "Settings that differ from the defaults",
+        "Environment",
+        "How to repeat this run",
+    ]  # log.figures=false: no first batch, no feature maps
+
+
+def test_report_of_run_without_metrics(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    shutil.copy(finished / "config.yaml", folder)
+    assert "no accuracy yet" in report_of(folder).text
+
+
+def test_report_of_running_run_ignores_cut_off_row(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "running"
+    folder.mkdir()
+    shutil.copy(finished / "config.yaml", folder)
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:20]]))
+    (folder / "status.json").write_text('{"state": "running", "step": 40, "reason": ""}')
+    assert "a <b>&c running" in report_of(folder).text
+
+
+def test_report_of_other_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FolderError, match=r"has no config\.yaml"):
+        write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_report_shows_tta_accuracy_and_stop_reason(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    row = {"split": "test", "step": 9, "epoch": 4.0, "loss": 1.0, "accuracy": 0.5, "tta_accuracy": 0.625}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "status.json").write_text('{"state": "stopped", "step": 9, "reason": "SIGTERM"}')
+    text = report_of(folder).text
+    assert "with test-time augmentation 62.50%" in text and "lenet on digits - SIGTERM" in text
+
+
+def test_gallery_captions_wrong_predictions_with_true_class(finished: Path) -> None:
+    content = (finished / "report.html").read_text()
+    mistakes, samples = content.split("<h2>Samples of each class</h2>")
+    assert '<figure class="wrong">' in mistakes and '<figure class="right">' not in mistakes
+    assert re.search(r"<b>\w+ \d+%</b><br>true: \w+", mistakes) and '<figure class="right">' in samples
+
+
+@pytest.mark.parametrize(("backend", "option"), [("nccl", "--gpus-per-node"), ("gloo", "--ntasks-per-node")])
+def test_command_to_repeat_run_on_several_hosts_submits_job(
+    backend: str, option: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    environment = json.loads((finished / "environment.json").read_text())
+    environment |= {"world_size": 4, "hosts": ["a", "b"], "backend": backend}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    config_file = tmp_path / "x" / "config.yaml"
+    assert f"samecurve submit --nodes 2 {option} 2 --config {config_file}" in report_of(folder).text
+
+
+def test_command_to_repeat_run_on_one_host_trains(finished: Path) -> None:
+    text = HtmlPage((finished / "report.html").read_text()).text
+    assert f"samecurve train --ranks 1 --config '{finished / 'config.yaml'}' 'run.name=a <b>&c-again'" in text
+
+
+def test_confusion_of_many_classes_lists_most_frequent_mistakes() -> None:
+    names = [f"c{index}" for index in range(40)]
+    confusion = [[10 * (i == j) for j in range(40)] for i in range(40)]
+    assert "no mistakes" in html._most_confused_pairs(names, confusion)
+    confusion[3][5], confusion[7][1] = 7, 9
+    text = HtmlPage(html._most_confused_pairs(names, confusion)).text
+    assert text.endswith("true class predicted class images c7 c1 9 c3 c5 7")
+
+
+def test_evaluation_with_many_classes_has_no_matrix(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    classes = [{"name": f"c{i}", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1} for i in range(31)]
+    confusion = [[int(i == j) for j in range(31)] for i in range(31)]
+    (folder / "evaluation.json").write_text(json.dumps({"step": 1, "classes": classes, "confusion": confusion}))
+    text = report_of(folder).text
+    assert "Most frequent mistakes no mistakes" in text and "Confusion matrix" not in text

@@ -1,0 +1,264 @@
+"""One session of a run, which is one start of it: builds the training loop and records how the session ends."""
+
+import contextlib
+import json
+
+from accelerate.utils import set_seed
+
+from trainer.build import build_components
+from trainer.config.load import flatten
+from trainer.config.schema import RunConfig
+from trainer.config.validate import check_ranks
+from trainer.distributed.world import World
+from trainer.errors import FolderError, PeerError
+from trainer.loop import Trainer
+from trainer.nonfinite import SkippedSteps
+from trainer.report.writer import NullReportWriter, build_report_writer
+from trainer.run.checkpoint import Progress
+from trainer.run.checkpoint_writer import BackgroundCheckpointWriter, CheckpointWriter, NullCheckpointWriter
+from trainer.run.files import disk_errors_as_user_errors
+from trainer.run.folder import RunFolder
+from trainer.run.rank_log import RankLog
+from trainer.run.record import RunRecord
+from trainer.run.resume import load_checkpoint_to_resume
+from trainer.run.sessions import append_session, describe_environment
+from trainer.run.stop import StepTimes, StopCheck, StopSignals, find_deadline
+from trainer.run.watchdog import NullWatchdog, build_watchdog
+from trainer.summary import build_summary, write_final_weights
+from trainer.tracking.console import Console, NullConsole
+from trainer.tracking.jsonl import JsonLines
+from trainer.tracking.logger import MetricLogger
+from trainer.tracking.profiler import build_profiler
+from trainer.tracking.trackers import build_trackers, wandb_run_id
+
+# Paths may differ between machines; all other settings must be the same on all ranks.
+_MACHINE_SETTINGS = {"data.root", "data.cache_dir", "run.root"}
+
+
+def train(config: RunConfig, world: World, signals: StopSignals) -> str:
+    """Trains until the run ends or is stopped. If it is finished already, prints its result.
+
+    Returns why the run stopped early, or "" if it finished. Raises UserError for errors that the user can fix, and
+    PeerError if another rank has died.
+    """
+    settings = {name: value for name, value in flatten(config).items() if name not in _MACHINE_SETTINGS}
+    world.check_equal("settings", json.dumps(settings))
+    world.check_equal("precision (train.precision=auto depends on the machine)", world.precision)
+    check_ranks(config, world.size)
+    folder = RunFolder(config.folder)
+    rank_log = RankLog(folder.path, world.rank)
+    watchdog = build_watchdog(
+        world.rank, world.size, world.attempt_id, config.train.hang_timeout_seconds, folder, rank_log.write
+    )
+    watchdog.start()
+    try:
+        world.broadcast_from_rank0(lambda: folder.acquire(config))
+        session = Session(config, world, folder, signals, watchdog, rank_log)
+        if session.is_finished():
+            session.print_result()
+            return ""
+        with signals.stop_at_step_end(), rank_log:
+            return session.run()
+    except RuntimeError as error:  # a rank died before Session.run(), which handles this itself
+        if lost_peer := watchdog.peer_lost(error):
+            raise PeerError(lost_peer) from error
+        raise
+    finally:
+        watchdog.close()
+        folder.release()
+
+
+class Session:
+    """Builds and owns the objects of one session. Every rank makes the same calls; only rank 0 writes files."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        folder: RunFolder,
+        signals: StopSignals,
+        watchdog: NullWatchdog,
+        rank_log: RankLog,
+    ) -> None:
+        self.config, self.world, self.folder = config, world, folder
+        self.watchdog, self.rank_log = watchdog, rank_log
+        self.console = Console(rank_log.write) if world.is_rank0 else NullConsole()
+        log = self.console.log
+        set_seed(config.run.seed)
+        checkpoint = load_checkpoint_to_resume(config, folder, world, log)
+        self.progress = checkpoint.progress if checkpoint is not None else Progress(precision=world.precision)
+        self.components = build_components(config, world, checkpoint, watchdog, log)
+        self.metric_logger = MetricLogger(config, self.components, self.progress, self.console)
+        self.checkpoint_writer: CheckpointWriter = NullCheckpointWriter()
+        self.report_writer = NullReportWriter()
+        if world.is_rank0:
+            self.checkpoint_writer = BackgroundCheckpointWriter(
+                folder, config.checkpoint.keep, self.progress, self.metric_logger.flush, log
+            )
+            self.report_writer = build_report_writer(folder, config, self.components, self.metric_logger, log)
+        self.trainer = self._build_trainer(signals)
+
+    def _build_trainer(self, signals: StopSignals) -> Trainer:
+        world, config = self.world, self.config
+        skipped_steps, step_times = SkippedSteps(world.device), StepTimes()
+        self.stop_check = StopCheck(
+            signals,
+            folder=self.folder.path if world.is_rank0 else None,
+            deadline=find_deadline(config.train.time_limit_seconds, signals.since) if world.is_rank0 else None,
+            step_times=step_times,
+            world_size=world.size,
+            all_reduce_max=world.all_reduce_max,
+            lag_steps=skipped_steps.lag_steps,
+        )
+        return Trainer(
+            config,
+            world,
+            self.components,
+            self.progress,
+            console=self.console,
+            metric_logger=self.metric_logger,
+            checkpoint_writer=self.checkpoint_writer,
+            report_writer=self.report_writer,
+            watchdog=self.watchdog,
+            skipped_steps=skipped_steps,
+            step_times=step_times,
+            stop_check=self.stop_check,
+        )
+
+    def is_finished(self) -> bool:
+        """Returns whether all steps are done and the summary is written."""
+        if self.progress.step < self.components.durations.total_steps:
+            return False
+        summary = self.world.broadcast_from_rank0(lambda: RunRecord(self.folder.path).summary)
+        return bool(summary.get("steps") == self.progress.step)
+
+    def print_result(self) -> None:
+        """Prints the result of a finished run again."""
+        self.console.log(
+            f"run {self.folder.path} is finished ({self.progress.step:,} steps); nothing was trained. "
+            "To train again, choose another run.name; to train longer, raise train.epochs"
+        )
+        self.console.log_summary(RunRecord(self.folder.path).summary, self.folder.path)
+
+    def run(self) -> str:
+        """Trains. Returns why the run stopped early, or "". Writes an error that ends it to status.json."""
+        try:
+            self._open()
+            reason = self.trainer.run()
+            if reason:
+                self._stop(reason)
+            else:
+                self._finish()
+            return reason
+        except BaseException as error:
+            lost_peer = self.watchdog.peer_lost(error)
+            try:
+                # Rank 0 records a failure. If it has died without that, the ranks that are left do.
+                if self.world.is_rank0 or (lost_peer.startswith("rank 0") and not self._is_failure_recorded()):
+                    self._record_failure(lost_peer or f"{type(error).__name__}: {error}")
+            finally:
+                with contextlib.suppress(FolderError):  # printed already
+                    self._close(failed=True)
+            if lost_peer:
+                message = f"{lost_peer}; run the same command again to continue from the last checkpoint"
+                raise PeerError(message) from error
+            raise
+
+    def _open(self) -> None:
+        """Writes the first files to the run folder, which train() has locked, and opens the trackers."""
+        folder, config, world, step = self.folder, self.config, self.world, self.progress.step
+        total_steps, devices = self.components.durations.total_steps, world.describe()
+
+        def open_folder() -> None:
+            with disk_errors_as_user_errors(f"the run in {folder.path}"):
+                folder.write_settings(config, describe_environment() | devices)
+                append_session(folder, step, total_steps, world.size)
+                folder.write_status("running", step)
+                # An evaluation after the checkpoint is done again, and logged once.
+                self.metric_logger.logged_splits = folder.remove_rows_after(step)
+                self.progress.wandb_run_id = wandb_run_id(config, folder, self.progress.wandb_run_id)
+            log, run_id = self.console.log, self.progress.wandb_run_id
+            self.metric_logger.bad_steps_file = JsonLines(folder.bad_steps, log)
+            self.metric_logger.trackers = build_trackers(config, folder, step, run_id, log)
+
+        world.broadcast_from_rank0(open_folder)
+        self.rank_log.on_start(step, world.size, f"{devices['device']} ({world.device})")
+        self.metric_logger.on_start(world)
+        self.trainer.profiler = build_profiler(
+            config.train,
+            total_steps,
+            folder,
+            world.rank,
+            world.device,
+            self.trainer.meter.paused,
+            self.console.log if world.is_rank0 else self.rank_log.write,
+            self.metric_logger.log_profile if world.is_rank0 else None,
+        )
+        self.watchdog.heartbeat(step, "waiting for data")
+
+    def _stop(self, reason: str) -> None:
+        """Saves a checkpoint and sets the status to `stopped`."""
+        self.trainer.save_checkpoint()
+        self.trainer.wait_for_checkpoint()
+
+        def write_status() -> None:
+            with disk_errors_as_user_errors(f"status.json in {self.folder.path}"):
+                self.folder.write_status("stopped", self.progress.step, reason)
+                self.stop_check.remove_stop_file()
+            self.report_writer.on_stop()
+
+        self.world.broadcast_from_rank0(write_status)
+        self.world.raise_together(self._close)  # all ranks raise: the launcher kills the rest as soon as one exits
+        self.console.log(
+            f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint in {self.folder.path}; "
+            "run the same command again to continue"
+        )
+
+    def _finish(self) -> None:
+        """Writes the final weights and the summary, and prints the result."""
+        progress, folder = self.progress, self.folder
+        self.trainer.wait_for_checkpoint()
+        self.watchdog.heartbeat(progress.step, "result")
+        samples_per_second = self.trainer.meter.mean_samples_per_second or progress.last_line["samples_per_second"]
+        steps_per_epoch = self.components.durations.steps_per_epoch
+        summary = build_summary(progress, steps_per_epoch, self.world.size, samples_per_second, self.trainer.results)
+
+        def write_result() -> None:
+            with disk_errors_as_user_errors(f"the result in {folder.path}"):
+                folder.write_file("model.safetensors", lambda path: write_final_weights(path, self.components))
+                folder.write_json("summary.json", summary)
+                folder.write_status("finished", progress.step)
+                self.stop_check.remove_stop_file()
+            self.report_writer.write()
+            self.metric_logger.log_summary(summary, folder.path / "model.safetensors")
+
+        self.world.broadcast_from_rank0(write_result)
+        self.world.raise_together(self._close)
+        self.console.log_summary(summary, folder.path)
+
+    def _is_failure_recorded(self) -> bool:
+        """Returns whether status.json says already that the run failed."""
+        try:
+            return RunRecord(self.folder.path).status.get("state") == "failed"
+        except FolderError:
+            return False
+
+    def _record_failure(self, reason: str) -> None:
+        """Writes the reason to status.json, the trackers and the report. If that fails, logs it."""
+        self.checkpoint_writer.wait()  # let a checkpoint that is being written finish
+        try:
+            self.folder.write_status("failed", self.progress.step, reason)
+        except OSError as error:
+            self.console.log(f"status.json cannot be written ({error.strerror})")
+        try:
+            self.metric_logger.alert("failed", reason)
+        finally:
+            self.report_writer.on_failure()
+
+    def _close(self, failed: bool = False) -> None:
+        """Closes the watchdog, trackers, profiler and console, even if one of them raises."""
+        self.watchdog.close()
+        with contextlib.ExitStack() as exit_stack:  # closes in reverse order
+            exit_stack.callback(self.console.close)
+            exit_stack.callback(self.trainer.profiler.close, failed)
+            exit_stack.callback(self.metric_logger.close, failed)
