@@ -202,8 +202,9 @@ def test_finished_run_is_printed_and_not_trained_again(tmp_path: Path, capfd: py
     assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_best_checkpoint_is_chosen_by_validation_accuracy(tmp_path: Path) -> None:
-    assert run("data.validation_fraction=0.2", "train.max_steps=54", "checkpoint.keep=1", "optim.lr=0.3") == 0
+def test_step_of_the_highest_validation_accuracy_is_saved_and_kept(tmp_path: Path) -> None:
+    settings = ["data.validation_fraction=0.2", "train.max_steps=54", "optim.lr=0.5"]
+    assert run(*settings, "checkpoint.keep=1", "checkpoint.every_epochs=0") == 0  # saves the best and the last alone
     folder = tmp_path / "runs" / "digits"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validation_rows = [(row["accuracy"], -row["step"]) for row in rows if row["split"] == "validation"]
@@ -211,6 +212,7 @@ def test_best_checkpoint_is_chosen_by_validation_accuracy(tmp_path: Path) -> Non
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["best"] == {"step": -step, "accuracy": accuracy, "split": "validation"}
     assert summary["validation"]["num_samples"] == pytest.approx(0.2 * 1433, abs=5)
+    assert -step < 54  # or the last checkpoint is the best one
     assert (folder / "checkpoints" / f"step-{-step:08}").is_dir()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.processes import ACCELERATE, MAIN, REPOSITORY, SMALL, CommandResult, free_port, torchrun
+from support.processes import ACCELERATE, MAIN, REPOSITORY, SMALL, CommandResult, Ranks, free_port, torchrun
 
 MULTI_CPU = ["--config_file", str(REPOSITORY / "launch" / "accelerate" / "multi_cpu.yaml")]
 # Neither 2 nor 3 ranks divide 53. The last batch of an epoch has 2 samples, so one of 3 ranks has none. At a higher
@@ -51,3 +51,12 @@ def test_training_curve_is_the_same_on_any_number_of_ranks(launch: Callable[...,
         assert summary["test"]["loss"] == pytest.approx(expected_summary["test"]["loss"], rel=1e-3)
         for key, tensor in load_file(f"runs/{name}/model.safetensors").items():
             torch.testing.assert_close(tensor, expected_weights[key], rtol=1e-2, atol=1e-3)
+
+
+def test_paths_may_differ_between_machines_and_other_settings_may_not(ranks: Ranks) -> None:
+    Path("paths.yaml").write_text("data: {root: '${oc.env:RANK}'}")
+    Path("names.yaml").write_text("run: {name: 'rank-${oc.env:RANK}'}")
+    settings = [*SMALL, "train.max_steps=2", "run.root=runs"]
+    ranks.run(2, *settings, "--config", "paths.yaml", "run.name=paths")
+    output = ranks.run(2, *settings, "--config", "names.yaml", code=2)
+    assert "rank 1 differs from rank 0 in its settings" in output
