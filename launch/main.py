@@ -82,11 +82,19 @@ def _run_command(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return 2
-    from trainer.errors import ConfigError, UserError
+    from trainer.errors import ConfigError, UserError, suggest_choice
 
+    if words[0] not in COMMANDS and not words[0].startswith("-"):
+        visible = [name for name, command in COMMANDS.items() if command.help]
+        print(f"samecurve: no command '{words[0]}'; {suggest_choice(words[0], visible)}", file=sys.stderr)
+        return 2
     arguments, overrides = parser.parse_known_args(words)
     command = COMMANDS[arguments.command]
     try:
+        if command.takes_settings and overrides:
+            from trainer.config.load import as_overrides  # lazy import: 0.1 s
+
+            overrides = as_overrides(overrides)
         for word in overrides:
             advice = f"samecurve {arguments.command} --help lists the options"
             if not command.takes_settings:
@@ -125,6 +133,8 @@ def build_parser(called: str) -> argparse.ArgumentParser:
             continue
         if command.takes_settings:
             subparser.usage = f"samecurve {name} [options] [section.key=value]..."
+            subparser.epilog = _settings_help(name)
+            subparser.formatter_class = argparse.RawDescriptionHelpFormatter
             subparser.add_argument(
                 "--config",
                 action="append",
@@ -134,6 +144,15 @@ def build_parser(called: str) -> argparse.ArgumentParser:
             )
         importlib.import_module(command.module).add_arguments(subparser)
     return parser
+
+
+def _settings_help(command: str) -> str:
+    """Returns the list of all settings for `train`, and for other commands where that list is."""
+    if command != "train":
+        return "samecurve train --help lists all settings"
+    from trainer.config.load import help_text  # lazy import: 0.1 s
+
+    return "settings and their defaults:\n" + help_text()
 
 
 if __name__ == "__main__":

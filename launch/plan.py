@@ -27,9 +27,14 @@ class LaunchPlan:
     """warnings, one line each"""
 
     @property
+    def assignments(self) -> dict[str, str]:
+        """Returns the variables of the plan by name."""
+        return {variable.name: variable.value for variable in self.variables}
+
+    @property
     def environment(self) -> dict[str, str]:
         """Returns the environment of this process with the variables of the plan added."""
-        return os.environ | {variable.name: variable.value for variable in self.variables}
+        return os.environ | self.assignments
 
     @property
     def command(self) -> str:

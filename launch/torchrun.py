@@ -9,12 +9,16 @@ from launch.forecast import RankLayout
 from launch.hardware import Machine
 from launch.plan import EnvironmentVariable, LaunchPlan
 from trainer.config.schema import RunConfig
+from trainer.distributed.environment import without_launchers
 from trainer.errors import WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 
 # Long enough to finish a step and save a checkpoint; torchrun's default of 30 s would lose them.
 SHUTDOWN_TIMEOUT_SECONDS = 600
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+# On one machine the ranks meet on its loopback address. With --standalone, torchrun would look up the machine's own
+# name and the name localhost, which need not be known.
+ONE_MACHINE_OPTIONS = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
 _CONTINUE_ADVICE = "Run the same command again to continue from the last checkpoint"
 
 
@@ -57,13 +61,17 @@ def plan_ranks(
     variables: list[EnvironmentVariable] = []
     argv = [machine.python, *script]
     if ranks > 1 or max_restarts:
-        argv = [machine.python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        argv += [f"--max-restarts={max_restarts}", *script]
+        argv = torchrun_command(machine.python, ranks, f"--max-restarts={max_restarts}", *script)
         variables = [threads_variable(config, machine.cores, ranks), *torchrun_variables()]
     notes = []
     if layout.device == "cpu" and ranks > machine.cores:
         notes.append(f"{ranks} ranks share {machine.cores} cores; they will be slower than {machine.cores} ranks")
     return LaunchPlan(title, tuple(argv), tuple(variables), notes=tuple(notes))
+
+
+def torchrun_command(python: str, ranks: int, *arguments: str) -> list[str]:
+    """Returns the command that starts the ranks of one machine. arguments: torchrun's options, then the script."""
+    return [python, "-m", "torch.distributed.run", *ONE_MACHINE_OPTIONS, f"--nproc-per-node={ranks}", *arguments]
 
 
 def threads_variable(config: RunConfig, cores: int, ranks: int) -> EnvironmentVariable:
@@ -92,18 +100,21 @@ def torchrun_variables() -> list[EnvironmentVariable]:
 def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADVICE) -> int:
     """Runs a plan and returns its exit code. A plan without torchrun replaces this process and does not return.
 
+    The ranks get the environment of this process without variables of other launchers, which the shell may hold.
+
     folder: the run folder, for the message of a failure.
     failure_advice: the last sentence of that message.
     """
+    environment = without_launchers(os.environ) | plan.assignments
     if "torch.distributed.run" not in plan.argv:
         sys.stdout.flush()
-        os.execve(plan.argv[0], plan.argv, plan.environment)
+        os.execve(plan.argv[0], plan.argv, environment)
     from launch.signals import SignalForwarder  # lazy import: psutil
 
     with tempfile.TemporaryDirectory(prefix="samecurve-") as temporary_folder:
         outcome_path = Path(temporary_folder) / "outcome.json"
         forwarder = SignalForwarder()
-        torchrun_code = forwarder.run(plan.argv, plan.environment | {OUTCOME_VARIABLE: str(outcome_path)})
+        torchrun_code = forwarder.run(plan.argv, environment | {OUTCOME_VARIABLE: str(outcome_path)})
         return _report_exit(torchrun_code, read_outcome(outcome_path), folder, failure_advice)
 
 

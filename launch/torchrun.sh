@@ -26,7 +26,8 @@ if [ -n "${HEAD:-}" ]; then
     # waits for a minute, then both end. Without sharing, the ranks of each rendezvous round get their own store.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 else
-    rendezvous=(--standalone)
+    # With --standalone, torchrun would look up the machine's own name, which need not be known.
+    rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1)
 fi
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}

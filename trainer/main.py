@@ -15,7 +15,7 @@ _HERE = Path(__file__).resolve().parent
 if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:  # run as a script, Python puts trainer/ itself there
     sys.path[0] = str(_HERE.parent)
 
-from trainer.config.load import find_config_file, help_text, load_config, to_yaml
+from trainer.config.load import as_overrides, find_config_file, help_text, load_config, to_yaml
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import read_environment
 from trainer.errors import ConfigError, PeerError, UserError
@@ -35,12 +35,16 @@ _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks the settings before anything heavy is imported, then trains. Returns the exit code."""
-    env = read_environment()
+    try:
+        env = read_environment()
+    except UserError as error:
+        return report_user_error(error, is_reporter=True)
     if would_repeat_failure(env.rank):
         return 2
     try:
-        arguments, overrides = _parser().parse_known_args(argv)
-        config = load_config([find_config_file(name) for name in arguments.config or ["cifar10"]], overrides)
+        arguments, words = _parser().parse_known_args(argv)
+        files = [find_config_file(name) for name in arguments.config or ["cifar10"]]
+        config = load_config(files, as_overrides(words))
         if arguments.print_config:
             if env.rank == 0:
                 print(to_yaml(config), end="")

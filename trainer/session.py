@@ -31,8 +31,8 @@ from trainer.tracking.logger import MetricLogger
 from trainer.tracking.profiler import build_profiler
 from trainer.tracking.trackers import build_trackers, wandb_run_id
 
-# Paths may differ between machines; all other settings must be the same on all ranks.
-_MACHINE_SETTINGS = {"data.root", "data.cache_dir", "run.root"}
+# Paths and W&B's variables may differ between machines; all other settings must be the same on all ranks.
+_MACHINE_SETTINGS = {"data.root", "data.cache_dir", "run.root", "log.project"}
 
 
 def train(config: RunConfig, world: World, signals: StopSignals) -> str:

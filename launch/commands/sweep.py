@@ -151,6 +151,8 @@ def _run_here(arguments: argparse.Namespace, overrides: list[str], points: list[
     from launch.signals import SignalForwarder  # lazy import: psutil
 
     forwarder = SignalForwarder()
+    own_ids = ("WANDB_RUN_ID", "WANDB_NAME", "WANDB_SWEEP_ID")  # each run of the sweep is a W&B run of its own
+    environment = {name: value for name, value in os.environ.items() if name not in own_ids}
     command = [machine.python, machine.launcher, "train", *config_arguments(arguments.config)]
     command += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
     for number, point in enumerate(points, start=1):
@@ -158,7 +160,7 @@ def _run_here(arguments: argparse.Namespace, overrides: list[str], points: list[
         print(f"run {number} of {len(points)}: {point.name}{' is finished' if is_finished else ''}", flush=True)
         if is_finished:
             continue
-        code = forwarder.run([*command, *overrides, *point.settings], os.environ)
+        code = forwarder.run([*command, *overrides, *point.settings], environment)
         if forwarder.received or code == STOPPED:
             print(f"the sweep was stopped at run {point.name}; run the same command again to continue", file=sys.stderr)
             return STOPPED

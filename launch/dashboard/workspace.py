@@ -13,7 +13,7 @@ from launch.dashboard.saved_urls import SavedUrls
 from trainer.errors import DashboardError
 from trainer.run.record import RunRecord
 from trainer.tracking.wandb_media import PanelKind, panel_kind
-from trainer.tracking.wandb_mode import decide_mode
+from trainer.tracking.wandb_mode import decide_mode, prepare_variables, resolve_mode
 
 KINDS = ("workspace", "report")
 # Attributes that a saved view takes from a new view; all others, such as its id, stay.
@@ -39,7 +39,10 @@ class Dashboard:
         """
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", str(_REQUEST_TIMEOUT_SECONDS))  # wandb reads it at import
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        mode, problem = decide_mode("auto")
+        requested_mode = resolve_mode("auto")
+        mode, problem = "off", "WANDB_MODE or WANDB_DISABLED forbids it"
+        if requested_mode != "off":
+            mode, problem = decide_mode(requested_mode, prepare_variables(requested_mode))
         if mode != "online":
             raise DashboardError(f"a dashboard needs W&B's server, which cannot be used now: {problem}")
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.hardware import INSTALL_ROOT, Machine, this_machine
-from trainer.errors import ConfigError, WorldError
+from trainer.errors import ConfigError, UserError, WorldError
 
 if TYPE_CHECKING:  # the servers on the nodes start from this file too, and need none of these
     from launch.doctor.examination import Examination
@@ -26,7 +26,6 @@ _MAIN_SCRIPT = str(INSTALL_ROOT / "launch" / "main.py")
 _FACTS_SHARE = 0.5  # of the time limit
 _REACH_SECONDS, _END_SECONDS = 15.0, 4.0
 _MIN_SECONDS = 5.0
-_WANDB_SERVER = "https://api.wandb.ai"
 _NODE_FROM_SRUN = -1
 
 
@@ -149,7 +148,19 @@ def _server_command(machine: Machine, node: int) -> tuple[str, ...]:
 def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Target) -> dict[str, Any]:
     """Returns what the run needs. Paths are absolute, as a node's server may start in another folder."""
     from trainer.config.validate import check_ranks
+    from trainer.distributed.environment import read_environment
+    from trainer.tracking.wandb_mode import resolve_mode
 
+    wandb_mode, wandb_problem = "off", ""
+    try:
+        wandb_mode = resolve_mode(config.log.wandb)
+    except UserError as error:
+        wandb_problem = str(error)
+    try:
+        read_environment()
+        launcher_problem = ""
+    except WorldError as error:
+        launcher_problem = str(error)
     try:
         check_ranks(config, len(target.names) * target.ranks_per_node)
         settings_problem = ""
@@ -157,7 +168,6 @@ def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Targe
         settings_problem = str(error)
     root = Path(config.run.root).expanduser().absolute()
     data_root = Path(config.data.root).expanduser().absolute()
-    is_online = config.log.wandb in ("auto", "online") and os.environ.get("WANDB_MODE") not in ("offline", "disabled")
     return {
         "head": target.head,
         "seconds": arguments.timeout_seconds,
@@ -168,9 +178,10 @@ def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Targe
         "run_folder": str(root / config.run.name),
         "data": {"name": config.data.name, "root": str(data_root), "download": config.data.download},
         "workers": config.data.workers,
-        "wandb": config.log.wandb,
-        "wandb_server": os.environ.get("WANDB_BASE_URL", _WANDB_SERVER) if is_online else "",
+        "wandb": wandb_mode,
+        "wandb_problem": wandb_problem,
         "settings": settings_problem,
+        "launcher": launcher_problem,
     }
 
 

@@ -42,7 +42,7 @@ def read_rendezvous() -> Rendezvous:
     ranks = environment.local_world_size
     start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {address} {port}"
     return Rendezvous(
-        num_nodes=max(1, environment.announced_world_size // ranks),
+        num_nodes=max(1, environment.world_size // ranks),
         node=environment.rank // ranks,
         ranks_per_node=ranks,
         address=address,

@@ -24,6 +24,7 @@ from launch.slurm.client import Allocation
 from launch.slurm.retry import Decision, JobRecord
 from launch.torchrun import config_arguments, threads_variable, torchrun_variables
 from trainer.config.schema import RunConfig
+from trainer.distributed.environment import without_launchers
 from trainer.errors import FolderError, WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 from trainer.run.folder import RunFolder
@@ -99,7 +100,8 @@ def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecor
         plan = plan_srun(job, addresses, free_port(allocation.job_number))
         print(plan, flush=True)
         outcome_path.unlink(missing_ok=True)
-        environment = plan.environment | {OUTCOME_VARIABLE: str(outcome_path.resolve())}
+        environment = without_launchers(os.environ) | plan.assignments
+        environment[OUTCOME_VARIABLE] = str(outcome_path.resolve())
         code = forwarder.run(plan.argv, client.without_task_variables(environment))
         outcome = read_outcome(outcome_path)
         outcome_path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import os
 import socket
 
 from launch.hardware import this_machine
-from launch.torchrun import config_arguments
+from launch.torchrun import ONE_MACHINE_OPTIONS, config_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return forwarder.run([machine.python, *script], environment)
     argv = [machine.python, "-m", "torch.distributed.run", f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
-        return forwarder.run([*argv, "--standalone", *script], environment)
+        return forwarder.run([*argv, *ONE_MACHINE_OPTIONS, *script], environment)
     is_host = os.environ.get("SLURM_NODEID") == "0"
     # A machine's own name often resolves to loopback, so the first node looks up its route to the second one.
     address = local_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])

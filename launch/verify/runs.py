@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import psutil
 
 from launch.hardware import INSTALL_ROOT
+from launch.torchrun import torchrun_command
 from launch.verify.compare import Difference, compare_runs
 from trainer.config.load import find_config_file, load_config
+from trainer.distributed.environment import without_launchers
 from trainer.errors import UserError
 from trainer.run.record import RunRecord
 
@@ -49,10 +52,10 @@ class RunSpec:
 
     def command(self, name: str, ranks: int) -> list[str]:
         """Returns the command line that starts or resumes the run `name`."""
-        launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        launcher = [sys.executable] if ranks == 1 else torchrun_command(sys.executable, ranks)
         config_options = [word for name_or_path in self.config for word in ("--config", name_or_path)]
         return [
-            sys.executable, *launcher, _MAIN, *config_options, *self.check_settings, *self.overrides,
+            *launcher, _MAIN, *config_options, *self.check_settings, *self.overrides,
             f"run.root={self.root}", f"run.name={name}",
         ]  # fmt: skip
 
@@ -162,7 +165,13 @@ def run_to_end(spec: RunSpec, name: str, ranks: int) -> None:
 def _started(spec: RunSpec, name: str, ranks: int) -> Iterator["subprocess.Popen[bytes]"]:
     """Starts a run's process; at the end kills it and all its descendants, by process id."""
     with (spec.root / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(spec.command(name, ranks), stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            spec.command(name, ranks),
+            env=without_launchers(os.environ),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
         try:
             yield process
         finally:

@@ -127,7 +127,7 @@ def add_parts(project: Path) -> None:
         '    row_counter: bool = setting(False, "count the rows")\n',
     )
     trackers = trainer / "tracking" / "trackers.py"
-    build = "    if config.log.row_counter:\n        trackers.append(RowCounter(folder.path / 'rows'))\n"
+    build = "    if config.log.row_counter:\n        add('rows', lambda: RowCounter(folder.path / 'rows'))\n"
     insert(trackers, "    return trackers\n", build)
     insert(trackers, "from trainer.tracking.tensorboard", "from trainer.tracking.row_counter import RowCounter\n")
 

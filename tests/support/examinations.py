@@ -18,7 +18,9 @@ REQUEST = {
     "data": {"name": "image_folder", "root": "/photos"},
     "workers": 0,
     "wandb": "online",
+    "wandb_problem": "",
     "settings": "",
+    "launcher": "",
 }
 
 
@@ -40,7 +42,8 @@ def node_facts(name: str, **changes: Any) -> dict[str, Any]:
         "disk": {"run folder": space, "temp": space},
         "write_problem": "",
         "data": {"problem": "", "summary": "two classes"},
-        "wandb": {"has_key": True, "problem": "", "host": "api.wandb.ai"},
+        "own_name_problem": "",
+        "wandb": {"has_key": True, "problem": "", "server": "https://wandb.example"},
         "clock": 1000.0,
         "received_at": 1000.0,
     }

@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        script = Path(__file__).with_name("wandb_server_with_views.py")
+        script = Path(__file__).with_name("wandb_server_with_sweeps.py")
         command = [sys.executable, str(script), str(SERVER), str(folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         assert self._process.stdout is not None

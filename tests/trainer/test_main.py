@@ -251,7 +251,7 @@ class TestBadInput:
         self, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert "a CPU has no fp16 training; choose" in self.refused(capfd, "train.precision=fp16")
+        assert "a CPU has no fp16 training; set train.precision" in self.refused(capfd, "train.precision=fp16")
         assert "this machine has no usable GPU" in self.refused(capfd, "train.device=cuda")
         assert not (tmp_path / "runs").exists()
 

@@ -5,6 +5,8 @@ Imports no torch.
 
 import dataclasses
 import difflib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,8 +50,9 @@ def find_config_file(name_or_path: str) -> Path:
 def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     """Returns the defaults, overridden by each YAML file in order, then by each `section.key=value` in order.
 
-    An empty run.name becomes the name of the last file. data.image_size=auto becomes a number, unless it depends on
-    pretrained weights.
+    An empty run.name becomes the name of the last file; in a trial of a W&B sweep it becomes NAME/SWEEP/TRIAL, so that
+    each trial is a run of its own. log.project has WANDB_PROJECT as its default. data.image_size=auto becomes a number,
+    unless it depends on pretrained weights.
 
     Raises ConfigError if a setting is unknown, has the wrong type, is out of range or contradicts another one.
     """
@@ -70,12 +73,47 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
     if not resolved.run.name:
-        name = files[-1].stem if files else "cifar10"
+        name = "/".join([files[-1].stem if files else "cifar10", *_sweep_trial()])
         resolved = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, name=name))
+    project = os.environ.get("WANDB_PROJECT", "").strip()
+    if project and resolved.log.project == settings_by_name()["log.project"].default:
+        resolved = dataclasses.replace(resolved, log=dataclasses.replace(resolved.log, project=project))
     _check_values(resolved)
     if resolved.data.image_size == "auto" and not resolved.model.pretrained:
         resolved = with_image_size(resolved, DEFAULT_IMAGE_SIZE)
     return resolved
+
+
+def _sweep_trial() -> list[str]:
+    """Returns the ids of a W&B sweep and its trial, which the sweep's agent sets; empty outside a sweep."""
+    ids = [os.environ.get(name, "") for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID")]
+    return ids if all(re.fullmatch(r"\w[\w.-]*", text, re.ASCII) for text in ids) else []
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Returns words of the command line as section.key=value, in the forms that the agents of W&B sweeps write.
+
+    These are --section.key=value, --section.key value, --section.key for true, and the forms with + or ++ in place of
+    the hyphens. Other words stay as they are.
+    """
+    names = set(settings_by_name())
+    sections = {name.partition(".")[0] for name in names}
+    overrides: list[str] = []
+    open_name = ""  # a setting whose value may be the next word
+    for word in [*words, "--"]:
+        match = re.fullmatch(r"(?:--|\+\+?)([\w.]+)(=.*)?", word, re.DOTALL)
+        is_setting = bool(match and match[1].partition(".")[0] in sections)
+        if open_name:
+            is_value = not is_setting and not word.startswith("--")
+            overrides.append(f"{open_name}={word if is_value else 'true'}")
+            open_name = ""
+            if is_value:
+                continue
+        if match and is_setting and match[2] is None and match[1] in names:
+            open_name = match[1]
+        else:
+            overrides.append(f"{match[1]}{match[2]}" if match and is_setting and match[2] else word)
+    return overrides[:-1]
 
 
 def with_image_size(config: RunConfig, side: int) -> RunConfig:

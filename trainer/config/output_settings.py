@@ -42,7 +42,7 @@ class LogSettings:
         "W&B mode; auto: online if there is an API key and a network, else offline, with the command for the upload",
         may_change=True,
     )
-    project: str = setting("samecurve", "W&B: project", may_change=True)
+    project: str = setting("samecurve", "W&B: project; the default is WANDB_PROJECT if that is set", may_change=True)
     group: str | None = setting(
         None, "W&B: group of runs; null: the folder part of a run.name such as sweep/a", may_change=True
     )

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate.utils import parse_flag_from_env
 
 from trainer.distributed.environment import RankEnvironment, available_cores
 from trainer.errors import WorldError
@@ -14,14 +13,13 @@ from trainer.errors import WorldError
 _DEVICE_FILES = Path("/dev")
 
 
-def use_gpu(device: str, env: RankEnvironment) -> bool:
+def use_gpu(device: str, env: RankEnvironment, launcher_wants_cpu: bool) -> bool:
     """Returns whether to train on a GPU; prints a line if a GPU stays idle although no setting forbids it.
 
-    device: train.device.
+    device: train.device. launcher_wants_cpu: accelerate launch is set to use the CPU.
     Raises WorldError if the setting, the launcher and the machine contradict each other.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    launcher_wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     if device == "cuda" and launcher_wants_cpu:
         raise WorldError(
             "train.device=cuda, but accelerate launch is set to use the CPU (--cpu, or use_cpu in its config file). "
@@ -60,20 +58,23 @@ def _reason_gpu_is_unusable() -> str:
     return ""
 
 
-def resolve_precision(precision: str, on_gpu: bool) -> str:
+def resolve_precision(precision: str, on_gpu: bool, launcher_precision: str | None) -> str:
     """Returns "fp32", "bf16" or "fp16".
 
-    precision: train.precision.
+    precision: train.precision. launcher_precision: bf16 or fp16 if accelerate launch asks for it; counts for auto.
     Raises WorldError if the device does not support it.
     """
+    source = f"train.precision={precision}"
+    if precision == "auto" and launcher_precision:
+        precision, source = launcher_precision, f"accelerate launch --mixed_precision {launcher_precision}"
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_multiplies_bf16()
     if precision == "auto":
         return "bf16" if has_bf16 else "fp16" if on_gpu else "fp32"
     if precision == "fp16" and not on_gpu:
-        raise WorldError("train.precision=fp16: a CPU has no fp16 training; choose auto, fp32 or bf16")
+        raise WorldError(f"{source}: a CPU has no fp16 training; set train.precision to fp32 or bf16")
     if precision == "bf16" and on_gpu and not has_bf16:
         gpu = torch.cuda.get_device_name()
-        raise WorldError(f"train.precision=bf16: {gpu} does not support it; choose auto, fp32 or fp16")
+        raise WorldError(f"{source}: {gpu} does not support it; set train.precision to fp32 or fp16")
     return precision
 
 

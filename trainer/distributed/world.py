@@ -5,13 +5,12 @@ group: each of them would train the whole run alone, and all would write to the 
 """
 
 import os
-import shlex
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +22,15 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from trainer import memory
 from trainer.config.schema import TrainSettings
+from trainer.distributed.accelerate_options import read_accelerate_options
 from trainer.distributed.device import choose_kernels, resolve_precision, resolve_threads, use_gpu
-from trainer.distributed.environment import RankEnvironment, available_cores, read_environment, store_address
+from trainer.distributed.environment import (
+    RankEnvironment,
+    available_cores,
+    read_environment,
+    remove_other_launchers,
+    store_address,
+)
 from trainer.distributed.rendezvous import agree_on_attempt_id
 from trainer.errors import PeerError, UserError, WorldError
 
@@ -36,12 +42,7 @@ _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for one collective: the other ran
 _CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
 _GROUP_TIMEOUT = _RENDEZVOUS_TIMEOUT if _CAN_SET_TIMEOUT else _COLLECTIVE_TIMEOUT
 _POLL_SECONDS = 0.01
-# Accelerate prefers these variables to its arguments; accelerate launch sets them from a file in the home folder.
-_OVERRIDING_VARIABLES = (
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE",
-    "ACCELERATE_USE_CPU",
-)  # fmt: skip
-_ACCELERATE_CONFIGS = Path(__file__).resolve().parents[2] / "launch" / "accelerate"
+_LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux, macOS
 
 
 class World:
@@ -57,15 +58,20 @@ class World:
         Raises PeerError if the ranks have met but cannot reach each other.
         """
         env = read_environment()
-        on_gpu = use_gpu(train.device, env)
-        self.precision = resolve_precision(train.precision, on_gpu)
+        options = read_accelerate_options(train)
+        on_gpu = use_gpu(train.device, env, options.use_cpu)
+        self.precision = resolve_precision(train.precision, on_gpu, options.precision)
         self.threads = resolve_threads(train.threads_per_rank, env.local_world_size)
+        if env.rank == 0:
+            for line in options.ignored:
+                print(f"samecurve: {line}", file=sys.stderr, flush=True)
         # A convolution over one channel has weights with two equivalent layouts; DDP warns, but copies correctly.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         if on_gpu:
             choose_kernels(train.virtual_ranks is not None, self.precision)
         else:
             memory.keep_freed_memory()
+        _prepare_variables(env, self.threads)
         self.attempt_id, self.accelerator = _create_accelerator(on_gpu, self.precision, env)
         # Launchers set OMP_NUM_THREADS=1, and without a launcher accelerate sets its own number.
         torch.set_num_threads(self.threads)
@@ -209,13 +215,23 @@ def _shorten(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
+def _prepare_variables(env: RankEnvironment, threads: int) -> None:
+    """Removes or corrects variables that Accelerate, gloo and OpenMP would read."""
+    remove_other_launchers()
+    if env.world_size == 1:
+        return
+    if not os.environ.get("OMP_NUM_THREADS", "").isdecimal():  # Accelerate reads it as a number
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    interfaces = [name for _, name in socket.if_nameindex() if name in _LOOPBACK_INTERFACES]
+    if env.is_one_machine and interfaces:  # gloo would look up the machine's own name, which no server may know
+        os.environ["GLOO_SOCKET_IFNAME"] = interfaces[0]
+
+
 def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> tuple[str, Accelerator]:
     """Forms the process group; returns the attempt id ("" without a launcher's store) and the Accelerator.
 
     Raises WorldError if some processes never arrive, PeerError if those that arrive cannot form a group.
     """
-    for name in _OVERRIDING_VARIABLES:
-        os.environ.pop(name, None)
     start = time.monotonic()
     try:
         attempt_id = _form_group(on_gpu, env) if env.has_launcher_store else ""
@@ -231,15 +247,15 @@ def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> t
         )
     except (torch.distributed.DistError, TimeoutError) as error:
         raise WorldError(
-            f"expected {env.announced_world_size} processes, but not all arrived within "
+            f"expected {env.world_size} processes, but not all arrived within "
             f"{time.monotonic() - start:.0f} s ({_shorten(error)}). Check the output of the other processes and "
             "machines for their errors"
         ) from None
     except RuntimeError as error:
-        if env.announced_world_size == 1:
+        if env.world_size == 1:
             raise
         raise PeerError(
-            f"the {env.announced_world_size} processes could not form a group ({_shorten(error)}). Run samecurve "
+            f"the {env.world_size} processes could not form a group ({_shorten(error)}). Run samecurve "
             "doctor to find the GPUs or machines that fail to connect"
         ) from None
 
@@ -253,30 +269,23 @@ def _form_group(on_gpu: bool, env: RankEnvironment) -> str:
         torch.cuda.set_device(env.local_rank)
     store = TCPStore(*store_address(), is_master=False, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
     attempt_id = agree_on_attempt_id(
-        PrefixStore("samecurve", store), env.rank, env.announced_world_size, _RENDEZVOUS_TIMEOUT.total_seconds()
+        PrefixStore("samecurve", store), env.rank, env.world_size, _RENDEZVOUS_TIMEOUT.total_seconds()
     )
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=PrefixStore(f"samecurve/{attempt_id}", store),
         rank=env.rank,
-        world_size=env.announced_world_size,
+        world_size=env.world_size,
         timeout=_GROUP_TIMEOUT,
     )
     return attempt_id
 
 
 def _check_group(env: RankEnvironment, world_size: int) -> None:
-    """Raises WorldError if the launcher started more processes than the group has, or lost some."""
-    config_file = shlex.quote(str(_ACCELERATE_CONFIGS / "multi_cpu.yaml"))
-    if env.announced_world_size != world_size:
+    """Raises WorldError if the launcher started more processes than the group has, which would each train alone."""
+    if env.world_size != world_size:
         raise WorldError(
-            f"the launcher started {env.announced_world_size} processes, but this one sees a group of {world_size}, so "
-            f"each would train alone. Start them with torchrun, or with accelerate launch --config_file {config_file} "
-            "(or another file in that folder)"
-        )
-    if env.is_launch_incomplete:
-        raise WorldError(
-            "the launcher was asked for several processes (it set MASTER_PORT), but started one; accelerate launch "
-            f"--cpu does this. Use torchrun --nproc_per_node N, or accelerate launch --config_file {config_file} "
-            "--num_processes N"
+            f"the launcher started {env.world_size} processes, but this one sees a group of {world_size}, so each "
+            "would train alone. Start them with torchrun, or with accelerate launch --config_file and a file of "
+            "launch/accelerate/"
         )

@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: another rank is gone; 2: the user must change something; 130: interrupted.
     """
-    env = read_environment()
+    try:
+        env = read_environment()
+    except UserError as error:
+        return report_user_error(error, is_reporter=True)
     try:
         arguments, overrides = _parser().parse_known_args(argv)
         config = load_config([find_config_file(name) for name in arguments.config], overrides)

@@ -1,23 +1,18 @@
 """torchvision's classifiers, with or without ImageNet weights, and with a new or an extended head."""
 
-import pickle
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.config.schema import ModelSettings
 from trainer.config.validate import check_pretrained_file
 from trainer.data.normalization import Normalization
 from trainer.errors import ConfigError, suggest_choice
+from trainer.models.pretrained import UnusableWeightsError, load_pretrained
 
-# Raised by the loaders of torch and safetensors for a file that is truncated, of another kind, or a pickle that would
-# run code.
-_LOAD_ERRORS = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError)
 # Networks whose weights come from TensorFlow and expect values in [-1, 1]. When torchvision loads these weights, it
 # converts ImageNet's normalization to that range in the first layer (`transform_input`). Both have auxiliary heads.
 _TENSORFLOW_MODELS = ("googlenet", "inception_v3")
@@ -115,29 +110,13 @@ def _load_weights(network: nn.Module, name: str, source: str, path: Path) -> Non
     Raises ConfigError for a file that does not contain weights of this network.
     """
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: dict[str, Tensor] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            raise ValueError(f"expected a state dict, got an object of type {type(state).__name__}")
-        network.load_state_dict(
-            {_current_key(key): value for key, value in state.items() if not key.lower().startswith("aux")}
-        )
-    except _LOAD_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
+        load_pretrained(path, network)
+    except UnusableWeightsError as error:
         # The position embedding has another shape if the weights are for another image size.
-        fix = "set data.image_size=auto" if "pos_embedding" in reason else "choose another file"
+        fix = "set data.image_size=auto" if "pos_embedding has the shape" in str(error) else "choose another file"
         raise ConfigError(
-            f"model.pretrained={source}: {path} does not contain weights of {name} ({reason}); {fix}"
+            f"model.pretrained={source}: {path} does not contain weights of {name}: {error}; {fix}"
         ) from None
-
-
-def _current_key(key: str) -> str:
-    """Renames weights in torchvision's files for DenseNets, which have `norm.1` where the layer's name is `norm1`."""
-    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
 
 
 def _hub_file(name: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.config.changes import MAY_CHANGE
 from trainer.models.inspect import eval_copy
-from trainer.run.files import disk_errors_as_user_errors, error_reason, finite_json
+from trainer.run.files import error_reason, finite_json
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
 
 # Free space that each write needs: TensorBoard's thread ends with a traceback when its disk is full.
@@ -41,7 +41,11 @@ class TensorBoardTracker(Tracker):
         """first_step: number of steps before this session. Later points from a killed session are purged."""
         self._folder, self._warn = folder, warn
         has_events = folder.is_dir() and any(folder.iterdir())
-        self._writer = self._open_writer(first_step + 1 if has_events else None)
+        self._writer: Any = None
+        try:
+            self._writer = self._open_writer(first_step + 1 if has_events else None)
+        except OSError as error:
+            self._warn_of_missing_points(error)
 
     def _open_writer(self, purge_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # lazy import: 1 s
@@ -115,9 +119,11 @@ class TensorBoardTracker(Tracker):
             self._drop_writer(error)
 
     def close(self, failed: bool = False) -> None:
-        if self._writer is not None:
-            with disk_errors_as_user_errors(str(self._folder)):
+        try:
+            if self._writer is not None:
                 self._writer.close()
+        except OSError as error:
+            self._drop_writer(error)
 
     def _write(self, write: Callable[[Any], object], required_bytes: int = _MIN_FREE_BYTES) -> None:
         """Calls `write` with the SummaryWriter if the disk has required_bytes of free space, else warns."""
@@ -134,8 +140,11 @@ class TensorBoardTracker(Tracker):
     def _drop_writer(self, error: OSError) -> None:
         """Drops the writer, whose thread has ended after this error. The next row opens a new writer."""
         if self._writer is not None:
-            self._warn(f"{self._folder} cannot be written ({error_reason(error)}); points are missing until it can")
+            self._warn_of_missing_points(error)
         self._writer = None
+
+    def _warn_of_missing_points(self, error: OSError) -> None:
+        self._warn(f"{self._folder} cannot be written ({error_reason(error)}); points are missing until it can")
 
 
 def _required_bytes(pictures: Mapping[str, Picture]) -> int:

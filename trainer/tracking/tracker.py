@@ -1,6 +1,9 @@
-"""Defines the interface of all trackers, and the images and histograms that an evaluation gives them."""
+"""Defines the interface of all trackers, the images and histograms that an evaluation gives them, and their guard.
 
-from collections.abc import Mapping, Sequence
+The guard keeps a failure of a tracker away from the run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,3 +91,52 @@ class Tracker:
 
     def close(self, failed: bool = False) -> None:
         """Releases all resources. failed: the run ends with an error."""
+
+
+class GuardedTracker(Tracker):
+    """Passes each call on to a tracker until one raises an error. The user is told once."""
+
+    def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None]) -> None:
+        """name: of the tracker, for the message. warn: prints a line for the user."""
+        self._name, self._tracker, self._warn = name, tracker, warn
+        self._has_failed = False
+        self.logs_immediately = tracker.logs_immediately
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        if self._has_failed:
+            return
+        try:
+            call()
+        except Exception as error:  # every error: a tracker must not fail a run whose training succeeds
+            self._has_failed = True
+            self._warn(describe_failure(self._name, error))
+
+    def log(self, split: str, scalars: dict[str, float], step: int, wall_time: float | None = None) -> None:
+        self._guard(lambda: self._tracker.log(split, scalars, step, wall_time))
+
+    def on_start(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
+        self._guard(lambda: self._tracker.on_start(network, image, pictures))
+
+    def log_media(self, media: EvaluationMedia) -> None:
+        self._guard(lambda: self._tracker.log_media(media))
+
+    def alert(self, title: str, text: str, urgent: bool) -> None:
+        self._guard(lambda: self._tracker.alert(title, text, urgent))
+
+    def log_summary(self, settings: Mapping[str, Any], summary: Mapping[str, Any], weights: Path) -> None:
+        self._guard(lambda: self._tracker.log_summary(settings, summary, weights))
+
+    def flush(self) -> None:
+        self._guard(self._tracker.flush)
+
+    def close(self, failed: bool = False) -> None:
+        self._guard(lambda: self._tracker.close(failed))
+
+
+def describe_failure(name: str, error: Exception) -> str:
+    """Returns the line for the user. name: of the tracker."""
+    reason = " ".join(str(error).split())[:160]
+    return (
+        f"{name} has failed ({type(error).__name__}: {reason}); this session logs no more to {name}; metrics.jsonl has "
+        "every row"
+    )

@@ -1,6 +1,7 @@
 """Builds the trackers of rank 0: metrics.jsonl, W&B and TensorBoard."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 
@@ -9,25 +10,31 @@ from trainer.errors import UserError
 from trainer.run.folder import RunFolder
 from trainer.tracking.jsonl import MetricsFile
 from trainer.tracking.tensorboard import TensorBoardTracker
-from trainer.tracking.tracker import Tracker
+from trainer.tracking.tracker import GuardedTracker, Tracker, describe_failure
 from trainer.tracking.wandb import WandbTracker
+from trainer.tracking.wandb_mode import resolve_mode
 
 
 def wandb_run_id(config: RunConfig, folder: RunFolder, checkpoint_run_id: str) -> str:
-    """Returns the W&B id of the run: from the run folder, else from the checkpoint, else a new id.
+    """Returns the W&B id of the run: from the run folder, the checkpoint or WANDB_RUN_ID, else a new id.
 
-    Stores the id in the run folder. With W&B off it returns checkpoint_run_id, which may be empty.
-    Raises UserError if log.wandb=online contradicts WANDB_MODE=disabled, and OSError if the id cannot be stored.
+    In a trial of a W&B sweep it is WANDB_RUN_ID: W&B accepts no other one. Stores the id in the run folder. With W&B
+    off it returns checkpoint_run_id, which may be empty.
+    Raises UserError as resolve_mode, and for an unusable WANDB_RUN_ID. Raises OSError if the id cannot be stored.
     """
-    is_disabled = os.environ.get("WANDB_MODE") == "disabled"
-    if is_disabled and config.log.wandb == "online":
-        raise UserError("log.wandb=online: WANDB_MODE=disabled forbids it; unset WANDB_MODE, or set log.wandb=off")
-    if config.log.wandb == "off" or is_disabled:
+    if resolve_mode(config.log.wandb) == "off":
         return checkpoint_run_id
     path = folder.path / "wandb" / "run-id"
-    if not path.is_file():
+    variable = os.environ.get("WANDB_RUN_ID", "")
+    is_trial = bool(variable and os.environ.get("WANDB_SWEEP_ID"))
+    if is_trial or not path.is_file():
+        if variable and not re.fullmatch(r"[\w.-]{1,64}", variable, re.ASCII):
+            raise UserError(
+                "WANDB_RUN_ID: expected up to 64 letters, digits, dots and hyphens; correct it, or run: unset "
+                "WANDB_RUN_ID"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(checkpoint_run_id or secrets.token_hex(4))
+        path.write_text((variable if is_trial else checkpoint_run_id or variable) or secrets.token_hex(4))
     return path.read_text().strip()
 
 
@@ -36,11 +43,24 @@ def build_trackers(
 ) -> list[Tracker]:
     """Returns the trackers that the settings select. metrics.jsonl comes first, because other trackers read it.
 
+    A tracker that fails for a reason that is not in the settings is left out, and the user is told.
+
     run_id: id of the W&B run. log: prints a line for the user. Raises UserError if W&B refuses the settings.
     """
     trackers: list[Tracker] = [MetricsFile(folder.metrics, log)]
-    if config.log.wandb != "off" and os.environ.get("WANDB_MODE") != "disabled":
-        trackers.append(WandbTracker(config, folder, run_id, log))  # before TensorBoard: only W&B can refuse to start
+
+    def add(name: str, build: Callable[[], Tracker]) -> None:
+        try:
+            trackers.append(GuardedTracker(name, build(), log))
+        except UserError:
+            raise
+        except Exception as error:  # every error, as in GuardedTracker
+            log(describe_failure(name, error))
+
+    if resolve_mode(config.log.wandb) != "off":
+        add(
+            "W&B", lambda: WandbTracker(config, folder, run_id, log)
+        )  # before TensorBoard: only W&B can refuse to start
     if config.log.tensorboard:
-        trackers.append(TensorBoardTracker(folder.path / "tensorboard", first_step, log))
+        add("TensorBoard", lambda: TensorBoardTracker(folder.path / "tensorboard", first_step, log))
     return trackers

@@ -1,5 +1,6 @@
 """Logs a run to W&B: one W&B run for all sessions of the training. A failure of W&B never ends training."""
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from trainer.run.sessions import session_summary
 from trainer.tracking import wandb_session
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
 from trainer.tracking.wandb_media import mistake_images, tables_of_test_set
-from trainer.tracking.wandb_mode import decide_mode
+from trainer.tracking.wandb_mode import decide_mode, prepare_variables, resolve_mode
 
 _INIT_TIMEOUT_SECONDS = 4.0  # a start may take 5 s; W&B needs the last second to open the run offline
 _FINISH_TIMEOUT_SECONDS = 15.0
@@ -39,6 +40,8 @@ class WandbTracker(Tracker):
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", _REQUEST_TIMEOUT_SECONDS)
         # Tables and weights wait for their upload in the run folder. The home folder, W&B's default, may be small.
         os.environ.setdefault("WANDB_DATA_DIR", str((folder.path / "wandb").resolve()))
+        requested_mode = resolve_mode(config.log.wandb)
+        variable_problem = prepare_variables(requested_mode)
         import wandb  # lazy import: 1 s
 
         self._init_start = perf_counter()
@@ -47,7 +50,7 @@ class WandbTracker(Tracker):
         self._run: Any = None
         self._pending_row: dict[str, Any] = {}
         self._has_failed = False
-        mode, offline_reason = decide_mode(config.log.wandb)
+        mode, offline_reason = decide_mode(requested_mode, variable_problem)
         self._is_online = mode == "online"
         self._open_run(folder, offline_reason)
         # The session summary changes with each session.
@@ -60,7 +63,7 @@ class WandbTracker(Tracker):
         """Opens the run online or offline and prints which. An online run that fails to start continues offline."""
         try:
             self._run = self._init_run(folder)
-        except (self._wandb.errors.Error, ValueError) as error:  # ValueError: W&B refuses a tag or a name
+        except Exception as error:  # every error: W&B's client raises private ones, and offline it may start
             offline_reason = _shorten(error)
             if self._config.log.wandb == "online":
                 raise UserError(
@@ -68,10 +71,12 @@ class WandbTracker(Tracker):
                     "check the key and the network, or set log.wandb=offline"
                 ) from None
             self._is_online = False
-            self._wandb.teardown()  # otherwise W&B refuses the second start, because the run id is in use
+            os.environ["WANDB_MODE"] = "offline"
+            with contextlib.suppress(SystemExit):  # W&B's way to say that its process has failed
+                self._wandb.teardown()  # otherwise W&B refuses the second start, because the run id is in use
             try:
                 self._run = self._init_run(folder)
-            except (self._wandb.errors.Error, ValueError) as refusal:
+            except (self._wandb.errors.Error, ValueError) as refusal:  # ValueError: a tag or a name
                 raise UserError(
                     f"W&B refuses this run ({_shorten(refusal)}); change run.name, log.project, log.group, log.tags, "
                     "log.job_type or log.notes, or set log.wandb=off"
@@ -92,13 +97,13 @@ class WandbTracker(Tracker):
         )
         return self._wandb.init(
             project=config.log.project,
-            name=config.run.name,
+            name=os.environ.get("WANDB_NAME") or config.run.name,
             id=self._run_id,
             resume="allow" if self._is_online else None,
             mode="online" if self._is_online else "offline",
             dir=str(folder.path),
-            group=config.log.group or (str(Path(config.run.name).parent) if "/" in config.run.name else None),
-            tags=config.log.tags,
+            group=config.log.group or os.environ.get("WANDB_RUN_GROUP") or _folder_of(config.run.name),
+            tags=config.log.tags or None,  # None: those of WANDB_TAGS
             job_type=config.log.job_type,
             notes=config.log.notes,
             config=_settings_by_section(config),
@@ -163,17 +168,15 @@ class WandbTracker(Tracker):
         row, self._pending_row = {"step": summary["steps"], **self._pending_row}, {}
         try:
             tables = tables_of_test_set(self._wandb, summary["test"]) if self._config.log.figures else {}
-        except DISK_ERRORS as error:
+        except Exception as error:
             self._warn_of_lost_files(error)
             tables = {}
         if tables or len(row) > 1:
             self._log_row(row, tables)
         if self._config.log.artifact:
-            # ValueError: the server refuses the weights.
-            errors = (*DISK_ERRORS, self._wandb.errors.Error, ValueError, RuntimeError)
             try:
-                self._call_wandb(lambda: self._log_weights(weights, summary["test"]), errors)
-            except errors as error:
+                self._call_wandb(lambda: self._log_weights(weights, summary["test"]), (Exception,))
+            except Exception as error:  # every error: the client's answer to a server that refuses is not documented
                 self._warn_of_lost_files(error)
 
     def _log_weights(self, weights: Path, test: Mapping[str, Any]) -> None:
@@ -184,10 +187,10 @@ class WandbTracker(Tracker):
             logged_artifact.wait(timeout=_UPLOAD_TIMEOUT_SECONDS)
 
     def _add_files(self, make_files: Callable[[], dict[str, Any]]) -> None:
-        """Adds values with files to the pending row. If the disk is full, only these values are lost."""
+        """Adds values with files to the pending row. If that fails, as on a full disk, only these values are lost."""
         try:
             self._pending_row |= make_files()
-        except DISK_ERRORS as error:
+        except Exception as error:
             self._warn_of_lost_files(error)
 
     def _log_pending_row(self) -> None:
@@ -247,6 +250,11 @@ class WandbTracker(Tracker):
 
     def _sync_command(self) -> str:
         return shlex.join(["wandb", "sync", str(self._run.settings.sync_dir)])
+
+
+def _folder_of(run_name: str) -> str | None:
+    """Returns the folder part of a run name such as sweep/a; None without one."""
+    return str(Path(run_name).parent) if "/" in run_name else None
 
 
 def _shorten(error: BaseException) -> str:

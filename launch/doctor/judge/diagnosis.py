@@ -45,6 +45,22 @@ def _settings(exam: Examination) -> Iterator[Finding]:
     yield Finding("settings", "", "fail" if problem else "ok", problem or "the global batch fits the ranks")
 
 
+def _launcher(exam: Examination) -> Iterator[Finding]:
+    """Reports variables of a launcher that `samecurve train` removes, and that stop `python trainer/main.py`."""
+    problem = exam.request["launcher"]
+    yield Finding("launcher", "", "warning" if problem else "ok", problem or "no variables of another launcher")
+
+
+def _own_name(exam: Examination) -> Iterator[Finding]:
+    """Reports a node that does not know its own name. `samecurve train` needs no name on one machine."""
+    for node, facts in exam.facts.items():
+        if problem := facts["own_name_problem"]:
+            fix = "add the name to /etc/hosts: torchrun --standalone would wait 300 s for it"
+            yield Finding("own name", exam.name(node), "warning", problem, "the node's own name can be resolved", fix)
+        else:
+            yield Finding("own name", exam.name(node), "ok", "resolved")
+
+
 def _versions(exam: Examination) -> Iterator[Finding]:
     common = _most_common([facts["versions"] for facts in exam.facts.values()])
     for node, facts in exam.facts.items():
@@ -242,15 +258,18 @@ def _limits(exam: Examination) -> Iterator[Finding]:
 def _wandb(exam: Examination) -> Iterator[Finding]:
     """Only rank 0 connects to W&B, and log.wandb=auto continues offline without it."""
     mode, facts = exam.request["wandb"], exam.facts.get(0)
+    if problem := exam.request["wandb_problem"]:
+        yield Finding("wandb", "", "fail", problem)
+        return
     if facts is None or facts["wandb"] is None:
         yield Finding("wandb", "", "ok", f"not needed: {mode}")
         return
     access, name = facts["wandb"], exam.name(0)
     problems = [] if access["has_key"] else ["no API key"]
-    problems += [f"cannot reach {access['host']} ({access['problem']})"] if access["problem"] else []
+    problems += [access["problem"]] if access["problem"] else []
     got = ", ".join(problems)
     if not problems:
-        yield Finding("wandb", name, "ok", f"API key found, {access['host']} reached")
+        yield Finding("wandb", name, "ok", f"API key found, {access['server']} reached")
     elif mode == "online":
         fix = "set WANDB_API_KEY or run `wandb login`; without a network set log.wandb=offline"
         yield Finding("wandb", name, "fail", got, "access, as log.wandb=online requires it", fix)
@@ -267,6 +286,6 @@ def _format_bytes(size: int) -> str:
 
 # To add a check, write it above and list it here (CONTRIBUTING.md).
 _CHECKS = (
-    _answers, _settings, _versions, _gpus, _reach, _data, _run_folder, _shared, _clock, _disk, _shm, _limits, _wandb,
-    speeds.judge,
+    _answers, _settings, _launcher, _versions, _gpus, _own_name, _reach, _data, _run_folder, _shared, _clock, _disk,
+    _shm, _limits, _wandb, speeds.judge,
 )  # fmt: skip

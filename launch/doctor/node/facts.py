@@ -1,10 +1,10 @@
 """Collects the facts of one node: versions, GPUs, clock, disk, limits, data set, run folder and W&B. Judges nothing.
 
-Imports only the standard library and modules that need nothing else, so that it works in a broken installation.
+Imports only the standard library and modules that need nothing else, so that it works in a broken installation. The one
+exception is wandb, which knows its server: a broken one is a fact.
 """
 
 import importlib.metadata
-import netrc
 import os
 import platform
 import resource
@@ -12,8 +12,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 CIFAR10_SERVER = "www.cs.toronto.edu"
 _TOOL_SECONDS = 10.0
+_LOOKUP_SECONDS = 5.0
 
 
-def collect(request: Mapping[str, Any]) -> dict[str, Any]:
+def collect(request: Mapping[str, Any], is_first: bool) -> dict[str, Any]:
     """Returns the facts as values that JSON can represent.
 
     request: the run's needs from launch/doctor/command.py, with absolute paths. Sizes are in bytes, `clock` is in
-    seconds since 1970.
+    seconds since 1970. is_first: whether this is the node of rank 0, the only rank that connects to W&B.
     """
     run_folder = Path(request["run_folder"])
     facts: dict[str, Any] = {
@@ -51,7 +52,8 @@ def collect(request: Mapping[str, Any]) -> dict[str, Any]:
         },
         "write_problem": write_problem(run_folder),
         "data": check_data(request["data"]),
-        "wandb": wandb_access(request["wandb_server"]) if request["wandb_server"] else None,
+        "own_name_problem": own_name_problem(),
+        "wandb": wandb_access(request["wandb"]) if is_first and request["wandb"] in ("auto", "online") else None,
     }
     if facts["gpus_installed"]:
         facts["topology"] = topology()
@@ -162,30 +164,48 @@ def _find_image_folder(root: Path) -> str:
     return f"{num_classes['train']} classes in {root}/train, {num_classes['test']} in test"
 
 
-def wandb_access(server: str) -> dict[str, Any]:
-    """Returns `has_key` (never the key itself), the `host` to connect to, and `problem` if it is unreachable.
+def own_name_problem() -> str:
+    """Returns which of this machine's own names cannot be resolved, and why; empty when both can."""
+    problems: list[str] = []
+    for name in dict.fromkeys((socket.gethostname(), "localhost")):
+        thread = threading.Thread(target=_look_up, args=(name, problems), daemon=True)  # a lookup has no time limit
+        thread.start()
+        thread.join(_LOOKUP_SECONDS)
+        if thread.is_alive():
+            problems.append(f"{name}: no answer within {_LOOKUP_SECONDS:g} s")
+    return ", ".join(problems)
 
-    server: the URL of W&B. Behind a proxy, the host is the proxy.
+
+def _look_up(name: str, problems: list[str]) -> None:
+    try:
+        socket.getaddrinfo(name, None)
+    except (OSError, UnicodeError) as error:
+        problems.append(f"{name}: {getattr(error, 'strerror', None) or error}")
+
+
+def wandb_access(mode: str) -> dict[str, Any]:
+    """Returns `has_key` (never the key itself), the `server` that W&B's client uses, and `problem` if it is unusable.
+
+    mode: auto or online.
     """
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    url = urllib.parse.urlsplit(proxy or server)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    host = url.hostname or ""
-    has_key = _has_wandb_key(urllib.parse.urlsplit(server).hostname or "")
-    return {"has_key": has_key, "problem": connection_problem(host, port), "host": host}
+    from trainer.tracking import wandb_mode
 
+    access = {"has_key": False, "server": "W&B"}
+    try:
+        if problem := wandb_mode.prepare_variables(mode):
+            return access | {"has_key": True, "problem": problem}
+        import wandb
 
-def _has_wandb_key(host: str) -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    netrc_path = os.environ.get("NETRC")
-    for path in [Path(netrc_path)] if netrc_path else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        try:
-            if netrc.netrc(path).authenticators(host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+        server = wandb_mode.server_url()
+        wandb.teardown()
+    except Exception as error:  # every error: a broken installation is a fact to report
+        reason = " ".join(str(error).split())[:160]
+        return access | {"has_key": True, "problem": f"wandb does not work ({type(error).__name__}: {reason})"}
+    return {
+        "has_key": wandb_mode.has_key(server),
+        "server": server,
+        "problem": wandb_mode.connection_problem(server),
+    }
 
 
 def topology() -> list[list[str]]:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     signal.alarm(int(arguments.seconds) + 1)
     environment = read_environment()
-    world_size = environment.announced_world_size
+    world_size = environment.world_size
     log("start", gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0, torch=torch.__version__)
     device = torch.device("cuda", environment.local_rank) if arguments.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":

@@ -17,6 +17,7 @@ from typing import IO, Any
 from launch.doctor.messages import Message, Unpacker, pack
 from launch.doctor.node import facts, reach
 from launch.hardware import INSTALL_ROOT
+from trainer.distributed.environment import without_launchers
 
 SHARED_SECONDS = 5.0  # a network file system may take this long to show the file of another node
 _ALARM_SPARE_SECONDS = 10
@@ -43,7 +44,7 @@ def serve(reader: IO[str], writer: IO[str], node: int) -> int:
                 "address": address, "port": listener.port if listener else 0, "probe_port": reach.free_port(address),
                 "head_problem": head_problem,
             }  # fmt: skip
-            reply = endpoint | _network_link(address) | facts.collect(request.value)
+            reply = endpoint | _network_link(address) | facts.collect(request.value, is_first=node == 0)
         elif request.kind == "reach":
             reply = _reach(request.value, node)
         elif request.kind == "probe":
@@ -145,8 +146,8 @@ def _wait_for_rank(process: "subprocess.Popen[str]", deadline: float, results: d
 
 
 def _rank_environment(request: Mapping[str, Any], rank: int, local_rank: int) -> dict[str, str]:
-    """Returns the environment of a rank, without variables of srun and torchrun: they announce other world sizes."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    """Returns the environment of a rank, without variables of other launchers: they announce other world sizes."""
+    inherited = without_launchers(os.environ)
     address, port = request["rendezvous"]
     interface = reach.interface_of(reach.own_address(address)[0])
     if interface:  # training uses the same one

@@ -15,6 +15,7 @@ import pytest
 from support.processes import REPOSITORY, SMALL, CommandResult, Samecurve, last_step
 
 from launch import forecast
+from launch import main as launcher
 from launch.hardware import Machine, visible_gpus
 from launch.torchrun import choose_layout
 from trainer.config.schema import DataSettings
@@ -218,3 +219,16 @@ def test_user_error_of_the_ranks_is_not_restarted(launch: Callable[..., CommandR
     assert result.code == 2 and result.err.count("not finite") >= 1, result.err
     assert result.out.count("training nan:") == 1
     assert result.err.strip().splitlines()[-1].startswith("samecurve: ")
+
+
+def test_train_help_lists_all_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        launcher.main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert exit_info.value.code == 0 and "train.threads_per_rank=auto" in out and "--dry-run" in out
+    assert "%%" not in out and "up to 2 % of the run time" in out
+
+
+def test_unknown_command_is_refused_without_hidden_ones(samecurve: Samecurve) -> None:
+    _, err = samecurve("trian", code=2)
+    assert "did you mean 'train'?" in err and "batch" not in err and "node" not in err and err.count("\n") == 1

@@ -17,7 +17,7 @@ def test_rendezvous_is_computed_from_torchrun_variables(monkeypatch: pytest.Monk
     rendezvous = read_rendezvous(monkeypatch)
     assert (rendezvous.num_nodes, rendezvous.node, rendezvous.ranks_per_node) == (2, 1, 2)
     assert rendezvous.address == "10.0.0.1" and rendezvous.ports == tuple(range(29532, 29540))
-    assert read_rendezvous(monkeypatch, RANK="0").token == rendezvous.token  # the same on all machines
+    assert read_rendezvous(monkeypatch, RANK="0", LOCAL_RANK="0").token == rendezvous.token  # the same on all machines
     assert torchrun.is_first()
     assert read_rendezvous(monkeypatch, TORCHELASTIC_RUN_ID="other").token != rendezvous.token
 

@@ -36,10 +36,10 @@ def test_single_rank_starts_without_torchrun(commands: Commands) -> None:
     assert "torch.distributed.run" not in argv and argv[-3:] == ["--config", "digits", "optim.lr=1"]
 
 
-def test_single_node_starts_standalone_torchrun(commands: Commands) -> None:
+def test_ranks_of_a_single_node_meet_on_its_loopback_address(commands: Commands) -> None:
     start_node(1, 4)
     argv, _ = commands[0]
-    assert "--nproc-per-node=4" in argv and "--standalone" in argv and "--rdzv-id=12_3" not in argv
+    assert "--nproc-per-node=4" in argv and "--rdzv-endpoint=127.0.0.1:0" in argv and "--rdzv-id=12_3" not in argv
 
 
 @pytest.mark.parametrize(("node_id", "is_host"), [("0", True), ("1", False)])

@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> RunFolder:
 )
 def test_settings_select_the_trackers(folder: RunFolder, settings: list[str], classes: list[type]) -> None:
     trackers = build_trackers(config(*settings), folder, 0, "abcd1234", print)
-    assert [type(tracker) for tracker in trackers] == classes
+    assert type(trackers[0]) is classes[0]
+    assert [type(tracker._tracker) for tracker in trackers[1:]] == classes[1:]  # type: ignore[attr-defined]
     for tracker in trackers:
         tracker.close()
 

@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import UserError
-from trainer.tracking.wandb_mode import decide_mode
+from trainer.tracking import wandb_mode
 
 KEY = "k" * 40
+
+
+def decide_mode(setting: str) -> tuple[str, str]:
+    """Decides as WandbTracker does."""
+    requested_mode = wandb_mode.resolve_mode(setting)
+    return wandb_mode.decide_mode(requested_mode, wandb_mode.prepare_variables(requested_mode))
 
 
 @pytest.fixture(autouse=True)

@@ -78,10 +78,10 @@ def test_settings_that_do_not_fit_the_ranks_fail() -> None:
 
 
 def test_missing_wandb_access_fails_only_in_online_mode() -> None:
-    no_access = facts_with(0, wandb={"has_key": False, "problem": "timed out", "host": "api.wandb.ai"})
+    no_access = facts_with(0, wandb={"has_key": False, "problem": "timed out", "server": "https://wandb.example"})
     assert problems(examination(facts=no_access)) == [("fail", "wandb", "n1")]
     assert problems(examination({"wandb": "auto"}, facts=no_access)) == []
-    no_network = facts_with(0, wandb={"has_key": True, "problem": "timed out", "host": "api.wandb.ai"})
+    no_network = facts_with(0, wandb={"has_key": True, "problem": "timed out", "server": "https://wandb.example"})
     assert problems(examination({"wandb": "auto"}, facts=no_network)) == [("warning", "wandb", "n1")]
 
 

@@ -13,20 +13,47 @@ def data_settings(name: str, root: Path) -> dict[str, object]:
     return {"name": name, "root": str(root), "download": False}
 
 
-def test_wandb_access_reports_unreachable_server_and_never_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "a-secret")
-    access = facts.wandb_access(f"http://127.0.0.1:{free_port()}")
-    assert access["has_key"] and access["problem"] == "Connection refused" and "a-secret" not in json.dumps(access)
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Returns the URL of a W&B server that refuses connections, and sets it for W&B's client."""
+    import wandb
+
+    wandb.teardown()  # wandb reads its environment variables once a process
+    server = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("WANDB_BASE_URL", server)
+    return server
 
 
-def test_wandb_key_in_netrc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine api.wandb.ai login user password a-secret\n")
-    monkeypatch.setenv("NETRC", str(netrc))
-    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
-    access = facts.wandb_access("https://api.wandb.ai")
-    assert access["has_key"] and access["host"] == "127.0.0.1"
-    assert not facts.wandb_access("https://other.example")["has_key"]
+def test_wandb_access_reports_unreachable_server_and_never_the_key(
+    wandb_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-" * 5)
+    access = facts.wandb_access("auto")
+    assert access["has_key"] and access["server"] == wandb_server and "a-secret" not in json.dumps(access)
+    assert wandb_server in access["problem"] and "Connection refused" in access["problem"]
+
+
+def test_wandb_server_comes_from_the_settings_file_of_the_client(
+    wandb_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / "home" / "settings").write_text(f"[default]\nbase_url = {wandb_server}\n")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password a-secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    access = facts.wandb_access("auto")
+    assert access["server"] == wandb_server and access["has_key"]
+
+
+def test_wandb_url_without_a_scheme_is_a_problem(wandb_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "wandb.example")
+    assert facts.wandb_access("auto")["problem"].startswith("WANDB_BASE_URL='wandb.example': ")
+
+
+def test_own_name_that_cannot_be_resolved_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "no.such.host.invalid")
+    assert facts.own_name_problem().startswith("no.such.host.invalid: ")
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    assert facts.own_name_problem() == ""
 
 
 def test_image_folder_without_images_is_a_problem(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Runs the local W&B server and adds queries for saved workspaces and reports, which that server only stores.
+"""Runs the local W&B server, and adds sweeps and queries for saved workspaces and reports.
 
 Arguments: the file of the server, and the folder for its data.
 """
 
 import base64
 import importlib.util
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import yaml
 
 
 def load_module(path: Path) -> ModuleType:
@@ -54,9 +57,45 @@ def add_view_queries(handler: Any) -> None:
     handler.op_View, handler.op_SpecificReport = find_workspace, find_report
 
 
+def add_sweeps(handler: Any) -> None:
+    """Adds grid sweeps: the operations of `wandb sweep` and `wandb agent`."""
+
+    def upsert_sweep(self: Any, variables: dict[str, Any]) -> Any:
+        config = yaml.safe_load(variables["config"])
+        grid = {name: parameter["values"] for name, parameter in config["parameters"].items()}
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        project, entity = variables["projectName"], variables["entityName"] or "local"
+        self.st.sweep = {"config": variables["config"], "program": config.get("program"), "points": points, "sent": 0}
+        place = {"id": "P", "name": project, "entity": {"id": "E", "name": entity}}
+        return {"upsertSweep": {"sweep": {"name": "sweep1", "project": place}, "configValidationWarnings": []}}
+
+    def find_sweep(self: Any, variables: dict[str, Any]) -> Any:
+        sweep = {"id": "S", "name": "sweep1", "config": self.st.sweep["config"], "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def create_agent(self: Any, variables: dict[str, Any]) -> Any:
+        return {"createAgent": {"agent": {"id": "A"}}}
+
+    def heartbeat(self: Any, variables: dict[str, Any]) -> Any:
+        """Starts the next trial when none runs; ends the agent after the last one."""
+        sweep, commands = self.st.sweep, []
+        if not json.loads(variables["runState"]):
+            number = sweep["sent"]
+            sweep["sent"] += 1
+            commands = [{"type": "exit"}]
+            if number < len(sweep["points"]):
+                args = {name: {"value": value} for name, value in sweep["points"][number].items()}
+                commands = [{"type": "run", "run_id": f"trial{number}", "program": sweep["program"], "args": args}]
+        return {"agentHeartbeat": {"agent": {"id": "A"}, "commands": json.dumps(commands)}}
+
+    handler.op_UpsertSweep, handler.op_SweepWithRuns = upsert_sweep, find_sweep
+    handler.op_CreateAgent, handler.op_Heartbeat = create_agent, heartbeat
+
+
 if __name__ == "__main__":
     module = load_module(Path(sys.argv[1]))
     add_view_queries(module.Handler)
+    add_sweeps(module.Handler)
     with module.FakeWandb(sys.argv[2]) as server:
         print(json.dumps({"base_url": server.base_url, "pid": os.getpid()}), flush=True)
         signal.pause()
