@@ -127,15 +127,16 @@ def _check_other_launchers(world_size: int) -> None:
         if rank is not None and size is not None and rank < size and size > world_size:
             raise WorldError(
                 f"{launcher} started {size} processes ({rank_variable}={rank}, {size_variable}={size}), but the world "
-                f"size of this run is {world_size}, so each process would train alone. Start them with torchrun, or under "
-                f"SLURM with slurm/train.sh; if the variables are left over from another program: unset {rank_variable}"
+                f"size of this run is {world_size}, so each process would train alone. Start them with torchrun, or "
+                f"under SLURM with slurm/train.sh; if the variables are left over from another program: unset {rank_variable}"
             )
     # accelerate launch --cpu --num_processes 2 sets MASTER_PORT and starts one process.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and not has_rank_variables():
         raise WorldError(
             "accelerate launch was asked for several processes (MASTER_PORT is set), but started one, as it does with "
             "--cpu. Use torchrun --nproc_per_node N, or accelerate launch --config_file "
-            "launch/accelerate/multi_cpu.yaml --num_processes N; if MASTER_PORT is left over from another program: unset MASTER_PORT"
+            "launch/accelerate/multi_cpu.yaml --num_processes N; if MASTER_PORT is left over from another "
+            "program: unset MASTER_PORT"
         )
 
 
