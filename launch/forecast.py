@@ -3,6 +3,7 @@
 Imports no torch.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from trainer.config.durations import Durations, steps_per_epoch
 from trainer.config.load import find_config_file, load_config
 from trainer.config.schema import RunConfig
-from trainer.config.validate import check_pretrained_file, check_ranks
+from trainer.config.validate import check_precision, check_pretrained_file, check_ranks
+from trainer.distributed.sharding import split_evenly
 from trainer.errors import DataError
 from trainer.optim.schedule import Schedule
 from trainer.run.folder import RunFolder
@@ -41,12 +43,15 @@ def load_settings(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
     return load_config([find_config_file(name) for name in files or ["cifar10"]], overrides)
 
 
-def check_run(config: RunConfig, world_size: int) -> None:
+def check_run(config: RunConfig, layout: RankLayout) -> None:
     """Raises UserError for problems that show before a rank starts, so that a job does not fail after hours in a queue.
 
-    Checks the global batch, the run folder and the file of pretrained weights.
+    Checks the global batch, the run folder and the file of pretrained weights, in milliseconds.
+    launch/preflight.py also checks what needs torch.
     """
-    check_ranks(config, world_size)
+    check_ranks(config, layout.world_size)
+    precision = config.train.precision
+    check_precision(precision, on_gpu=layout.device == "gpu", source=f"train.precision={precision}")
     num_images = _count_training_images(config)
     if config.data.global_batch_size > num_images:
         raise DataError(
@@ -54,7 +59,9 @@ def check_run(config: RunConfig, world_size: int) -> None:
             f"of {num_images} images; lower it"
         )
     pretrained = config.model.pretrained
-    RunFolder(config.folder).check_settings(config)
+    folder = RunFolder(config.folder)
+    folder.check_settings(config)
+    folder.check_writable()
     is_new = not RunRecord(config.folder).status  # a run that continues takes its weights from a checkpoint
     if pretrained and pretrained != "hub" and is_new:
         check_pretrained_file(config.model, Path(pretrained).expanduser())
@@ -66,7 +73,7 @@ def describe_run(config: RunConfig, layout: RankLayout) -> tuple[tuple[str, str]
     batch_size = config.data.global_batch_size
     durations = Durations.from_config(config, steps_per_epoch(num_images, batch_size, config.data.drop_last))
     epochs = durations.total_steps / durations.steps_per_epoch
-    slices = _describe_slices(batch_size, layout.world_size)
+    slices = _describe_slices(batch_size, layout.world_size, config.train.virtual_ranks)
     return (
         ("ranks", str(layout)),
         ("model", f"{config.model.name} on {config.data.name}, {num_images:,} training images"),
@@ -83,12 +90,15 @@ def _count_training_images(config: RunConfig) -> int:
     return count_training_images(config.data)
 
 
-def _describe_slices(global_batch_size: int, world_size: int) -> str:
-    """Describes the samples of each rank, such as "8 x 64" or "2 x 171 + 1 x 170"."""
-    smaller_size, larger_count = divmod(global_batch_size, world_size)
-    if not larger_count:
-        return f"{world_size} x {smaller_size}" if world_size > 1 else "1 slice"
-    return f"{larger_count} x {smaller_size + 1} + {world_size - larger_count} x {smaller_size}"
+def _describe_slices(global_batch_size: int, world_size: int, virtual_ranks: int | None) -> str:
+    """Describes the samples of each rank, such as "8 x 64" or "2 x 171 + 1 x 170". Whole shards belong to one rank."""
+    if world_size == 1:
+        return "1 slice"
+    bounds = split_evenly(global_batch_size, virtual_ranks or world_size)
+    counts = Counter(
+        sum(end - start for start, end in bounds[first:last]) for first, last in split_evenly(len(bounds), world_size)
+    )
+    return " + ".join(f"{counts[size]} x {size}" for size in sorted(counts, reverse=True))
 
 
 def _describe_virtual_ranks(config: RunConfig) -> str:

@@ -9,6 +9,7 @@
 #SBATCH --job-name=samecurve-doctor
 #SBATCH --output=slurm/logs/%j.log
 #SBATCH --time=3
+trap 'samecurve_signal=USR1' USR1 # SLURM's warning before the time limit; by default it would end this script
 set -euo pipefail
 
 # SLURM runs a copy of this file from a spool folder, so $0 does not help. scontrol lists every task of an array.

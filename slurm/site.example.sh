@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # Settings of your cluster. Copy this file to slurm/site.sh (git ignores it), or set SAMECURVE_SITE to the path of yours.
-# samecurve sources it on the login node before it calls sbatch, and the job sources it again before anything else.
+# samecurve runs it on the login node before it calls sbatch, and the job runs it again before anything else. It runs in a
+# shell of its own: exported variables, umask and ulimit stay, and nothing else. It must not call exit. A command that
+# fails is noted in the log, and the next ones run all the same.
 
 # Options of sbatch, so that you need not type them each time (man sbatch, "INPUT ENVIRONMENT VARIABLES"):
 #export SBATCH_ACCOUNT=my-project

@@ -8,7 +8,9 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
+trap 'samecurve_signal=USR1' USR1 # SLURM's warning before the time limit; by default it would end this script
 set -euo pipefail
+echo "samecurve: job ${SLURM_JOB_ID:-} starts on ${HOSTNAME:-}, attempt $((${SLURM_RESTART_COUNT:-0} + 1))" >&2
 
 # SLURM runs a copy of this file from a spool folder, so $0 does not help. scontrol lists every task of an array.
 if [ -z "${SAMECURVE_SCRIPTS:-}" ]; then

@@ -30,7 +30,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if (path / "stop").exists():
             print(f"{path / 'stop'} is left from an earlier request; remove it, or it stops the next session at once")
         return 0
-    if run.state == "running" or run.is_held:
+    if run.state in ("running", "suspended") or run.is_held:
         _request_stop(run)
     else:
         _cancel_job(run)
@@ -45,7 +45,8 @@ def _request_stop(run: Run) -> None:
         raise UserError(
             f"{run.path / 'stop'} cannot be written ({error.strerror}); call this as the user who started the run"
         ) from None
-    when = "after the current step" if run.state == "running" else "after its first step"
+    times = {"running": "after the current step", "suspended": f"when job {run.job} continues"}
+    when = times.get(run.state, "after its first step")
     print(f"{run.name} saves {when}, then exits with code 75; run the same command again to continue")
 
 

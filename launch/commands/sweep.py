@@ -5,20 +5,22 @@ again continues the sweep and skips finished runs.
 """
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from launch import forecast
+from launch import forecast, preflight
 from launch.commands.sweep_points import SweepPoint, list_points
 from launch.hardware import Machine, this_machine
 from launch.plan import LaunchPlan
 from launch.runs.results import Result, print_table, write_results
 from launch.slurm import client, submit
 from launch.slurm.retry import STOPPED
-from launch.slurm.scripts import scripts_folder
+from launch.slurm.scripts import scripts_folder, site_environment
 from launch.torchrun import choose_layout, config_arguments
 from trainer.errors import ConfigError, FolderError
 from trainer.run.folder import RunFolder
@@ -78,6 +80,8 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if not queued_job:
         check_points(points, arguments, machine)
     if arguments.dry_run:
+        if arguments.slurm:
+            site_environment(os.environ, machine.install_root)  # raises UserError
         print(f"samecurve sweep {base.run.name}: {len(points)} runs in {root}")
         print("\n".join(f"  {point.name}: {shlex.join(point.settings)}" for point in points))
         return 0
@@ -106,8 +110,9 @@ def check_points(points: list[SweepPoint], arguments: argparse.Namespace, machin
         return
     if options := _given_slurm_options(arguments):
         raise ConfigError(f"{', '.join(options)}: only a SLURM job supports this; add --slurm")
-    for point in points:
-        forecast.check_run(point.config, choose_layout(point.config, machine, arguments.ranks).world_size)
+    configs = [point.config for point in points if not point.is_finished]
+    for layout, group in itertools.groupby(configs, lambda config: choose_layout(config, machine, arguments.ranks)):
+        preflight.check_runs(group, layout)
 
 
 def _given_slurm_options(arguments: argparse.Namespace) -> list[str]:
@@ -136,9 +141,14 @@ def save_plan(root: Path, points: list[SweepPoint], queued_job: str) -> None:
                 f"job {queued_job} in the queue runs another grid in {root}; wait for its end, or set another run.name"
             )
         return
+    write_file(root, _PLAN_FILE, plan)
+
+
+def write_file(root: Path, name: str, content: Any) -> None:
+    """Writes a JSON file into the sweep's folder. Raises FolderError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        RunFolder(root).write_json(_PLAN_FILE, plan)
+        RunFolder(root).write_json(name, content)
     except OSError as error:
         raise FolderError(f"{root} cannot be written ({error.strerror}); set run.root to a writable folder") from None
 
@@ -182,10 +192,11 @@ def _submit_array(
     argv += [f"--points={(root / _PLAN_FILE).resolve()}", f"--max-restarts={arguments.max_restarts}", *overrides]
     argv += ["--doctor"] if arguments.doctor else []
     plan = LaunchPlan(f"samecurve sweep {root.name}", tuple(argv), submit.job_variables(machine))
+    job_id = submit.call_sbatch(plan, site_environment(plan.environment, machine.install_root), machine)
+    print(f"job {job_id}: {len(unfinished)} runs; to stop all runs: scancel {job_id}", flush=True)
+    write_file(root, _JOB_FILE, {"job_id": job_id})
     tasks = [submit.JobTask(number, points[number].config) for number in unfinished]
-    job_id, log = submit.submit_plan(plan, tasks, machine)
-    RunFolder(root).write_json(_JOB_FILE, {"job_id": job_id})
-    print(f"job {job_id}: {len(unfinished)} runs; logs {log}; to stop all runs: scancel {job_id}", flush=True)
+    print(f"logs {submit.record_job(job_id, tasks, machine)}", flush=True)
     return job_id
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 
-from launch import forecast
+from launch import forecast, preflight
 from launch.forecast import RankLayout
 from launch.hardware import Machine, this_machine
 from launch.plan import LaunchPlan
@@ -38,7 +38,10 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = forecast.load_settings(arguments.config, overrides)
     machine = this_machine()
     layout = choose_layout(config, machine, arguments.ranks)
-    forecast.check_run(config, layout.world_size)
+    if arguments.dry_run:
+        preflight.check_run(config, layout)
+    else:  # the ranks check the rest in their first seconds
+        forecast.check_run(config, layout)
     trainer_arguments = [*config_arguments(arguments.config), *overrides]
     plan = plan_training(config, machine, layout, trainer_arguments, arguments.max_restarts)
     if arguments.dry_run:

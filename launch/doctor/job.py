@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch.slurm import client
 from launch.slurm.client import Allocation, SlurmError
-from launch.slurm.scripts import scripts_folder, with_site_file
+from launch.slurm.scripts import scripts_folder, site_environment
 from trainer.errors import FolderError
 
 _POLL_SECONDS = 1.0
@@ -44,7 +44,7 @@ def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
             f"cannot create run.root {root} for the doctor's log ({error.strerror}); set run.root to another folder"
         ) from None
     command = sbatch_command(arguments, overrides, root)
-    job_id = client.call(*command, env=_job_environment()).strip().splitlines()[-1].partition(";")[0]
+    job_id = client.submit(*command, env=site_environment(_job_environment()))
     log = root / f"doctor-{job_id}.log"
     try:
         _wait(job_id)
@@ -69,7 +69,7 @@ def sbatch_command(arguments: argparse.Namespace, overrides: list[str], root: Pa
     doctor_arguments += ["--json"] if arguments.json else []
     doctor_arguments += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
     script = str(scripts_folder() / "doctor.sh")
-    return with_site_file(["sbatch", *options, script, *doctor_arguments, *overrides])
+    return ["sbatch", *options, script, *doctor_arguments, *overrides]
 
 
 def _job_environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ class Run:
     name: str
     path: Path
     state: str
-    """running, queued (by SLURM), starting, or one of ENDED_STATES"""
+    """running, queued, suspended (both by SLURM), starting, or one of ENDED_STATES"""
     reason: str = ""
     step: int | None = None
     total_steps: int | None = None
@@ -156,35 +156,39 @@ def _state_and_reason(record: RunRecord, is_held: bool, entry: QueueEntry | None
     state, reason = str(record.status.get("state", "")), str(record.status.get("reason", ""))
     if state == "finished":
         return state, reason
+    if entry is not None and entry.is_halted:
+        return "suspended", str(entry)
     if is_held:
         # A process that has the lock and has written no status yet is reading its data set.
         is_starting = lock.held_since(record.path) > modified_at(record.path / "status.json")
         return (
             ("starting", "a process holds the folder and has not started training") if is_starting else (state, reason)
         )
-    if entry is not None and entry.is_waiting:
-        return "queued", f"job {entry.id} waits: {entry.reason or entry.state}"
+    if entry is not None and (entry.is_waiting or entry.is_booting):
+        return "queued" if entry.is_waiting else "starting", str(entry)
     if state not in ("", "running"):
         return state, reason
     if entry is not None:
-        return state or "starting", "" if state else f"job {entry.id} is {entry.state}"
+        return state or "starting", "" if state and entry.state == "RUNNING" else str(entry)
     if record.job is not None and not _is_queue_complete(record.path, queue):
         return state or "queued", f"the state of job {record.job} is unknown on this machine"
-    return _state_without_process(record, state)
+    return _state_without_process(record, state, queue.find_ended(record.job))
 
 
-def _state_without_process(record: RunRecord, state: str) -> tuple[str, str]:
-    """Returns the state of an unfinished run that has neither a job nor a process that this machine can see."""
+def _state_without_process(record: RunRecord, state: str, ended: QueueEntry | None) -> tuple[str, str]:
+    """Returns the state of an unfinished run that has neither a job nor a process that this machine can see.
+
+    ended: the job that has ended, if SLURM remembers it.
+    """
     if not state:
-        return "not started", f"job {record.job} has left the queue" if record.job else "it has never started training"
+        has_left = f"job {record.job} has left the queue" if record.job else "it has never started training"
+        return "not started", str(ended) if ended is not None else has_left
     host, silent_seconds = record.last_session.get("host", ""), time.time() - record.modified_at
     if record.job is None and host not in ("", socket.gethostname()) and silent_seconds < _SILENCE_SECONDS:
         return "running", f"on {host}, which is another machine; last change {silent_seconds:.0f} s ago"
     on_host = f" on {host}" if host else ""
-    return (
-        "died",
-        f"its process{on_host} is gone and left no reason; run the same command to continue from the last checkpoint",
-    )
+    cause = str(ended) if ended is not None else f"its process{on_host} is gone and left no reason"
+    return "died", f"{cause}; run the same command to continue from the last checkpoint"
 
 
 def _is_queue_complete(path: Path, queue: Queue) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch import forecast
 from launch.forecast import RankLayout
@@ -21,7 +21,7 @@ from launch.plan import EnvironmentVariable, LaunchPlan
 from launch.signals import SignalForwarder
 from launch.slurm import array, client, retry
 from launch.slurm.client import Allocation
-from launch.slurm.retry import Decision, JobRecord
+from launch.slurm.retry import Attempt, Decision, JobRecord
 from launch.torchrun import config_arguments, threads_variable, torchrun_variables
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import without_launchers
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the batch script."""
     parser.add_argument(
         "--max-restarts", type=int, default=3, metavar="N",
-        help="end the job after N attempts in a row without a new checkpoint; default: 3",
+        help="end the job after N attempts in a row without progress; default: 3",
     )  # fmt: skip
     parser.add_argument("--doctor", action="store_true", help="check the nodes with samecurve doctor before training")
     parser.add_argument(
@@ -69,20 +69,22 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     forwarder = SignalForwarder(
         lambda number: signal.SIGUSR1
     )  # any signal becomes SIGUSR1: on SIGTERM srun kills its tasks
+    if os.environ.pop("SAMECURVE_SIGNAL", ""):  # SLURM's warning came before Python started (slurm/prologue.sh)
+        os.kill(os.getpid(), signal.SIGUSR1)
     allocation = client.read_allocation()
     overrides = array.settings_of_task(arguments.points, allocation.array_task, arguments.config, overrides)
     config = forecast.load_settings(arguments.config, overrides)
     layout = RankLayout(len(allocation.nodes), allocation.ranks_per_node, "gpu" if allocation.gpus_per_node else "cpu")
-    forecast.check_run(config, layout.world_size)
+    forecast.check_run(config, layout)
     trainer_arguments = (*config_arguments(arguments.config), *overrides)
     job = TrainingJob(config, this_machine(), allocation, layout, trainer_arguments)
-    wait_until_free(job.folder)
+    wait_until_free(job.folder, forwarder)
     base_job_id = allocation.job_id.partition("_")[0]  # without the number of an array task
     record = JobRecord.load(job.folder, base_job_id, allocation.array_task, allocation.log)
     record.write(job.folder)
     if not allocation.gpus_per_node and _partition_has_gpus():
         print("note: this job requests no GPU and trains on the CPU; request one with --gpus-per-node=1", flush=True)
-    if arguments.doctor and (code := _run_doctor(job)):
+    if arguments.doctor and forwarder.received is None and (code := _run_doctor(job)):
         return code
     return _run_attempts(job, forwarder, record, arguments.max_restarts)
 
@@ -90,14 +92,16 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecord, limit: int) -> int:
     """Starts the ranks, again and again, until the job is done or requeued.
 
-    limit: attempts in a row without a newer checkpoint after which the job ends.
+    limit: attempts in a row without progress after which the job ends.
     """
     allocation = job.allocation
     outcome_path = job.folder.path / f".outcome-{allocation.job_id}.json"
     addresses = [node_address(node) for node in allocation.nodes[:2]]
     while True:
-        wait_until_free(job.folder)
-        plan = plan_srun(job, addresses, free_port(allocation.job_number))
+        wait_until_free(job.folder, forwarder)
+        clock_offset, start = client.clock_offset(), time.monotonic()
+        controller_time = time.time() - (clock_offset or 0.0)
+        plan = plan_srun(job, addresses, free_port(allocation.job_number), controller_time)
         print(plan, flush=True)
         outcome_path.unlink(missing_ok=True)
         environment = without_launchers(os.environ) | plan.assignments
@@ -108,21 +112,29 @@ def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecor
         ended_early = outcome is None or outcome[0] == retry.STOPPED
         is_preempted = ended_early and forwarder.received is None and _is_preempted(allocation)
         step = retry.newest_checkpoint_step(job.folder)
-        decision = retry.decide(outcome, code, forwarder.received, record, step, limit, is_preempted)
+        seconds_left = None if allocation.end_time is None else allocation.end_time - controller_time
+        attempt = Attempt(time.monotonic() - start, seconds_left, clock_offset)
+        decision = retry.decide(outcome, code, forwarder.received, record, step, limit, attempt, is_preempted)
         record = decision.record
         try:
             record.write(job.folder)
         except FolderError as error:  # a full disk must not keep the job from going back into the queue
             print(f"samecurve: {error}", file=sys.stderr, flush=True)
+            if decision.action == "requeue" and record.without_progress and client.restart_count() >= limit:
+                reason = (
+                    f"{decision.reason}; giving up after {client.restart_count()} restarts, which cannot be counted"
+                )
+                decision = replace(decision, action="end", reason=reason)
         print(f"samecurve: job {allocation.job_id}: {decision.reason}", file=sys.stderr, flush=True)
         if decision.action != "restart":
             return _requeue(allocation, decision) if decision.action == "requeue" else decision.code
 
 
-def plan_srun(job: TrainingJob, addresses: Sequence[str], port: int) -> LaunchPlan:
+def plan_srun(job: TrainingJob, addresses: Sequence[str], port: int, controller_time: float) -> LaunchPlan:
     """Returns the srun command that starts one task per node.
 
-    addresses: addresses of the first two nodes. port: rendezvous port on the first node. torchrun's own restarts are
+    addresses: addresses of the first two nodes. port: rendezvous port on the first node. controller_time: now, by the
+    clock of SLURM's controller, in seconds since 1970. torchrun's own restarts are
     off: _run_attempts restarts the ranks, even if torchrun was killed, and counts the attempts.
     """
     allocation, layout, machine = job.allocation, job.layout, job.machine
@@ -133,7 +145,7 @@ def plan_srun(job: TrainingJob, addresses: Sequence[str], port: int) -> LaunchPl
     argv += [machine.python, str(machine.install_root / "launch" / "main.py"), "node"]
     argv += [f"--nodes={layout.nodes}", f"--ranks={layout.ranks_per_node}", f"--endpoint={addresses[0]}:{port}"]
     argv += [f"--second={addresses[1]}"] if layout.nodes > 1 else []
-    argv += [f"--id={allocation.job_id}", *job.trainer_arguments]
+    argv += [f"--controller-time={controller_time:.0f}", f"--id={allocation.job_id}", *job.trainer_arguments]
     variables = [threads_variable(job.config, allocation.cpus_per_node, layout.ranks_per_node), *torchrun_variables()]
     if allocation.end_time is not None:
         reason = "end of this job; the run saves and stops in time"
@@ -142,13 +154,13 @@ def plan_srun(job: TrainingJob, addresses: Sequence[str], port: int) -> LaunchPl
     return LaunchPlan(title, tuple(argv), tuple(variables), forecast.describe_run(job.config, layout))
 
 
-def wait_until_free(folder: RunFolder) -> None:
+def wait_until_free(folder: RunFolder, forwarder: SignalForwarder) -> None:
     """Waits until no process uses the run folder: ranks on a node that SLURM considers down may still run.
 
-    Raises FolderError after five minutes.
+    Returns at once after a signal. Raises FolderError after five minutes.
     """
     deadline = time.monotonic() + _FOLDER_IN_USE_SECONDS
-    while folder.is_in_use():
+    while folder.is_in_use() and forwarder.received is None:
         if time.monotonic() > deadline:
             raise FolderError(
                 f"another process still uses run folder {folder.path} after {_FOLDER_IN_USE_SECONDS / 60:.0f} minutes; "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.errors import UserError, WorldError
+from trainer.errors import ConfigError, UserError, WorldError
 
 _TIMEOUT_SECONDS = 60.0  # a busy controller is slow; SLURM's own commands give up after about as long
 _RETRY_FOR_SECONDS = 90.0
@@ -19,6 +19,9 @@ _NO_CLUSTER = "Could not establish a configuration source"  # every command prin
 _UNREACHABLE = re.compile(
     "Unable to contact|timed out|no answer within|Connection refused|communication", re.IGNORECASE
 )
+_FAILED_STATES = (
+    "BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+)  # fmt: skip
 # These describe the tasks of the job. A job step with one task per node must not inherit them.
 _TASK_VARIABLES = (
     "SLURM_NTASKS_PER_NODE", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_CPUS_PER_TASK", "SLURM_GPU_BIND",
@@ -28,6 +31,10 @@ _TASK_VARIABLES = (
 
 class SlurmError(UserError):
     """SLURM is not installed, does not answer, or refuses a command."""
+
+
+class NoAnswerError(SlurmError):
+    """SLURM's controller did not answer in time."""
 
 
 def is_available() -> bool:
@@ -46,7 +53,7 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
             f"{argv[0]} is not installed on this machine; run this command on a login node of a SLURM cluster"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise NoAnswerError(
             f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; check that its controller is up (scontrol ping)"
         ) from None
     if completed.returncode and _NO_CLUSTER in completed.stderr:
@@ -56,6 +63,42 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
     if completed.returncode:
         raise SlurmError(f"{argv[0]}: {' '.join(completed.stderr.split()) or f'exit code {completed.returncode}'}")
     return completed.stdout
+
+
+def submit(*argv: str, env: Mapping[str, str]) -> str:
+    """Runs `sbatch --parsable` and returns the id of the job. Raises SlurmError."""
+    try:
+        output = call(*argv, env=env)
+    except NoAnswerError as error:
+        raise SlurmError(f"{error}; squeue --me shows whether the job is in the queue all the same") from None
+    ids = re.findall(r"^(\d+)(?:;\S+)?$", output, re.MULTILINE)  # a site's own sbatch may print more
+    if not ids:
+        got = " ".join(output.split())
+        raise SlurmError(f"sbatch printed no job id (got '{got}'); squeue --me shows whether the job is in the queue")
+    return str(ids[-1])
+
+
+def check_dependency(job: str) -> None:
+    """Raises SlurmError for a job after whose successful end no other job can start: unknown, or ended without success.
+
+    SLURM starts a job at once if it does not know the job that this one depends on.
+    """
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        raise ConfigError(f"--after {job}: expected the number of a job, such as 4711 or 4711_3 for an array task")
+    if not is_available():
+        return
+    try:
+        details = call("scontrol", "show", "job", job)
+    except NoAnswerError:
+        raise
+    except SlurmError as error:
+        raise SlurmError(
+            f"--after {job}: SLURM does not know this job ({error}); leave --after out if it ended well some time ago, "
+            "or correct the number"
+        ) from None
+    for state in re.findall(r"\bJobState=(\S+)", details):
+        if state in _FAILED_STATES:
+            raise SlurmError(f"--after {job}: this job ended as {state}, so no job can start after its success")
 
 
 def call_with_retry(*argv: str) -> str:
@@ -78,9 +121,15 @@ def without_task_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in _TASK_VARIABLES}
 
 
-def site_srun_arguments() -> list[str]:
-    """Returns the extra srun arguments that the site file sets in SAMECURVE_SRUN_ARGS."""
-    return shlex.split(os.environ.get("SAMECURVE_SRUN_ARGS", ""))
+def site_srun_arguments(env: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the extra srun arguments that the site file sets in SAMECURVE_SRUN_ARGS. Raises ConfigError."""
+    text = env.get("SAMECURVE_SRUN_ARGS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"SAMECURVE_SRUN_ARGS={text}: not readable as arguments of srun ({error}); close the quote in the site file"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +189,22 @@ def read_allocation(env: Mapping[str, str] = os.environ) -> Allocation:
         array_task=int(task) if task.isdigit() else None,
         log=_field(details, "StdOut"),
     )
+
+
+def clock_offset() -> float | None:
+    """Returns by how many seconds the clock of this machine is ahead of the controller's; None if it does not say."""
+    try:
+        before = time.time()
+        output = call("sdiag", timeout_seconds=_TIMEOUT_SECONDS / 2)
+    except SlurmError:  # not every site allows sdiag
+        return None
+    match = re.search(r"sdiag output at .*\((\d+)\)", output)
+    return None if match is None else before - int(match[1])
+
+
+def restart_count(env: Mapping[str, str] = os.environ) -> int:
+    """Returns how many times SLURM has started the current job again."""
+    return int(env.get("SLURM_RESTART_COUNT", "0") or 0)
 
 
 def is_preempted(job_id: str) -> bool:

@@ -6,8 +6,12 @@ SLURM signals only this process, and more than once. The ranks receive one signa
 import argparse
 import os
 import socket
+import sys
+import time
+from collections.abc import Mapping
 
 from launch.hardware import this_machine
+from launch.slurm import retry
 from launch.torchrun import ONE_MACHINE_OPTIONS, config_arguments
 
 
@@ -17,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, required=True, help="ranks on this node")
     parser.add_argument("--endpoint", required=True, metavar="HOST:PORT", help="rendezvous address on the first node")
     parser.add_argument("--second", metavar="HOST", help="address of the second node")
+    parser.add_argument(
+        "--controller-time",
+        type=float,
+        required=True,
+        metavar="SECONDS",
+        help="now, by the clock of SLURM's controller",
+    )
     parser.add_argument("--id", required=True, help="id of the job")
 
 
@@ -27,10 +38,10 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     forwarder = SignalForwarder()
     machine = this_machine()
     script = [machine.trainer, *config_arguments(arguments.config), *overrides]
-    environment = dict(os.environ)
+    environment = correct_job_end(os.environ, arguments.controller_time)
     if arguments.nodes * arguments.ranks == 1:
         return forwarder.run([machine.python, *script], environment)
-    argv = [machine.python, "-m", "torch.distributed.run", f"--nproc-per-node={arguments.ranks}"]
+    argv = [machine.python, str(machine.install_root / "launch" / "elastic.py"), f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
         return forwarder.run([*argv, *ONE_MACHINE_OPTIONS, *script], environment)
     is_host = os.environ.get("SLURM_NODEID") == "0"
@@ -39,6 +50,21 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     argv += [f"--nnodes={arguments.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={arguments.endpoint}"]
     argv += [f"--rdzv-id={arguments.id}", f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]
     return forwarder.run([*argv, *script], interface_variables(address) | environment)
+
+
+def correct_job_end(environment: Mapping[str, str], controller_time: float) -> dict[str, str]:
+    """Returns the environment with the end of the job by the clock of this node, if that is more than a minute wrong.
+
+    SLURM ends the job by the controller's clock, and the ranks stop in time by their own. Prints a line on the clock.
+    controller_time: when srun started, by the controller's clock, in seconds since 1970.
+    """
+    offset, result = time.time() - controller_time, dict(environment)
+    if abs(offset) > retry.CLOCK_SKEW_SECONDS:
+        sentence = retry.describe_clock(environment.get("SLURMD_NODENAME") or socket.gethostname(), offset)
+        print(f"samecurve: {sentence}; start chrony or ntpd there", file=sys.stderr, flush=True)
+        if end := environment.get("SLURM_JOB_END_TIME", ""):
+            result["SLURM_JOB_END_TIME"] = str(int(end) + round(offset))
+    return result
 
 
 def local_address(peer: str) -> str:

@@ -1,8 +1,11 @@
 """Decides after each attempt of a job whether the job ends, restarts the ranks, or goes back into the queue.
 
-Restarts are unlimited while the run makes progress; attempts in a row without a newer checkpoint are limited.
+Restarts are unlimited while the run makes progress; attempts in a row without progress are limited. Progress is a newer
+checkpoint after a fair part of the time that the attempt had. An attempt that saves a step and ends at once, although
+hours are left, has made none: it would be repeated without end.
 """
 
+import math
 import signal
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,6 +15,8 @@ from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 
 STOPPED = 75
+CLOCK_SKEW_SECONDS = 60.0
+_AT_ONCE_SECONDS, _SHORT_SECONDS, _SHORT_FRACTION = 20.0, 300.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class JobRecord:
     """path of the file with the job's output"""
     attempts: int = 0
     without_progress: int = 0
-    """number of latest attempts in a row that ended early without a newer checkpoint"""
+    """number of latest attempts in a row that ended early without progress"""
     step: int = 0
     """step of the newest checkpoint when the last attempt ended"""
 
@@ -54,6 +59,40 @@ def newest_checkpoint_step(folder: RunFolder) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """How long an attempt took, and what was left of its job when it began."""
+
+    seconds: float
+    seconds_left: float | None = None
+    """until the end of the job, by the controller's clock; None: no limit, or unknown"""
+    clock_offset: float | None = None
+    """seconds by which the clock of the first node is ahead of the controller's; None: unknown"""
+
+    @property
+    def was_short(self) -> bool:
+        """Whether the attempt ended long before it had to."""
+        left = math.inf if self.seconds_left is None else self.seconds_left
+        return self.seconds < max(_AT_ONCE_SECONDS, min(_SHORT_SECONDS, _SHORT_FRACTION * left))
+
+    @property
+    def ended_before_its_time(self) -> bool:
+        """Whether half of the job's time was left."""
+        return self.seconds_left is not None and self.seconds < self.seconds_left / 2
+
+    def __str__(self) -> str:
+        left = "" if self.seconds_left is None else f", when {self.seconds_left:,.0f} s of the job's time were left"
+        clock = "" if self.clock_offset is None else f"; {describe_clock('the first node', self.clock_offset)}"
+        return f"the last one ended after {self.seconds:,.0f} s{left}{clock}"
+
+
+def describe_clock(name: str, offset: float) -> str:
+    """Returns a sentence on a clock. offset: seconds ahead of the controller's."""
+    if abs(offset) < CLOCK_SKEW_SECONDS:
+        return f"the clock of {name} agrees with the controller's"
+    return f"the clock of {name} is {abs(offset):,.0f} s {'ahead of' if offset > 0 else 'behind'} the controller's"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What the job does next, its exit code, the reason for the log, and the updated record."""
 
@@ -70,6 +109,7 @@ def decide(
     record: JobRecord,
     step: int,
     limit: int,
+    attempt: Attempt,
     is_preempted: bool = False,
 ) -> Decision:
     """Returns the decision after an attempt.
@@ -79,10 +119,15 @@ def decide(
     received: the signal that the job received, if any.
     step: step of the newest checkpoint now.
     limit: number of attempts without progress after which the job gives up.
+    attempt: its times.
     is_preempted: whether SLURM is about to give the nodes to another job.
     """
     was_cut_short = received == signal.SIGTERM  # SLURM sent it, so the run is not at fault
-    stuck = 0 if step > record.step else record.without_progress + (not was_cut_short)
+    is_job_end = outcome is not None and outcome[1] == stop.JOB_END
+    # SLURM chooses when it sends SIGTERM and when it preempts, so these attempts may be short.
+    ended_too_early = attempt.was_short and not was_cut_short and not is_preempted
+    has_progress = step > record.step and not ended_too_early and not (is_job_end and attempt.ended_before_its_time)
+    stuck = 0 if has_progress else record.without_progress + (not was_cut_short)
     record = replace(record, attempts=record.attempts + 1, without_progress=stuck, step=max(step, record.step))
     if outcome is not None and outcome[0] in (0, 2):
         reason = "finished" if outcome[0] == 0 else f"a restart would fail again: {outcome[1]}"
@@ -92,7 +137,7 @@ def decide(
         reason = saved if outcome else "SLURM ended this job before the ranks saved a checkpoint"
         return Decision("end", STOPPED, reason, record)
     # With a grace time, SLURM signals a preemption to the ranks at once but to this job only after the grace time.
-    time_is_over = received == signal.SIGUSR1 or is_preempted or (outcome is not None and outcome[1] == stop.JOB_END)
+    time_is_over = received == signal.SIGUSR1 or is_preempted or is_job_end
     # launch/signals.py stops the ranks of a killed torchrun by SIGTERM: the user did not request this stop.
     is_orphaned = outcome is not None and outcome[1] == "SIGTERM" and code >= 128
     if not time_is_over and not is_orphaned and (outcome is not None or received is not None):
@@ -101,6 +146,7 @@ def decide(
     reason = "the time of this job is over" if time_is_over else f"the ranks ended early (exit code {code})"
     reason = "another job gets these nodes" if is_preempted else reason
     if stuck >= limit:
-        reason = f"{reason}; giving up after {stuck} attempts in a row without a checkpoint newer than step {step:,}"
+        reason += f"; giving up after {stuck} attempts in a row without progress (newest checkpoint: step {step:,})"
+        reason += f"; {attempt}"
         return Decision("end", code or 1, reason, record)
     return Decision("requeue" if time_is_over else "restart", code or STOPPED, f"{reason}, at step {step:,}", record)

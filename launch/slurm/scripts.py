@@ -1,11 +1,19 @@
 """Locates the batch scripts, the site file and the folder of the job logs, in a checkout and after an installation."""
 
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from launch.hardware import INSTALL_ROOT
-from trainer.errors import FolderError
+from launch.slurm import client
+from trainer.errors import ConfigError, FolderError
+from trainer.run.files import write_problem
+
+# The site file may change PATH, so `env` is found before.
+_READ_SITE = 'env=$(type -P env); source "$1"; read_site "$2" && exec "$env" -0'
 
 
 def scripts_folder(install_root: Path = INSTALL_ROOT) -> Path:
@@ -30,15 +38,46 @@ def create_log_folder(install_root: Path = INSTALL_ROOT) -> Path:
             f"cannot create the folder of the job logs, {folder} ({error.strerror}); "
             "call samecurve from a folder that you can write to and that all nodes share"
         ) from None
+    if problem := write_problem(folder):
+        raise FolderError(
+            f"the folder of the job logs, {folder}, cannot be written ({problem}); SLURM would end the job without a "
+            "message. Free space or restore access there"
+        )
     return folder
 
 
-def with_site_file(argv: Sequence[str], install_root: Path = INSTALL_ROOT) -> list[str]:
-    """Returns the sbatch command, run after the site file if one exists: it may set SBATCH_ACCOUNT and others.
+def site_file(install_root: Path = INSTALL_ROOT) -> Path | None:
+    """Returns the path of the site file: SAMECURVE_SITE, else site.sh beside the batch scripts; None without one."""
+    if named := os.environ.get("SAMECURVE_SITE"):
+        return Path(named).absolute()
+    default = scripts_folder(install_root) / "site.sh"
+    return default if default.exists() else None
 
-    The arguments reach sbatch as positional parameters, so that the shell never interprets the user's words.
+
+def site_environment(environment: Mapping[str, str], install_root: Path = INSTALL_ROOT) -> dict[str, str]:
+    """Returns the environment after the site file, for sbatch: it may set SBATCH_ACCOUNT and others.
+
+    Prints what the site file prints to stderr. Raises ConfigError if the site file cannot be used, or sets something
+    that the job cannot use.
     """
-    site_file = Path(os.environ.get("SAMECURVE_SITE") or scripts_folder(install_root) / "site.sh")
-    if not site_file.is_file():
-        return [*argv]
-    return ["bash", "-c", 'source "$1"; shift; exec "$@"', "samecurve", str(site_file), *argv]
+    site = site_file(install_root)
+    result = dict(environment)
+    if site is not None:
+        if os.environ.get("SAMECURVE_SITE"):
+            result["SAMECURVE_SITE"] = str(site)  # the job may start in another folder
+        reader = scripts_folder(install_root) / "read_site.sh"
+        with tempfile.TemporaryFile() as log:  # no pipe: a program that the site file leaves behind would hold it open
+            completed = subprocess.run(
+                ["bash", "-c", _READ_SITE, "samecurve", str(reader), str(site)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=result, check=False,
+            )  # fmt: skip
+            log.seek(0)
+            printed = log.read().decode(errors="replace")
+        if completed.returncode:
+            lines = printed.splitlines() or [f"samecurve: site file {site}: bash ends with {completed.returncode}"]
+            raise ConfigError(lines[-1].removeprefix("samecurve: "))
+        print(printed, end="", file=sys.stderr)
+        entries = (entry.partition(b"=") for entry in completed.stdout.split(b"\0") if entry)
+        result = {os.fsdecode(name): os.fsdecode(value) for name, _, value in entries}
+    client.site_srun_arguments(result)
+    return result

@@ -2,9 +2,10 @@
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launch import forecast
+from launch import forecast, preflight
 from launch.forecast import RankLayout
 from launch.hardware import Machine, this_machine
 from launch.plan import EnvironmentVariable, LaunchPlan
@@ -14,6 +15,7 @@ from launch.slurm.retry import JobRecord
 from launch.torchrun import config_arguments
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError, FolderError
+from trainer.run.files import write_problem
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 
@@ -46,7 +48,7 @@ def add_resource_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="any other option of sbatch")
     parser.add_argument(
         "--max-restarts", type=int, default=3, metavar="N",
-        help="attempts in a row without a newer checkpoint before the job gives up; default: 3",
+        help="attempts in a row without progress before the job gives up; default: 3",
     )  # fmt: skip
     parser.add_argument("--doctor", action="store_true", help="check the nodes with samecurve doctor before training")
 
@@ -64,14 +66,18 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Checks the settings, submits the job, and prints where its log and its run folders are."""
     tasks = list_tasks(arguments, overrides)
     check_tasks(arguments, tasks)
+    if arguments.after:
+        client.check_dependency(arguments.after)
     machine = this_machine()
     plan = plan_submission(arguments, overrides, tasks, machine)
+    environment = scripts.site_environment(plan.environment, machine.install_root)
     if arguments.dry_run:
         print(plan)
         return 0
-    job_id, log = submit_plan(plan, tasks, machine)
+    job_id = call_sbatch(plan, environment, machine)
+    print(f"job {job_id}: {plan.title.removeprefix('samecurve submit ')}", flush=True)
+    log = record_job(job_id, tasks, machine)
     folder, run = tasks[0].config.folder, run_argument(tasks[0].config)
-    print(f"job {job_id}: {plan.title.removeprefix('samecurve submit ')}")
     print(f"log         {log}")
     print(f"run folder  {folder}" + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""))
     print(f"to look     samecurve status {run}; samecurve logs {run} --follow")
@@ -113,11 +119,11 @@ def check_tasks(arguments: argparse.Namespace, tasks: list[JobTask]) -> None:
     for task, folder in zip(tasks, folders, strict=True):
         if task.config.train.device == "cuda" and layout.device == "cpu":
             raise ConfigError("train.device=cuda, but the job requests no GPU; add --gpus-per-node")
-        forecast.check_run(task.config, layout.world_size)
         if folder.is_in_use():
             raise FolderError(
                 f"another process uses run folder {folder.path}; wait for its end, or choose another run.name"
             )
+    preflight.check_runs((task.config for task in tasks), layout)
     jobs = [job for folder in folders if (job := RunRecord(folder.path).submitted_job)]
     queue = read_queue(jobs)
     for job in jobs:
@@ -163,8 +169,7 @@ def sbatch_arguments(
     argv += [f"--{option}={getattr(arguments, option)}" for option in _SBATCH_OPTIONS if getattr(arguments, option)]
     argv += [f"--array={array_tasks}"] if array_tasks else []
     argv += [f"--dependency=afterok:{arguments.after}"] if getattr(arguments, "after", None) else []
-    argv += arguments.sbatch
-    return scripts.with_site_file(argv, machine.install_root)
+    return [*argv, *arguments.sbatch]
 
 
 def job_variables(machine: Machine) -> tuple[EnvironmentVariable, ...]:
@@ -184,15 +189,28 @@ def notes(arguments: argparse.Namespace) -> tuple[str, ...]:
     return ("this job requests no GPU and trains on the CPU; request one with --gpus-per-node 1",)
 
 
-def submit_plan(plan: LaunchPlan, tasks: list[JobTask], machine: Machine) -> tuple[str, str]:
-    """Calls sbatch, writes job.json into each run folder, and returns the job id and the path of the log.
+def call_sbatch(plan: LaunchPlan, environment: Mapping[str, str], machine: Machine) -> str:
+    """Queues the job and returns its id. Raises SlurmError, and FolderError if the job could not write its log.
 
-    The path has a * in place of the task number of an array. Raises SlurmError, and FolderError when a folder cannot
-    be written.
+    environment: that of the plan, after the site file.
     """
-    logs = scripts.create_log_folder(machine.install_root)
-    job_id = client.call(*plan.argv, env=plan.environment).strip().splitlines()[-1].partition(";")[0]
+    scripts.create_log_folder(machine.install_root)
+    return client.submit(*plan.argv, env=environment)
+
+
+def record_job(job_id: str, tasks: list[JobTask], machine: Machine) -> str:
+    """Writes job.json into each run folder. Returns the path of the log, with a * for the task number of an array.
+
+    Raises FolderError if a folder cannot be written. The message has the job's id, because the job is queued already.
+    """
+    logs = scripts.log_folder(machine.install_root)
     for task in tasks:
         name = job_id if task.number is None else f"{job_id}_{task.number}"
-        JobRecord(job_id, task.number, str(logs / f"{name}.log")).write(RunFolder(task.config.folder))
-    return job_id, str(logs / (f"{job_id}_*.log" if tasks[0].number is not None else f"{job_id}.log"))
+        try:
+            JobRecord(job_id, task.number, str(logs / f"{name}.log")).write(RunFolder(task.config.folder))
+        except FolderError:
+            raise FolderError(
+                f"job {job_id} is in the queue, but its run folder {task.config.folder} cannot be written "
+                f"({write_problem(task.config.folder)}); repair that before the job starts, or scancel {job_id}"
+            ) from None
+    return str(logs / (f"{job_id}_*.log" if tasks[0].number is not None else f"{job_id}.log"))

@@ -51,7 +51,7 @@ def job_plan(allocation: Allocation, *words: str) -> LaunchPlan:
     trainer_arguments = (*config_arguments(arguments.config), *overrides)
     job = batch.TrainingJob(config, LOGIN_NODE, allocation, layout, trainer_arguments)
     addresses = [f"10.0.0.{number + 1}" for number in range(len(allocation.nodes))]
-    return batch.plan_srun(job, addresses, batch.candidate_port(allocation.job_number))
+    return batch.plan_srun(job, addresses, batch.candidate_port(allocation.job_number), 1700000000.0)
 
 
 def make_allocation(nodes: int, gpus: int, cpus: int, tasks: int = 1, end_time: int | None = None) -> Allocation:

@@ -14,7 +14,7 @@ TRAINER = (
     "errors format memory rng timer config distributed run data models optim inference step build tracking nonfinite"
 )
 TRAINER += " report summary loop session main verify"
-LAUNCH = "hardware plan signals forecast torchrun slurm runs dashboard doctor verify commands main"
+LAUNCH = "hardware plan signals forecast preflight elastic torchrun slurm runs dashboard doctor verify commands main"
 ORDER = {f"trainer.{name}": height for height, name in enumerate(TRAINER.split())}
 ORDER |= {f"launch.{name}": 100 + height for height, name in enumerate(LAUNCH.split())}
 FILES = [path for top in ("trainer", "launch") for path in sorted((REPOSITORY / top).rglob("*.py"))]

@@ -26,7 +26,7 @@ def slow_down():
     marker = pathlib.Path(__file__).with_name("slow")
     Step.__call__ = lambda *arguments: (marker.exists() and time.sleep(0.1), original(*arguments))[1]
 
-if "trainer/main.py" in " ".join(sys.orig_argv) and "torch.distributed.run" not in sys.orig_argv:
+if "trainer/main.py" in " ".join(sys.orig_argv) and "elastic.py" not in " ".join(sys.orig_argv):
     threading.Thread(target=slow_down, daemon=True).start()
 """
 
@@ -132,7 +132,7 @@ def test_job_continues_after_torchrun_and_a_node_died(
     cluster.wait_for("step 25", lambda: last_step(folder) >= 25)
 
     step = last_step(folder)
-    cluster.control("exec", "n2", "kill", "-9", process_ids(cluster, "n2", "torch.distributed.run")[0])
+    cluster.control("exec", "n2", "kill", "-9", process_ids(cluster, "n2", "launch/elastic.py")[0])
     cluster.wait_for("a second session", lambda: num_sessions(folder) == 2)
     cluster.wait_for("more steps", lambda: last_step(folder) > step)
     assert "Restarts=0" in cluster.call("scontrol", "show", "job", job), "restarted in the same allocation"
@@ -157,7 +157,7 @@ def num_sessions(folder: Path) -> int:
 def process_ids(cluster: Cluster, node: str, script: str) -> list[str]:
     """Returns the ids of a node's processes that run a script, without the launchers above them."""
     lines = cluster.control("exec", node, "ps", "-eo", "pid,args").splitlines()
-    launchers = {"launch/main.py", "torch.distributed.run"} - {script}
+    launchers = {"launch/main.py", "launch/elastic.py"} - {script}
     ids = [line.split()[0] for line in lines if script in line and not any(name in line for name in launchers)]
     assert ids, "\n".join(lines)
     return ids

@@ -192,6 +192,7 @@ def slow_result() -> None:
 
 
 FAULTS = {
+    "none": lambda: None,
     "tiny": tiny_network,
     "named_dropout": named_dropout,
     "idle_weights": idle_weights,

@@ -176,6 +176,12 @@ def check_ranks(config: RunConfig, world_size: int) -> None:
         )
 
 
+def check_precision(precision: str, on_gpu: bool, source: str) -> None:
+    """Raises WorldError if the ranks cannot train in this precision. source: what selects it, for the message."""
+    if precision == "fp16" and not on_gpu:
+        raise WorldError(f"{source}: a CPU has no fp16 training; set train.precision to fp32 or bf16")
+
+
 def check_pretrained_file(model: ModelSettings, path: Path) -> None:
     """Raises ConfigError if the file of model.pretrained does not exist. path: the resolved path of that file."""
     if not path.is_file():

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.schema import DataSettings
+from trainer.data import cifar10_files
 from trainer.data.dataset import ArrayDataset, ArraySplit
 from trainer.data.decode import fit_images
 from trainer.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CHANNELS = 3
 _CONNECT_TIMEOUT_SECONDS = 20.0
 
 
@@ -33,6 +35,15 @@ def load(data: DataSettings) -> ArrayDataset:
 def count_per_class(data: DataSettings) -> list[int]:
     """Returns the number of training images of each class."""
     return [5000] * len(CLASSES)
+
+
+def check_files(data: DataSettings) -> None:
+    """Raises DataError if a file is missing and cannot be downloaded. Reads none of them."""
+    if not cifar10_files.are_present(Path(data.root).expanduser()):
+        if not data.download:
+            raise _missing_error(data, "data.download=false")
+        if problem := cifar10_files.download_problem():
+            raise _missing_error(data, f"it cannot be downloaded ({problem})")
 
 
 def _load_split(data: DataSettings, root: Path, train: bool) -> ArraySplit:
@@ -54,9 +65,7 @@ def _load_split(data: DataSettings, root: Path, train: bool) -> ArraySplit:
 
 
 def _missing_error(data: DataSettings, reason: str) -> DataError:
-    from torchvision.datasets import CIFAR10
-
-    folder = Path(data.root).expanduser() / CIFAR10.base_folder
+    folder = Path(data.root).expanduser() / cifar10_files.FOLDER
     return DataError(
         f"no complete and unchanged CIFAR-10 in {folder} (data.root={data.root}), and {reason}. "
         "Set data.root to the folder that contains it, or use its images as files with data.name=image_folder, "

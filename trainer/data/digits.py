@@ -14,6 +14,7 @@ from trainer.data.dataset import ArrayDataset, ArraySplit
 from trainer.data.decode import fit_images
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CHANNELS = 1
 _TEST_EVERY = 5
 
 

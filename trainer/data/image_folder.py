@@ -21,6 +21,7 @@ from trainer.data.dataset import ArrayDataset, ArraySplit
 from trainer.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+CHANNELS = 3
 _CACHE_FORMAT = 1
 
 
@@ -61,6 +62,14 @@ def count_per_class(data: DataSettings) -> list[int]:
     classes = _list_classes(root)
     counts = Counter(file.label for file in _list_split(root, "train", classes))
     return [counts[label] for label in range(len(classes))]
+
+
+def check_files(data: DataSettings) -> None:
+    """Raises DataError as load does for folders and their files, without reading an image."""
+    root = Path(data.root).expanduser()
+    classes = _list_classes(root)
+    for split in ("train", "test"):
+        _list_split(root, split, classes)
 
 
 def _list_classes(root: Path) -> tuple[str, ...]:

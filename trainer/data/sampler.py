@@ -49,6 +49,11 @@ class BatchSampler:
         self.steps_per_epoch = steps_per_epoch(num_samples, global_batch_size, drop_last)
         self.samples_per_epoch = self.steps_per_epoch * global_batch_size if drop_last else num_samples
 
+    @property
+    def sizes(self) -> set[int]:
+        """The sizes of batches that occur: the last one of an epoch may be smaller."""
+        return {self.batch_size(0), self.batch_size(self.steps_per_epoch - 1)}
+
     def epoch_of(self, step: int) -> int:
         """Returns the epoch that a step belongs to, counted from 0."""
         return step // self.steps_per_epoch

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.config.validate import check_precision
 from trainer.distributed.environment import RankEnvironment, available_cores
 from trainer.errors import WorldError
 
@@ -70,8 +71,7 @@ def resolve_precision(precision: str, on_gpu: bool, launcher_precision: str | No
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else _cpu_multiplies_bf16()
     if precision == "auto":
         return "bf16" if has_bf16 else "fp16" if on_gpu else "fp32"
-    if precision == "fp16" and not on_gpu:
-        raise WorldError(f"{source}: a CPU has no fp16 training; set train.precision to fp32 or bf16")
+    check_precision(precision, on_gpu, source)
     if precision == "bf16" and on_gpu and not has_bf16:
         gpu = torch.cuda.get_device_name()
         raise WorldError(f"{source}: {gpu} does not support it; set train.precision to fp32 or fp16")

@@ -58,14 +58,20 @@ def build_optimizer(network: nn.Module, optim: OptimSettings, precision: str = "
     Raises ConfigError for a learning rate without weights that it applies to.
     """
     compiler_import.skip_for_optimizer_methods()
+    groups = parameter_groups(network, optim)
+    optimizer: torch.optim.Optimizer = load_plugin(OPTIMIZERS, optim.name)(groups, optim, precision)
+    compiler_import.skip_for_step(optimizer)
+    return optimizer
+
+
+def parameter_groups(network: nn.Module, optim: OptimSettings) -> Groups:
+    """Returns the groups of trainable weights that get the same learning rate. Raises ConfigError."""
     groups: Groups = [{"params": [weight for weight in network.parameters() if weight.requires_grad]}]
     if optim.lr_parts:
         groups = _split_by_part(network, optim)
     if optim.name == "muon" or optim.lr_vectors is not None or optim.lr_head is not None:
         groups = [subgroup for group in groups for subgroup in _split_by_kind(network, optim, group)]
-    optimizer: torch.optim.Optimizer = load_plugin(OPTIMIZERS, optim.name)(groups, optim, precision)
-    compiler_import.skip_for_step(optimizer)
-    return optimizer
+    return groups
 
 
 def supports_found_inf(optimizer: torch.optim.Optimizer) -> bool:

@@ -144,18 +144,24 @@ def folder_name(step: int) -> str:
 
 def load(path: Path) -> TrainingState:
     """Verifies and reads a checkpoint. Tensors are on the CPU. Raises FolderError if the checkpoint is damaged."""
-    damage = find_damage(path)
-    if damage:
-        raise FolderError(f"checkpoint {path} is damaged: {damage}; set run.resume to another one, or delete this one")
+    progress = load_progress(path)
     content = json.loads((path / "progress.json").read_text())
-    progress = content["progress"]
-    best = Best(**progress.pop("best")) if progress["best"] else progress.pop("best")
     return TrainingState(
         model=load_file(path / "model.safetensors"),
         optimizer=_join_optimizer(load_file(path / "optimizer.safetensors"), content["optimizer"]),
         scaler=content["scaler"],
-        progress=Progress(**progress, best=best),
+        progress=progress,
     )
+
+
+def load_progress(path: Path) -> Progress:
+    """Verifies a checkpoint and reads its progress alone. Raises FolderError if the checkpoint is damaged."""
+    damage = find_damage(path)
+    if damage:
+        raise FolderError(f"checkpoint {path} is damaged: {damage}; set run.resume to another one, or delete this one")
+    progress = json.loads((path / "progress.json").read_text())["progress"]
+    best = Best(**progress.pop("best")) if progress["best"] else progress.pop("best")
+    return Progress(**progress, best=best)
 
 
 def _split_optimizer(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from trainer.errors import FolderError
 
+_PROBE_BYTES = 4096  # a full disk accepts empty files
 DISK_ERRORS = (OSError, SafetensorError)
 """What a failed write to disk raises."""
 
@@ -34,6 +36,22 @@ def replace_file(path: Path, writer: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_problem(folder: Path) -> str:
+    """Returns why no file can be written in a folder, or in its nearest parent that exists; empty if one can.
+
+    Writes a file without a name, which leaves nothing behind.
+    """
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error_reason(error)
+    return ""
 
 
 def error_reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from trainer.config.load import to_yaml
 from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
 from trainer.run import lock
-from trainer.run.files import finite_json, replace_file
+from trainer.run.files import finite_json, replace_file, write_problem
 from trainer.run.record import RunRecord
 
 
@@ -52,6 +52,13 @@ class RunFolder:
             raise FolderError(
                 f"run folder {self.path} already contains a run with other settings ({changed}); "
                 "use the same settings to continue it, or choose another run.name"
+            )
+
+    def check_writable(self) -> None:
+        """Raises FolderError if the folder cannot be created or written. Creates nothing."""
+        if problem := write_problem(self.path):
+            raise FolderError(
+                f"run folder {self.path} cannot be written ({problem}); set run.root to a writable folder"
             )
 
     def _acquire_lock(self) -> None:

@@ -20,12 +20,10 @@ from typing import Any
 
 from launch.doctor.node.reach import connection_problem
 from launch.hardware import installed_gpus, visible_gpus
+from trainer.data import cifar10_files
 from trainer.distributed.environment import available_cores
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "safetensors", "pillow", "scikit-learn")
-CIFAR10_FOLDER = "cifar-10-batches-py"
-CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-CIFAR10_SERVER = "www.cs.toronto.edu"
 _TOOL_SECONDS = 10.0
 _LOOKUP_SECONDS = 5.0
 
@@ -139,15 +137,15 @@ def check_data(data: Mapping[str, Any]) -> dict[str, str]:
     except OSError as error:
         result = {"problem": f"{error.filename or root}: {error.strerror}", "summary": ""}
         if name == "cifar10" and data["download"] and isinstance(error, FileNotFoundError):
-            result |= {"server": CIFAR10_SERVER, "server_problem": connection_problem(CIFAR10_SERVER, 443)}
+            result |= {"server": cifar10_files.SERVER, "server_problem": connection_problem(cifar10_files.SERVER, 443)}
         return result
 
 
 def _find_cifar10(root: Path) -> str:
-    for name in CIFAR10_FILES:
-        with (root / CIFAR10_FOLDER / name).open("rb") as file:
+    for name in cifar10_files.FILES:
+        with (root / cifar10_files.FOLDER / name).open("rb") as file:
             file.read(1)
-    return f"{len(CIFAR10_FILES)} files in {root / CIFAR10_FOLDER}"
+    return f"{len(cifar10_files.FILES)} files in {root / cifar10_files.FOLDER}"
 
 
 def _find_image_folder(root: Path) -> str:

@@ -57,7 +57,7 @@ IN_JOB = {"job": "7"}
         ("stopped", IN_JOB, JOB, queue_with("PENDING", "Priority"), "queued", "job 7 waits: Priority"),
         ("finished", IN_JOB, JOB, queue_with("COMPLETING"), "finished", "why finished"),
         (None, None, JOB, queue_with("PENDING", "Resources"), "queued", "job 7 waits: Resources"),
-        (None, None, JOB, queue_with("RUNNING"), "starting", "job 7 is RUNNING"),
+        (None, None, JOB, queue_with("RUNNING"), "starting", "job 7 runs and has not started training"),
         (None, None, JOB, EMPTY, "not started", "job 7 has left the queue"),
         (None, None, JOB, Queue(), "queued", "the state of job 7 is unknown on this machine"),
         (None, None, None, EMPTY, "not started", "never started training"),
@@ -75,6 +75,39 @@ def test_state_combines_run_folder_and_queue(
     assert run.state == state and reason in run.reason
     assert run.job == ("7" if job is not None else None)
     assert run.is_over == (state in ("finished", "stopped", "failed", "died", "not started"))
+
+
+JOB_STATES = {
+    "PENDING": "queued", "REQUEUED": "queued", "REQUEUE_HOLD": "queued", "REQUEUE_FED": "queued",
+    "RESV_DEL_HOLD": "queued", "SPECIAL_EXIT": "queued", "CONFIGURING": "starting", "RUNNING": "running",
+    "COMPLETING": "running", "RESIZING": "running", "SIGNALING": "running", "STAGE_OUT": "running",
+    "SUSPENDED": "suspended", "STOPPED": "suspended", "BOOT_FAIL": "died", "CANCELLED": "died", "COMPLETED": "died",
+    "DEADLINE": "died", "FAILED": "died", "NODE_FAIL": "died", "OUT_OF_MEMORY": "died", "PREEMPTED": "died",
+    "REVOKED": "died", "TIMEOUT": "died", "A_STATE_OF_ANOTHER_SLURM": "running",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job_state", JOB_STATES)
+def test_every_state_of_a_job_has_a_state_and_a_sentence(job_state: str) -> None:
+    path = make_run_folder("x", ("running", 30), IN_JOB, JOB)
+    run = state_of(path, queue_with(job_state))
+    assert run.state == JOB_STATES[job_state]
+    assert run.is_over == (run.state == "died") and run.in_queue == (run.state != "died")
+    assert run.reason.count("job 7") == 1 or job_state == "RUNNING"
+    new = state_of(make_run_folder("new", job={}), queue_with(job_state))
+    assert "7" in new.reason and new.state in ("queued", "starting", "suspended", "not started")
+    assert new.is_over == (new.state == "not started")
+
+
+@pytest.mark.parametrize("job_state", ["SUSPENDED", "STOPPED"])
+def test_suspended_run_has_no_time_left_although_it_holds_its_folder(job_state: str) -> None:
+    rows = row("train", 10, samples_per_second=64.0)
+    path = make_run_folder("x", ("running", 10), IN_JOB, JOB, rows=rows)
+    with lock.acquire(path):
+        os.utime(path / "status.json", (time.time() + 1, time.time() + 1))
+        assert state_of(path, queue_with("RUNNING")).seconds_left is not None
+        run = state_of(path, queue_with(job_state))
+    assert run.state == "suspended" and run.seconds_left is None and not run.is_over
 
 
 def test_silent_run_on_another_machine_has_died() -> None:
@@ -214,7 +247,7 @@ def test_squeue_is_called_once_and_only_for_unfinished_jobs(monkeypatch: pytest.
     for name in "abc":
         make_run_folder(name, ("running", 3), IN_JOB, JOB)
     runs, queue = read_runs(find_runs(Path("runs")), Path("runs"))
-    assert Path("squeue-calls").read_text() == "--me --noheader -r -o %A|%F|%K|%T|%r\n"
+    assert Path("squeue-calls").read_text() == "--me --noheader -r --states=all -o %A|%F|%K|%T|%r\n"
     assert queue.is_known and sum(run.state == "died" for run in runs) == 4
 
 

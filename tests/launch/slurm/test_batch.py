@@ -1,5 +1,6 @@
 """Ports and waiting of the batch script; tests/slurm runs whole jobs."""
 
+import signal
 import socket
 
 import pytest
@@ -19,6 +20,12 @@ class BusyFolder:
     def is_in_use(self) -> bool:
         self.polls -= 1
         return self.polls >= 0
+
+
+class NoSignal:
+    """A SignalForwarder that has received nothing."""
+
+    received = None
 
 
 def test_free_port_skips_ports_in_use() -> None:
@@ -45,8 +52,14 @@ def test_node_without_free_port_is_a_user_error(monkeypatch: pytest.MonkeyPatch)
 def test_job_waits_until_the_run_folder_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "_POLL_SECONDS", 0.0)
     folder = BusyFolder(3)
-    batch.wait_until_free(folder)  # type: ignore[arg-type]
+    batch.wait_until_free(folder, NoSignal())  # type: ignore[arg-type]
     assert folder.polls == -1
     monkeypatch.setattr(batch, "_FOLDER_IN_USE_SECONDS", -1.0)
     with pytest.raises(FolderError, match="another process still uses run folder runs/x"):
-        batch.wait_until_free(BusyFolder(3))  # type: ignore[arg-type]
+        batch.wait_until_free(BusyFolder(3), NoSignal())  # type: ignore[arg-type]
+
+
+def test_signal_ends_the_wait_for_the_run_folder() -> None:
+    folder, forwarder = BusyFolder(10**9), NoSignal()
+    forwarder.received = signal.SIGUSR1  # type: ignore[assignment]
+    batch.wait_until_free(folder, forwarder)  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
 """Answers of SLURM's commands and their errors. The texts are the output of SLURM 22.05."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from launch.slurm import client
-from trainer.errors import WorldError
+from trainer.errors import ConfigError, WorldError
 
 JOB = """JobId=7 JobName=samecurve
    JobState=RUNNING Reason=None Dependency=(null)
@@ -120,3 +122,69 @@ def test_call_with_retry_gives_up_after_its_time(monkeypatch: pytest.MonkeyPatch
 
 def test_task_variables_are_removed_for_srun() -> None:
     assert client.without_task_variables({"SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "7"}) == {"SLURM_JOB_ID": "7"}
+
+
+def test_submit_finds_the_job_id_among_other_lines() -> None:
+    for output in ("7", "7;cluster", "Welcome\n12 nodes are free\n7;c\nBye 8"):
+        assert client.submit("printf", "%s\n", output, env={}) == "7"
+    with pytest.raises(client.SlurmError, match=r"printed no job id \(got 'Welcome'\); squeue --me shows"):
+        client.submit("printf", "Welcome\n", env={})
+
+
+def test_submit_without_answer_says_that_the_job_may_be_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*argv: str, env: object) -> str:
+        raise client.NoAnswerError("sbatch gave no answer within 60 s")
+
+    monkeypatch.setattr(client, "call", call)
+    with pytest.raises(client.SlurmError, match="squeue --me shows whether the job is in the queue"):
+        client.submit("sbatch", env={})
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("exit 1", "--after 12: SLURM does not know this job"),
+        ("echo 'JobId=12 JobState=FAILED Reason=x'", "this job ended as FAILED"),
+        ("echo 'JobId=12 JobState=COMPLETED'; echo; echo 'JobId=13 JobState=TIMEOUT'", "ended as TIMEOUT"),
+        ("echo 'JobId=12 JobState=RUNNING Reason=None'", ""),
+        ("echo 'JobId=12 JobState=COMPLETED'", ""),
+    ],
+)
+def test_job_to_wait_for_must_be_able_to_succeed(
+    output: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("scontrol", output), ("squeue", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if not message:
+        client.check_dependency("12")
+        return
+    with pytest.raises(client.SlurmError, match=message):
+        client.check_dependency("12")
+
+
+@pytest.mark.parametrize("job", ["", "x", "-1", "12_", "1 2", "12;13", "²"])
+def test_job_to_wait_for_must_be_a_number(job: str) -> None:
+    with pytest.raises(ConfigError, match="expected the number of a job"):
+        client.check_dependency(job)
+
+
+@pytest.mark.parametrize("text", ["--x 'y", '"', "a\\"])
+def test_open_quote_in_srun_arguments_is_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="not readable as arguments of srun") as error:
+        client.site_srun_arguments({"SAMECURVE_SRUN_ARGS": text})
+    assert "\n" not in str(error.value)
+
+
+def test_clock_offset_compares_with_the_controllers_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What sdiag of SLURM 22.05 printed.
+    text = (
+        "*****\nsdiag output at Sun Nov 29 20:51:09 2026 ({})\nData since      Sun Nov 29 20:00:00 2026 (1795982400)\n"
+    )
+    (tmp_path / "sdiag").write_text(f"#!/bin/sh\nprintf '{text.format(int(time.time()) - 7200)}'\n")
+    (tmp_path / "sdiag").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert client.clock_offset() == pytest.approx(7200, abs=3)
+    (tmp_path / "sdiag").write_text("#!/bin/sh\nexit 1\n")
+    assert client.clock_offset() is None

@@ -1,6 +1,7 @@
 """The torchrun command of each node, and the network that the nodes share."""
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -27,13 +28,14 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 def start_node(nodes: int, ranks: int, second: str | None = None) -> None:
     options = {"nodes": nodes, "ranks": ranks, "endpoint": "127.0.0.1:20000", "second": second, "id": "12_3"}
+    options["controller_time"] = time.time()
     assert node.main(argparse.Namespace(config=["digits"], **options), ["optim.lr=1"]) == 0
 
 
 def test_single_rank_starts_without_torchrun(commands: Commands) -> None:
     start_node(1, 1)
     argv, _ = commands[0]
-    assert "torch.distributed.run" not in argv and argv[-3:] == ["--config", "digits", "optim.lr=1"]
+    assert not any("elastic.py" in word for word in argv) and argv[-3:] == ["--config", "digits", "optim.lr=1"]
 
 
 def test_ranks_of_a_single_node_meet_on_its_loopback_address(commands: Commands) -> None:
@@ -57,3 +59,20 @@ def test_several_nodes_meet_on_the_first_one(
 
 def test_interface_of_an_unknown_address_sets_no_variable() -> None:
     assert node.interface_variables("203.0.113.1") == {}
+
+
+@pytest.mark.parametrize("offset", [7200, -7200, 70])
+def test_wrong_clock_is_named_and_the_end_of_the_job_corrected(offset: int, capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"SLURM_JOB_END_TIME": "1700003600", "SLURMD_NODENAME": "n2"}
+    corrected = node.correct_job_end(environment, time.time() - offset)
+    assert int(corrected["SLURM_JOB_END_TIME"]) == pytest.approx(1700003600 + offset, abs=2)
+    error = capsys.readouterr().err
+    direction = "ahead of" if offset > 0 else "behind"
+    assert f"the clock of n2 is {abs(offset):,} s {direction} the controller's" in error and error.count("\n") == 1
+    assert node.correct_job_end({}, time.time() - offset) == {}
+
+
+def test_clock_that_agrees_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    environment = {"SLURM_JOB_END_TIME": "1700003600"}
+    assert node.correct_job_end(environment, time.time() - 20) == environment  # srun took 20 s to start this task
+    assert capsys.readouterr().err == ""

@@ -58,19 +58,6 @@ def test_spool_copy_uses_samecurve_scripts_without_scontrol(tmp_path: Path) -> N
     assert completed.returncode == 0
 
 
-def test_spool_copy_reads_site_file(tmp_path: Path) -> None:
-    folder = install(tmp_path / "project", "slurm")
-    (folder / "site.sh").write_text('echo "site $UNSET_VARIABLE"; false; export SAMECURVE_PYTHON=printf\n')
-    completed = run_spool_copy(folder / "train.sh", tmp_path, SLURM_JOB_ID="7")
-    assert completed.stdout == f"site \n{tmp_path}/project/launch/main.py", completed.stderr
-    other = tmp_path / "other.sh"
-    other.write_text("echo other; exit 0\n")
-    shutil.rmtree(tmp_path / "spool")
-    shutil.rmtree(tmp_path / "bin")
-    completed = run_spool_copy(folder / "train.sh", tmp_path, SLURM_JOB_ID="7", SAMECURVE_SITE=str(other))
-    assert completed.stdout == "other\n"
-
-
 def test_script_outside_a_job_says_how_to_submit_it(tmp_path: Path) -> None:
     completed = run_spool_copy(SCRIPTS / "train.sh", tmp_path)
     assert completed.returncode and "from the project folder by: sbatch slurm/train.sh" in completed.stderr
@@ -94,16 +81,3 @@ def test_log_folder_that_cannot_be_created_is_a_user_error(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FolderError, match=r"cannot create the folder of the job logs.*call samecurve from a folder"):
         scripts.create_log_folder(tmp_path / "site-packages")
-
-
-def test_site_file_runs_before_sbatch_and_leaves_arguments_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ["printf", "%s|", "$(id)", "a b"]
-    assert scripts.with_site_file(command, tmp_path) == command
-    (tmp_path / "slurm").mkdir()
-    (tmp_path / "slurm" / "site.sh").write_text("echo site")
-    completed = subprocess.run(scripts.with_site_file(command, tmp_path), capture_output=True, text=True, check=True)
-    assert completed.stdout == "site\n$(id)|a b|"
-    monkeypatch.setenv("SAMECURVE_SITE", str(tmp_path / "missing.sh"))
-    assert scripts.with_site_file(command, tmp_path) == command

@@ -7,6 +7,7 @@ import pytest
 from support.processes import free_port
 
 from launch.doctor.node import facts
+from trainer.data import cifar10_files
 
 
 def data_settings(name: str, root: Path) -> dict[str, object]:
@@ -69,15 +70,15 @@ def test_image_folder_is_summarized_without_hidden_folders(image_folder: Path) -
 
 
 def test_cifar10_needs_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / facts.CIFAR10_FOLDER
+    folder = tmp_path / cifar10_files.FOLDER
     folder.mkdir()
-    for name in facts.CIFAR10_FILES[:-1]:
+    for name in cifar10_files.FILES[:-1]:
         (folder / name).write_bytes(b"x")
     result = facts.check_data(data_settings("cifar10", tmp_path))
     assert result == {"problem": f"{folder}/batches.meta: No such file or directory", "summary": ""}
     monkeypatch.setattr(facts, "connection_problem", lambda host, port: f"no route to {host}")
     result = facts.check_data(data_settings("cifar10", tmp_path) | {"download": True})
-    assert result["server_problem"] == f"no route to {facts.CIFAR10_SERVER}"
+    assert result["server_problem"] == f"no route to {cifar10_files.SERVER}"
     (folder / "batches.meta").write_bytes(b"x")
     assert facts.check_data(data_settings("cifar10", tmp_path))["problem"] == ""
 
