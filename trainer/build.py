@@ -23,6 +23,7 @@ from trainer.distributed.world import World
 from trainer.inference.evaluation import Evaluation, Predictions, evaluate_split
 from trainer.inference.saved_model import ModelMetadata
 from trainer.models.fit import apply_pretrained_preprocessing, build_fitting_model
+from trainer.models.inspect import count_parameters
 from trainer.models.lookup import fit_to_data
 from trainer.models.torchvision import pretrained_file
 from trainer.optim.losses import SampleLoss
@@ -53,6 +54,17 @@ class Components:
     optimizer: AcceleratedOptimizer
     step: Step
     shard_layout: ShardLayout
+
+    def describe(self) -> dict[str, object]:
+        """Returns the numbers of weights and of images, for environment.json."""
+        splits = self.splits
+        named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        total, trained = count_parameters(self.module)
+        return {
+            "parameters": total,
+            "trained_parameters": trained,
+            "num_images": {name: len(split) for name, split in named.items() if split is not None},
+        }
 
     def num_shards(self, step: int) -> int:
         """Returns the number of shards with samples in a step's batch."""

@@ -130,7 +130,7 @@ class Session:
         if self.progress.step < self.components.durations.total_steps:
             return False
         summary = self.world.broadcast_from_rank0(lambda: RunRecord(self.folder.path).summary)
-        return bool(summary.get("steps") == self.progress.step)
+        return bool(summary.get("steps") == self.progress.step and summary.get("test") and summary.get("train"))
 
     def print_result(self) -> None:
         """Prints the result of a finished run again."""
@@ -168,14 +168,16 @@ class Session:
         """Writes the first files to the run folder, which train() has locked, and opens the trackers."""
         folder, config, world, step = self.folder, self.config, self.world, self.progress.step
         total_steps, devices = self.components.durations.total_steps, world.describe()
+        environment = describe_environment() | devices | self.components.describe()
 
         def open_folder() -> None:
             with disk_errors_as_user_errors(f"the run in {folder.path}"):
-                folder.write_settings(config, describe_environment() | devices)
+                folder.write_settings(config, environment)
                 append_session(folder, step, total_steps, world.size)
                 folder.write_status("running", step)
                 # An evaluation after the checkpoint is done again, and logged once.
                 self.metric_logger.logged_splits = folder.remove_rows_after(step)
+                self.metric_logger.best = RunRecord(folder.path).best
                 self.progress.wandb_run_id = wandb_run_id(config, folder, self.progress.wandb_run_id)
             log, run_id = self.console.log, self.progress.wandb_run_id
             self.metric_logger.bad_steps_file = JsonLines(folder.bad_steps, log)

@@ -1,6 +1,7 @@
-"""Adds the command-line arguments that several commands share: the run, the folder of all runs, the weights."""
+"""Defines what commands share: the arguments for the run, the folder of all runs and the weights; notes on stderr."""
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -34,3 +35,8 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also load a pickled module as the file of weights; this can run any code in the file",
     )
+
+
+def print_note(text: str) -> None:
+    """Prints a line for the user that is not part of a command's output."""
+    print(f"samecurve: {text}", file=sys.stderr)

@@ -5,9 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from launch.commands.arguments import add_root_option
-from launch.runs.find import NoRunError, find_run, find_runs
-from trainer.errors import DashboardError
+from launch.commands.arguments import add_root_option, print_note
+from launch.runs.find import find_runs, find_runs_of
+from trainer.errors import DashboardError, FolderError
 from trainer.run.record import RunRecord
 
 _URLS_FILE = "dashboards.json"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Creates or replaces a dashboard for each W&B project of the runs, and prints the URLs. Raises DashboardError."""
     root = arguments.root
-    paths = [path for name in arguments.runs for path in _find(name, root)] or find_runs(root)
+    paths = find_runs_of(arguments.runs, root, print_note) if arguments.runs else find_runs(root, print_note)
     from launch.dashboard.workspace import KINDS, Dashboard, sync_command  # lazy import: numpy and Pillow
 
     runs = _logged_runs(paths, root, are_named=bool(arguments.runs))
@@ -43,25 +43,31 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _find(name: str, root: Path) -> list[Path]:
-    """Returns the folder of a run, or the folders of all runs in a group such as a sweep. Raises NoRunError."""
-    try:
-        return [find_run(name, root)]
-    except NoRunError:
-        paths = find_runs(root / name)
-        if not paths:
-            raise
-        return paths
-
-
 def _logged_runs(paths: list[Path], root: Path, are_named: bool) -> list[RunRecord]:
     """Returns the runs that were logged to W&B, sorted by name.
 
+    Names the runs that cannot be read, and leaves them out.
     Raises DashboardError if there is none, or if the user named the runs and one of them was not logged.
     """
-    runs = [RunRecord(path) for path in paths]
+    runs = [run for path in paths if (run := _read(path)) is not None]
+    if paths and not runs:
+        raise DashboardError("none of these runs can be read; repair the files that are named above")
     unlogged = [run.path for run in runs if not run.wandb_id]
     if len(unlogged) == len(runs) or (unlogged and are_named):
         problem = f"{unlogged[0]} was not" if are_named else f"no run under {root} was"
         raise DashboardError(f"{problem} logged to W&B: train with log.wandb=auto, or name runs that were logged")
     return sorted((run for run in runs if run.wandb_id), key=lambda run: run.name)
+
+
+def _read(path: Path) -> RunRecord | None:
+    """Returns a run if all files that a dashboard needs can be read; else names the file and returns None."""
+    run = RunRecord(path)
+    try:
+        # A folder without config.yaml belongs to a job that has not started.
+        _ = run.wandb_id and (run.name, run.wandb_project, run.metric_names)
+    except FolderError as error:
+        print_note(f"{path} is left out: {error}")
+        return None
+    for problem in run.problems:
+        print_note(problem)
+    return run

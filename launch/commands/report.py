@@ -1,17 +1,21 @@
-"""Runs `samecurve report RUN [RUN...]`: writes report.html for one run, or compares several runs on one page."""
+"""Runs `samecurve report RUN [RUN...]`: writes report.html for one run, or compares several runs on one page.
+
+A folder of runs, such as a sweep, stands for all its runs.
+"""
 
 import argparse
 import os
 from pathlib import Path
 
-from launch.commands.arguments import add_root_option
-from launch.runs.find import find_run
+from launch.commands.arguments import add_root_option, print_note
+from launch.runs.find import find_runs_of
 from trainer.errors import FolderError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `samecurve report`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="name of a run under --root, or path of a run folder")
+    text = "names of runs or of folders of runs, such as a sweep, under --root, or paths"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=text)
     add_root_option(parser)
     default = "default: report.html in the run folder; for several runs, in the folder that contains them all"
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"report to write; {default}")
@@ -22,21 +26,19 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     Raises FolderError if a run cannot be found or read, or a file cannot be written.
     """
-    run_folders = [find_run(name, arguments.root) for name in arguments.runs]
-    from trainer.report.examples import read_examples  # lazy imports: 0.1 s
-    from trainer.report.figures import FIGURES_FOLDER, draw_run_figures, write_figures
+    run_folders = find_runs_of(arguments.runs, arguments.root, print_note)
+    from trainer.report.figures import write_run_figures  # lazy imports: 0.1 s
     from trainer.report.html import REPORT_FILE, write_report
-    from trainer.run.record import RunRecord
 
     is_comparison = len(run_folders) > 1
     common_folder = Path(os.path.commonpath([folder.resolve().parent for folder in run_folders]))
     out = arguments.out or (common_folder if is_comparison else run_folders[0]) / REPORT_FILE
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_report(run_folders, out)
+        for problem in write_report(run_folders, out):
+            print_note(problem)
         if not is_comparison:
-            (folder,) = run_folders
-            write_figures(draw_run_figures(RunRecord(folder), read_examples(folder).mistakes), folder / FIGURES_FOLDER)
+            write_run_figures(run_folders[0])
     except OSError as error:
         raise FolderError(f"{out} cannot be written ({error.strerror}); choose another path with --out") from None
     print(out)

@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.commands.arguments import add_run_argument
+from launch.commands.arguments import add_run_argument, print_note
 from launch.runs import table, tail
-from launch.runs.find import NoRunError, find_run, find_runs
+from launch.runs.find import find_runs, find_runs_of, is_run_folder
 from launch.runs.run import Run, read_runs
 from trainer.errors import FolderError, UserError
-from trainer.run.record import RunRecord
+from trainer.run.record import RunRecord, is_file
 
 _NUM_LOG_LINES = 5
-_TITLES = ("run", "state", "step", "epoch", "test", "images/s", "left", "job", "restarts", "ranks")
+_TITLES = ("run", "state", "step", "epoch", "validation", "test", "images/s", "left", "job", "restarts", "ranks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,20 +30,18 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if name is None:
         if not root.is_dir():
             raise UserError(f"folder {root} does not exist; --root FOLDER selects the folder of the runs")
-        return _show_all(find_runs(root), root, arguments.json)
-    try:
-        path = find_run(name, root)
-    except NoRunError:
-        paths = find_runs(root / name)  # the folder of a sweep
-        if not paths:
-            raise
-        return _show_all(paths, root, arguments.json)
-    return _show_one(path, root, arguments.json)
+        return _show_all(find_runs(root, print_note), root, arguments.json)
+    paths = find_runs_of([name], root, print_note)
+    if len(paths) == 1 and any(map(is_run_folder, (root / name, Path(name).expanduser()))):
+        return _show_one(paths[0], root, arguments.json)
+    return _show_all(paths, root, arguments.json)
 
 
 def _show_all(paths: list[Path], root: Path, as_json: bool) -> int:
     runs, queue = read_runs(paths, root)
     print_queue_problem(queue.problem)
+    for problem in [problem for run in runs for problem in _problems(run)]:
+        print_note(problem)
     if as_json:
         print(json.dumps([_as_dict(run) for run in runs], indent=1))
     elif runs:
@@ -57,6 +55,8 @@ def _show_all(paths: list[Path], root: Path, as_json: bool) -> int:
 def _show_one(path: Path, root: Path, as_json: bool) -> int:
     (run,), queue = read_runs([path], root)
     print_queue_problem(queue.problem)
+    for problem in run.problems:
+        print_note(problem)
     if as_json:
         print(json.dumps(_as_dict(run), indent=1))
         return 0
@@ -71,6 +71,11 @@ def _show_one(path: Path, root: Path, as_json: bool) -> int:
             print(title)
             print("\n".join(f"  {line}" for line in lines))
     return 0
+
+
+def _problems(run: Run) -> list[str]:
+    """Returns what cannot be read of a run."""
+    return [run.reason] if run.state == "unreadable" else list(run.problems)
 
 
 def print_queue_problem(problem: str) -> None:
@@ -90,6 +95,7 @@ def _row(run: Run) -> tuple[str, ...]:
         run.state,
         _format_steps(run),
         _format_number(run.epoch, "{:.2f}"),
+        _format_number(run.validation_accuracy, "{:.2%}"),
         _format_number(run.accuracy, "{:.2%}"),
         _format_number(run.samples_per_second, "{:,.0f}"),
         format_seconds(run.seconds_left),
@@ -104,7 +110,9 @@ def _facts(run: Run, environment: dict[str, Any]) -> list[tuple[str, str]]:
     ranks = "" if run.world_size is None else f"{run.world_size} on {run.host}"
     facts = [
         ("step", _format_steps(run) + (f", epoch {run.epoch:.2f}" if run.epoch is not None else "")),
+        ("validation accuracy", _format_number(run.validation_accuracy, "{:.2%}")),
         ("test accuracy", _format_number(run.accuracy, "{:.2%}")),
+        ("best so far", _best_so_far(run)),
         ("images/s", _format_number(run.samples_per_second, "{:,.0f}")),
         ("time left", format_seconds(run.seconds_left)),
         ("ranks", f"{ranks} and others" if ranks and _num_hosts(environment) > 1 else ranks),
@@ -118,12 +126,26 @@ def _facts(run: Run, environment: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def _best_so_far(run: Run) -> str:
+    """Returns the highest accuracy of the evaluations, which a stopped run has no summary.json for."""
+    try:
+        best = RunRecord(run.path).best
+    except FolderError:
+        return ""
+    return "" if best is None else f"{best.accuracy:.2%} {best.split} accuracy at step {best.step:,}"
+
+
 def _last_log_lines(run: Run) -> list[str]:
     """Returns the last lines of rank 0's log, or of the SLURM job's output if there is no log yet."""
     path = run.path / "logs" / "rank-0.log"
-    if not path.is_file():
+    if not is_file(path):
         path = Path(run.log or run.path / "none")
-    return tail.last_lines(path, _NUM_LOG_LINES) if path.is_file() else []
+    if not is_file(path):
+        return []
+    try:
+        return tail.last_lines(path, _NUM_LOG_LINES)
+    except OSError as error:
+        return [f"{path} cannot be read ({error.strerror})"]
 
 
 def _next_commands(run: Run, environment: dict[str, Any]) -> list[str]:
@@ -141,8 +163,11 @@ def _next_commands(run: Run, environment: dict[str, Any]) -> list[str]:
 
 def _resume_command(run: Run, environment: dict[str, Any]) -> str:
     """Returns the command that continues the run; empty if unknown. environment.json has the command of one rank."""
-    command = str(environment.get("command", ""))
-    words = shlex.split(command)
+    command = environment.get("command") or ""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # environment.json was edited: a quote is missing
+        return ""
     if not words or (run.world_size or 1) == 1:
         return command
     if _num_hosts(environment) > 1 or run.job:
@@ -151,7 +176,7 @@ def _resume_command(run: Run, environment: dict[str, Any]) -> str:
 
 
 def _num_hosts(environment: dict[str, Any]) -> int:
-    return len(environment.get("hosts", []))
+    return len(environment.get("hosts") or [])
 
 
 def _environment(run: Run) -> dict[str, Any]:

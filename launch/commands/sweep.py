@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import forecast, preflight
+from launch.commands.arguments import print_note
 from launch.commands.sweep_points import SweepPoint, list_points
 from launch.hardware import Machine, this_machine
 from launch.plan import LaunchPlan
@@ -24,6 +25,7 @@ from launch.slurm.scripts import scripts_folder, site_environment
 from launch.torchrun import choose_layout, config_arguments
 from trainer.errors import ConfigError, FolderError
 from trainer.run.folder import RunFolder
+from trainer.run.reading import content
 from trainer.run.record import read_json
 
 _POLL_SECONDS = 2.0
@@ -77,8 +79,11 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     machine = this_machine()
     root = base.folder
     queued_job = _find_queued_job(root) if arguments.slurm else ""
+    for point in points:
+        if point.damage:
+            print_note(f"run {point.name} is skipped: {point.damage}")
     if not queued_job:
-        check_points(points, arguments, machine)
+        check_points([point for point in points if not point.damage], arguments, machine)
     if arguments.dry_run:
         if arguments.slurm:
             site_environment(os.environ, machine.install_root)  # raises UserError
@@ -166,6 +171,8 @@ def _run_here(arguments: argparse.Namespace, overrides: list[str], points: list[
     command = [machine.python, machine.launcher, "train", *config_arguments(arguments.config)]
     command += [f"--ranks={arguments.ranks}"] if arguments.ranks else []
     for number, point in enumerate(points, start=1):
+        if point.damage:
+            continue
         is_finished = point.is_finished
         print(f"run {number} of {len(points)}: {point.name}{' is finished' if is_finished else ''}", flush=True)
         if is_finished:
@@ -181,7 +188,7 @@ def _submit_array(
     arguments: argparse.Namespace, overrides: list[str], points: list[SweepPoint], machine: Machine
 ) -> str:
     """Submits one array of the unfinished points. Returns its job id, or an empty string if all are finished."""
-    unfinished = [number for number, point in enumerate(points) if not point.is_finished]
+    unfinished = [number for number, point in enumerate(points) if not point.is_finished and not point.damage]
     if not unfinished:
         return ""
     root = points[0].config.folder.parent
@@ -202,7 +209,7 @@ def _submit_array(
 
 def _find_queued_job(root: Path) -> str:
     """Returns the id of this sweep's job if it is in the queue, else an empty string."""
-    record = read_json(root / _JOB_FILE)
+    record = read_json(root / _JOB_FILE, content.JOB)
     if not record or not _is_in_queue(record["job_id"]):
         return ""
     print(f"job {record['job_id']} of this sweep is in the queue")

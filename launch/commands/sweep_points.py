@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launch import forecast
 from trainer.config.schema import RunConfig, settings_by_name
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, FolderError
 from trainer.run.record import RunRecord
 
 _NO_GRID = "(no grid)"
@@ -27,8 +27,20 @@ class SweepPoint:
 
     @property
     def is_finished(self) -> bool:
-        """Returns whether the run folder contains a finished run."""
-        return RunRecord(self.config.folder).status.get("state") == "finished"
+        """Returns whether the run folder contains a finished run. A folder that cannot be read contains none."""
+        try:
+            return RunRecord(self.config.folder).status.get("state") == "finished"
+        except FolderError:
+            return False
+
+    @property
+    def damage(self) -> str:
+        """Returns why the run folder cannot be read; empty if it can, and for a new one."""
+        record = RunRecord(self.config.folder)
+        try:
+            return "" if not record.status or record.settings else "config.yaml is empty"
+        except FolderError as error:
+            return str(error)
 
 
 def list_points(

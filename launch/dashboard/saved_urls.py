@@ -6,6 +6,9 @@ from typing import Any
 
 from trainer.errors import FolderError
 from trainer.run.files import replace_file
+from trainer.run.reading.content import OBJECT, Shape, parse_json
+
+_SHAPE: Shape = {"": {"": {"": OBJECT}}}
 
 
 class SavedUrls:
@@ -37,9 +40,7 @@ class SavedUrls:
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(self._path.read_text())
-            if not isinstance(content, dict):
-                raise ValueError("expected a JSON object")
+            content = parse_json(self._path.read_text(), _SHAPE)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

@@ -1,10 +1,12 @@
-"""Finds run folders: all runs below a folder, or one run by its name."""
+"""Finds run folders: all runs below a folder, one run by its name, or the runs that several names stand for."""
 
 import difflib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.run.record import is_file
 
 _RUN_FILES = ("config.yaml", "status.json", "job.json")  # a folder with one of them is a run folder
 _SKIPPED_FOLDERS = {"checkpoints", "tensorboard", "wandb", "logs"}  # inside a run: large, and without other runs
@@ -15,18 +17,25 @@ class NoRunError(UserError):
 
 
 def is_run_folder(path: Path) -> bool:
-    return any((path / name).is_file() for name in _RUN_FILES)
+    return any(is_file(path / name) for name in _RUN_FILES)
 
 
 def has_started(path: Path) -> bool:
     """Returns whether a folder belongs to a run that has started training."""
-    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+    return is_file(path / "config.yaml") and is_file(path / "environment.json")
 
 
-def find_runs(root: Path) -> list[Path]:
-    """Returns the run folders at and below a folder, including runs of sweeps, sorted by path."""
+def find_runs(root: Path, warn: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Returns the run folders at and below a folder, including runs of sweeps, sorted by path.
+
+    warn: receives a line for each folder that this user may not read.
+    """
+
+    def skip(error: OSError) -> None:
+        warn(f"{error.filename} is skipped, because it cannot be read ({error.strerror})")
+
     paths = []
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, onerror=skip):
         subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
         if any(name in files for name in _RUN_FILES):
             paths.append(Path(folder))
@@ -51,10 +60,50 @@ def find_run(name: str, root: Path) -> Path:
     )
 
 
+def find_runs_of(names: Sequence[str], root: Path, warn: Callable[[str], None]) -> list[Path]:
+    """Returns the folders of the runs that the names stand for, in the order of the names.
+
+    names: of runs or of folders with runs, such as a sweep; paths below root, or any paths. A file among them, such as
+    the results.json of a sweep that a shell's * includes, is skipped if other names are runs.
+    warn: receives a line for each name that was skipped and for each folder that stands for several runs.
+    Raises NoRunError if a name is neither a run nor a folder with runs.
+    """
+    paths: list[Path] = []
+    skipped = []
+    for name in names:
+        try:
+            paths.append(find_run(name, root))
+            continue
+        except NoRunError:
+            candidates = (root / name, Path(name).expanduser())
+            folder = next(filter(_is_folder, candidates), None)
+            runs = [] if folder is None else find_runs(folder, warn)
+            if not runs and not any(map(is_file, candidates)):
+                raise
+        if runs:
+            warn(f"{name} is a folder with {len(runs)} run{'s' if len(runs) > 1 else ''}")
+            paths += [path for path in runs if path not in paths]
+        else:
+            skipped.append(name)
+    if not paths:
+        raise NoRunError(f"{' and '.join(skipped)}: expected folders of runs, found files; give the folder of a run")
+    for name in skipped:
+        warn(f"{name} is skipped, because it is a file and not a run")
+    return paths
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above it is closed to this user
+        return False
+
+
 def find_run_or_weights(name: str, root: Path) -> Path:
     """Returns the path of a weights file or of a checkpoint folder if name is one; otherwise the folder of a run.
 
     Raises NoRunError if there is none of them.
     """
     path = Path(name).expanduser()
-    return path if path.is_file() or (path / "manifest.json").is_file() else find_run(name, root)
+    is_weights = is_file(path) or is_file(path / "manifest.json")
+    return path if is_weights else find_run(name, root)

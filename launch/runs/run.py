@@ -10,7 +10,7 @@ from pathlib import Path
 from launch.slurm.queue import Queue, QueueEntry, read_queue
 from trainer.errors import FolderError
 from trainer.run import lock
-from trainer.run.record import Job, RunRecord, modified_at
+from trainer.run.record import Job, RunRecord, is_file, modified_at, unreadable_file
 
 ENDED_STATES = ("finished", "stopped", "failed", "died", "not started", "unreadable")
 # A live run writes a file at least this often. Locks of another machine may be invisible here.
@@ -34,6 +34,8 @@ class Run:
     epoch: float | None = None
     accuracy: float | None = None
     """of the last evaluation on the test set, in [0, 1]"""
+    validation_accuracy: float | None = None
+    """of the last evaluation on the validation part, in [0, 1]; None without one"""
     samples_per_second: float | None = None
     seconds_left: float | None = None
     world_size: int | None = None
@@ -51,6 +53,8 @@ class Run:
     """whether the SLURM job waits or runs"""
     changed: float = 0.0
     """time of the last change, in seconds since 1970"""
+    problems: tuple[str, ...] = ()
+    """parts of its files that were skipped because they cannot be read"""
 
     @property
     def is_over(self) -> bool:
@@ -103,6 +107,8 @@ def build_run(record: RunRecord, root: Path, queue: Queue) -> Run:
         return _build_run(record, name, queue)
     except FolderError as error:
         return Run(name, path, "unreadable", str(error), changed=record.modified_at)
+    except OSError as error:  # somebody removes the folder at this moment, or this user may not read it
+        return Run(name, path, "unreadable", str(unreadable_file(path, error)), changed=record.modified_at)
 
 
 def _build_run(record: RunRecord, name: str, queue: Queue) -> Run:
@@ -110,7 +116,8 @@ def _build_run(record: RunRecord, name: str, queue: Queue) -> Run:
     session, train, test = record.last_session, record.last_train_row, record.last_test_row
     entry, is_held = queue.find(record.job), lock.is_held(record.path)
     state, reason = _state_and_reason(record, is_held, entry, queue)
-    step = max((row["step"] for row in (record.status, train, test) if row.get("step") is not None), default=None)
+    rows = (record.status, train, test)
+    step = max((row["step"] for row in rows if row.get("step") is not None), default=None)
     # A run of an earlier version has no starts.jsonl. If it is finished, it has done all its steps.
     total_steps = session.get("total_steps") or (step if state == "finished" else None)
     return Run(
@@ -122,6 +129,7 @@ def _build_run(record: RunRecord, name: str, queue: Queue) -> Run:
         total_steps=total_steps,
         epoch=max((row["epoch"] for row in (train, test) if row.get("epoch") is not None), default=None),
         accuracy=test.get("accuracy"),
+        validation_accuracy=record.last_validation_row.get("accuracy"),
         samples_per_second=train.get("samples_per_second"),
         seconds_left=_seconds_left(record, step, total_steps) if state == "running" else None,
         world_size=session.get("world_size"),
@@ -129,10 +137,11 @@ def _build_run(record: RunRecord, name: str, queue: Queue) -> Run:
         restarts=record.restarts,
         host=session.get("host"),
         log=record.job.log if record.job is not None else "",
-        has_hang_report=(record.path / "hang-report.txt").is_file(),
+        has_hang_report=is_file(record.path / "hang-report.txt"),
         is_held=is_held,
         in_queue=entry is not None,
         changed=record.modified_at,
+        problems=tuple(record.problems),
     )
 
 
@@ -200,5 +209,6 @@ def _seconds_left(record: RunRecord, step: int | None, total_steps: int | None) 
     train = record.last_train_row
     if not train.get("samples_per_second") or not train.get("step") or step is None or total_steps is None:
         return None
-    samples_per_step = train["samples"] / train["step"]
-    return float((total_steps - step) * samples_per_step / train["samples_per_second"])
+    samples_per_step = train.get("samples", math.nan) / train["step"]
+    seconds = (total_steps - step) * samples_per_step / train["samples_per_second"]
+    return seconds if math.isfinite(seconds) else None

@@ -30,6 +30,12 @@ def find_module(network: nn.Module, name: str, setting: str) -> nn.Module | nn.P
     return target
 
 
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """Returns the number of weights, and how many of them are trained."""
+    weights = list(network.parameters())
+    return sum(weight.numel() for weight in weights), sum(weight.numel() for weight in weights if weight.requires_grad)
+
+
 def is_under(weight_name: str, name: str) -> bool:
     """Returns whether `name` names this weight or a module that contains it."""
     return f"{weight_name}.".startswith(f"{name}.")

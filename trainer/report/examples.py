@@ -76,8 +76,6 @@ def write_examples(
 def read_examples(folder: Path) -> Examples:
     """Returns the examples in a run folder; none if there is no file. Raises FolderError if it cannot be read."""
     path = folder / EXAMPLES_FILE
-    if not path.exists():
-        return Examples([], [])
     try:
         path.open("rb").close()  # safetensors reports a file without read permission as missing
         with safe_open(path, framework="np") as file:
@@ -86,11 +84,16 @@ def read_examples(folder: Path) -> Examples:
             columns = [file.get_tensor(name) for name in names]
         classes = metadata["classes"]
         examples = [
-            Example(_png(pixels), classes[label], classes[predicted], float(probability))
+            Example(_png(pixels), str(classes[label]), str(classes[predicted]), float(probability))
             for pixels, label, predicted, probability in zip(*columns, strict=True)
         ]
         return Examples(examples[: metadata["mistakes"]], examples[metadata["mistakes"] :])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+    except FileNotFoundError:
+        return Examples([], [])
+    # SystemError: Pillow refuses an image without pixels.
+    except (
+        OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SystemError, SafetensorError
+    ) as error:  # fmt: skip
         raise unreadable_file(path, error) from None
 
 

@@ -1,6 +1,8 @@
 """Computes images and histograms of the first batch and of evaluations, and passes them to figures and trackers."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.build import Components
@@ -15,7 +17,7 @@ from trainer.report.feature_maps import compute_feature_maps
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 from trainer.tracking.logger import MetricLogger
-from trainer.tracking.tracker import EvaluationMedia, Histogram, Picture
+from trainer.tracking.tracker import EvaluationMedia, Histogram
 
 _FIRST_BATCH_IMAGES = 36
 _HISTOGRAM_BINS = 64
@@ -51,10 +53,11 @@ class MediaWriter(NullMediaWriter):
         components, train = self._components, self._components.splits.train
         normalization = components.model_metadata.normalization
         stored, trained_on = first_batch_images(train, components.batches, components.augment, normalization)
-        pictures = {figures.FIRST_BATCH_FIGURE: figures.draw_first_batch(stored.numpy(), trained_on.numpy())}
+        picture = figures.draw_first_batch(stored.numpy(), trained_on.numpy())
         network_input = components.augment.normalize(train.images[:1].to(components.augment.device))
-        self._metric_logger.log_first_batch(components.module, network_input, pictures)
-        figures.write_figures(pictures, figures_folder)
+        shown = {figures.FIRST_BATCH_FIGURE: figures.flatten(picture)}
+        self._metric_logger.log_first_batch(components.module, network_input, shown)
+        figures.write_figures({figures.FIRST_BATCH_FIGURE: picture}, figures_folder)
 
     def on_evaluation(self, split: TensorSplit, predictions: Predictions, step: int) -> None:
         """Shows an evaluation of the test set. Call it after evaluation.json and the examples have been written.
@@ -66,15 +69,16 @@ class MediaWriter(NullMediaWriter):
         record, mistakes = RunRecord(self._folder.path), read_examples(self._folder.path).mistakes
         run_pictures, feature_maps = figures.draw_run_figures(record, mistakes), self._draw_feature_maps(split)
         shown = {f"test/{name}": run_pictures[name] for name in figures.EVALUATION_FIGURES if name in run_pictures}
+        shown |= {name: figures.flatten(picture) for name, picture in feature_maps.items()}
         histograms = parameter_histograms(self._components.module)
         labels = split.labels.cpu()
         self._metric_logger.log_media(
-            EvaluationMedia(step, record.evaluation, mistakes, labels, predictions, shown | feature_maps, histograms)
+            EvaluationMedia(step, record.evaluation, mistakes, labels, predictions, shown, histograms)
         )
         figures.write_figures(run_pictures | feature_maps, self._folder.path / figures.FIGURES_FOLDER)
 
-    def _draw_feature_maps(self, split: TensorSplit) -> dict[str, Picture]:
-        """Returns one picture per layer of log.feature_maps, for the split's first image."""
+    def _draw_feature_maps(self, split: TensorSplit) -> dict[str, NDArray[np.uint8]]:
+        """Returns one picture, uint8 [H, W, 4], per layer of log.feature_maps, for the split's first image."""
         from trainer.report import figures
 
         layers, image = self._config.log.feature_maps, split.images[:1]

@@ -1,13 +1,17 @@
 """Collects a run's results for report pages: headline numbers as text, and charts of its curves."""
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from trainer.format import format_duration
 from trainer.report.figures import CURVES
-from trainer.report.svg import Series, line_chart
+from trainer.report.scales import Kind
+from trainer.report.svg import Mark, Series, line_chart
 from trainer.run.record import RunRecord
+
+SPLITS = ("train", "test", "validation")
+"""in the order of their colors"""
+CHART_KINDS: dict[str, Kind] = {"loss": "loss", "accuracy": "accuracy", "samples_per_second": "from_zero"}
 
 
 class Results(NamedTuple):
@@ -20,6 +24,13 @@ class Results(NamedTuple):
     tta_accuracy: str
     """with test-time augmentation"""
     test_loss: str
+    validation_accuracy: str
+    best_accuracy: str
+    best_split: str
+    """split of best_accuracy: validation, or test without a validation part"""
+    best_step: str
+    parameters: str
+    """the number of weights"""
     time: str
     images_per_second: str
     epochs: str
@@ -30,54 +41,62 @@ class Results(NamedTuple):
 
 def read_results(record: RunRecord) -> Results:
     """Returns the headline numbers. Raises FolderError if a file of the run cannot be read."""
-    test_row, train_row, summary = last_test_row(record), record.last_train_row, record.current_summary
-    seconds = summary.get("seconds") or train_row.get("seconds")
-    loss = test_row.get("loss")
+    test_row, train_row, summary = last_row(record, "test"), record.last_train_row, record.current_summary
+    seconds, loss, best = summary.get("seconds") or train_row.get("seconds"), test_row.get("loss"), record.best
+    speed = (summary.get("train") or train_row).get("samples_per_second")
     return Results(
-        state=str(record.status.get("state", "unknown")),
-        reason=str(record.status.get("reason") or ""),
-        test_accuracy=_format_percent(test_row.get("accuracy")),
-        tta_accuracy=_format_percent(test_row.get("tta_accuracy")),
-        test_loss="-" if loss is None else f"{loss:.4f}",
+        state=record.status.get("state") or "unknown",
+        reason=record.status.get("reason") or "",
+        test_accuracy=format_percent(test_row.get("accuracy")),
+        tta_accuracy=format_percent(test_row.get("tta_accuracy")),
+        test_loss="-" if loss is None else f"{loss:.4f}" if abs(loss) < 1e6 else f"{loss:.4g}",
+        validation_accuracy=format_percent(last_row(record, "validation").get("accuracy")),
+        best_accuracy=format_percent(best.accuracy if best else None),
+        best_split=record.selection_split,
+        best_step=format_count(best.step if best else None),
+        parameters=format_count(record.environment.get("parameters")),
         time="-" if seconds is None else format_duration(seconds),
-        images_per_second=format_count(summary.get("train", train_row).get("samples_per_second")),
-        epochs=f"{train_row.get('epoch', 0):.4g}",
+        images_per_second=format_count(speed),
+        epochs=f"{train_row.get('epoch') or 0:.4g}",
         steps=format_count(record.status.get("step")),
         world_size=format_count(record.environment.get("world_size")),
         restarts=str(record.restarts),
     )
 
 
+def last_row(record: RunRecord, split: str) -> dict[str, Any]:
+    """Returns the last row of a split, or {}. RunRecord.last_test_row finds it only near the end of metrics.jsonl."""
+    return next((row for row in reversed(record.rows) if row["split"] == split), {})
+
+
 def last_test_row(record: RunRecord) -> dict[str, Any]:
-    """Returns the last test row, or {}. RunRecord.last_test_row finds it only near the end of metrics.jsonl."""
-    return next((row for row in reversed(record.rows) if row["split"] == "test"), {})
+    """Returns the last test row, or {}."""
+    return last_row(record, "test")
 
 
-def curve_charts(records: Sequence[RunRecord]) -> str:
-    """Returns the charts of all curves as HTML. For one run each split has a color, for several runs each run."""
+def curve_charts(record: RunRecord) -> str:
+    """Returns the charts of all curves of a run as HTML. Each split has a color; the best step is marked."""
     charts = []
     for metric, title in CURVES:
-        series = _series(records[0], metric) if len(records) == 1 else _series_of_runs(records, metric)
-        percent, from_zero = metric == "accuracy", metric == "samples_per_second"
-        chart = line_chart(series, "epoch", title, percent=percent, from_zero=from_zero)
+        kind = CHART_KINDS.get(metric, "plain")
+        mark = best_mark(record) if metric in ("loss", "accuracy") else None
+        chart = line_chart(split_series(record, metric), "epoch", title, kind, mark)
         charts.append(f"<figure><figcaption>{title}</figcaption>{chart}</figure>")
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def _series(record: RunRecord, metric: str) -> list[Series]:
-    splits = ("train", "test", "validation")
-    series = [Series(split, record.points(split, metric), color) for color, split in enumerate(splits)]
+def split_series(record: RunRecord, metric: str) -> list[Series]:
+    """Returns the curve of each split that has the metric."""
+    series = [Series(split, record.points(split, metric), color) for color, split in enumerate(SPLITS)]
     return [line for line in series if line.points]
 
 
-def _series_of_runs(records: Sequence[RunRecord], metric: str) -> list[Series]:
-    """Dashes the train curves if there are test curves to compare with."""
-    has_test = any(record.points("test", metric) for record in records)
-    return [
-        Series(f"{record.name}: {line.name}", line.points, color, dashed=line.name == "train" and has_test)
-        for color, record in enumerate(records)
-        for line in _series(record, metric)
-    ]
+def best_mark(record: RunRecord) -> Mark | None:
+    """Returns the mark of the best step, with its split; None before the first evaluation."""
+    best = record.best
+    if best is None or best.epoch is None:
+        return None
+    return Mark(best.epoch, f"best {best.split} accuracy {best.accuracy:.2%}, step {best.step:,}")
 
 
 def format_count(value: float | None) -> str:
@@ -85,5 +104,6 @@ def format_count(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def _format_percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
+    """Returns a share in percent, or "-" without one."""
     return "-" if value is None else f"{value:.2%}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from trainer.format import class_table, format_duration
@@ -39,7 +39,7 @@ class NullConsole:
     def update(self, step: int) -> None: ...
     def log(self, text: str) -> None: ...
     def log_training(self, rows: Sequence[TrainingRow]) -> None: ...
-    def log_evaluation(self, split: str, step: int, scalars: dict[str, float]) -> None: ...
+    def log_evaluation(self, split: str, step: int, scalars: dict[str, float], best: str = "") -> None: ...
     def log_profile(self, operations: list[dict[str, Any]], title: str) -> None: ...
     def log_summary(self, summary: dict[str, Any], folder: Path) -> None: ...
     def close(self) -> None: ...
@@ -55,6 +55,7 @@ class Console(NullConsole):
         self._progress: Progress | None = None
         self._last_redraw = 0.0
         self._total_steps = 0
+        self._validation = ""
 
     def start(self, step: int, total_steps: int) -> None:
         """Draws the progress bar if stdout is a terminal."""
@@ -63,7 +64,7 @@ class Console(NullConsole):
             columns = (
                 TextColumn("step"),
                 BarColumn(max(_MIN_BAR_WIDTH, min(_MAX_BAR_WIDTH, self._terminal.width // 5))),
-                MofNCompleteColumn(),
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True)),
             )
             self._progress = Progress(*columns, console=self._terminal)
@@ -95,7 +96,7 @@ class Console(NullConsole):
             self.log(lines)
             return
         fields = _row_fields(rows[-1])
-        available_width = self._terminal.width - _MIN_BAR_WIDTH - 2 * len(str(self._total_steps)) - len("step  /  ")
+        available_width = self._terminal.width - _MIN_BAR_WIDTH - 2 * len(f"{self._total_steps:,}") - len("step  /  ")
         for dropped in _DROP_ORDER:
             if len("  ".join(fields)) > available_width:
                 fields = [field for field in fields if dropped not in field]
@@ -103,10 +104,19 @@ class Console(NullConsole):
         self._progress.update(task.id, completed=max(rows[-1].step, task.completed), text="  ".join(fields))
         self._write_to_log(lines)
 
-    def log_evaluation(self, split: str, step: int, scalars: dict[str, float]) -> None:
-        """Prints loss and accuracy of a split."""
+    def log_evaluation(self, split: str, step: int, scalars: dict[str, float], best: str = "") -> None:
+        """Prints loss and accuracy on the test set, on the validation part before it, and the best so far, in a line.
+
+        best: the best evaluation so far, as text.
+        """
         tta = f"  with test-time augmentation {scalars['tta_accuracy']:.2%}" if "tta_accuracy" in scalars else ""
-        self.log(f"{split} at step {step:,}: loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{tta}")
+        scores = f"loss {scalars['loss']:.4f}  accuracy {scalars['accuracy']:.2%}{tta}"
+        if split == "validation":
+            self._validation = f"  validation: {scores}"
+            return
+        best_text = f"  best so far: {best}" if best else ""
+        self.log(f"{split} at step {step:,}: {scores}{self._validation}{best_text}")
+        self._validation = ""
 
     def log_profile(self, operations: list[dict[str, Any]], title: str) -> None:
         """Prints a table of the most expensive operations of a profile."""
@@ -134,7 +144,7 @@ class Console(NullConsole):
         is_too_wide = self._terminal.measure(table, options=options).maximum > self._terminal.width
         self._terminal.print(narrow_table if narrow_table is not None and is_too_wide else table)
         plain = io.StringIO()
-        Terminal(file=plain, width=_LOG_WIDTH).print(table)
+        Terminal(file=plain, width=_LOG_WIDTH, force_jupyter=False).print(table)  # a notebook would show it twice
         self._write_to_log(plain.getvalue().rstrip())
 
     def close(self) -> None:

@@ -19,7 +19,9 @@ from trainer.config.load import flatten
 from trainer.config.schema import RunConfig
 from trainer.distributed.world import World
 from trainer.inference.evaluation import Evaluation
+from trainer.models.inspect import count_parameters
 from trainer.run.checkpoint import Progress
+from trainer.run.record import BestEvaluation
 from trainer.tracking.console import NullConsole, TrainingRow
 from trainer.tracking.jsonl import NullJsonLines
 from trainer.tracking.meter import Meter
@@ -39,6 +41,8 @@ class MetricLogger:
         self.bad_steps_file = NullJsonLines()
         self.logged_splits: set[str] = set()
         """splits whose evaluation at the first step of this session is in metrics.jsonl already"""
+        self.best: BestEvaluation | None = None
+        """the best evaluation so far, for the console"""
         self._first_step = progress.step
         self._pending_rows: list[TrainingRow] = []
         self._last_flush = -math.inf
@@ -112,7 +116,14 @@ class MetricLogger:
         if self._progress.step != self._first_step or split not in self.logged_splits:
             for tracker in self.trackers:
                 tracker.log(split, scalars, self._progress.step, time.time())
-        self._console.log_evaluation(split, self._progress.step, scalars)
+        self._console.log_evaluation(split, self._progress.step, scalars, self._update_best(split, scalars))
+
+    def _update_best(self, split: str, scalars: Mapping[str, float]) -> str:
+        """Returns the best evaluation so far as text: of the validation part, or of the test set without one."""
+        selection_split = "validation" if self._config.data.validation_fraction else "test"
+        if split == selection_split and (self.best is None or scalars["accuracy"] > self.best.accuracy):
+            self.best = BestEvaluation(self._progress.step, scalars["epoch"], scalars["accuracy"], split)
+        return "" if self.best is None else f"{self.best.split} {self.best.accuracy:.2%} at step {self.best.step:,}"
 
     def log_profile(self, operations: list[dict[str, Any]], title: str) -> None:
         """Prints the most expensive operations of a profile."""
@@ -179,7 +190,5 @@ def _log_rows(tracker: Tracker, rows: Sequence[TrainingRow]) -> None:
 
 def _count_weights(module: nn.Module) -> str:
     """Returns the number of weights as text, and the number of trained weights if some are frozen."""
-    weights = list(module.parameters())
-    total = sum(weight.numel() for weight in weights)
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    total, trained = count_parameters(module)
     return f"{total:,} weights" + (f", {trained:,} of them trained" if trained < total else "")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config.changes import MAY_CHANGE
+from trainer.config.load import flatten
+from trainer.config.schema import RunConfig
 from trainer.models.inspect import eval_copy
 from trainer.run.files import error_reason, finite_json
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
@@ -21,6 +23,18 @@ _MEDIA_BYTES = 4 << 20  # upper limit for the histograms and curves of one evalu
 # Errors that torch.jit.trace raises for networks that it cannot trace.
 _TRACE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 _SPLITS = ("train", "test", "validation")
+# TensorBoard shows cards in the order of their tags, and opens on the first ones. Loss and accuracy shall come first:
+# scalars that only say where in the training a row is are left out (its step and time are there), and pictures and
+# histograms have tags after "test/", "train/" and "validation/".
+_NOT_SHOWN = {"epoch", "samples", "seconds"}
+_PICTURE_TAGS = {"samples": "visual/first_batch"}
+# Settings that are always on the HPARAMS page. The others are there if they differ from their default.
+_MAIN_SETTINGS = (
+    "model.name", "data.name", "data.global_batch_size", "optim.name", "optim.lr", "optim.momentum",
+    "optim.weight_decay", "schedule.name", "run.seed",
+)  # fmt: skip
+_PATHS = {"run.name", "run.root", "run.resume", "data.root", "data.cache_dir", "data.download"}
+_RESULTS = [f"{split}/{name}" for split in ("validation", "test") for name in ("accuracy", "tta_accuracy", "loss")]
 # Charts of the CUSTOM SCALARS page.
 _CUSTOM_SCALARS = {
     "samecurve": {
@@ -56,7 +70,11 @@ class TensorBoardTracker(Tracker):
         from tensorboard.compat.proto.summary_pb2 import Summary  # lazy import: 1 s
 
         # One event for the whole row: SummaryWriter.add_scalar writes one event for each value.
-        values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in scalars.items()]
+        values = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in scalars.items()
+            if name not in _NOT_SHOWN
+        ]
         self._write(lambda writer: writer.file_writer.add_summary(Summary(value=values), step, wall_time))
 
     def on_start(self, network: nn.Module, image: Tensor, pictures: Mapping[str, Picture]) -> None:
@@ -65,7 +83,7 @@ class TensorBoardTracker(Tracker):
         def write(writer: Any) -> None:
             writer.add_custom_scalars(_CUSTOM_SCALARS)
             for name, picture in pictures.items():
-                writer.add_image(name, picture, 0, dataformats="HWC")
+                writer.add_image(_picture_tag(name), picture, 0, dataformats="HWC")
 
         self._write(write, _required_bytes(pictures))
         try:
@@ -85,13 +103,13 @@ class TensorBoardTracker(Tracker):
         def write(writer: Any) -> None:
             step, classes = media.step, media.evaluation.get("classes", [])
             for name, picture in media.pictures.items():
-                writer.add_image(name, picture, step, dataformats="HWC")
+                writer.add_image(_picture_tag(name), picture, step, dataformats="HWC")
             class_probabilities = media.predictions.probabilities.unbind(1)
             for label, (row, probabilities) in enumerate(zip(classes, class_probabilities, strict=False)):
                 writer.add_pr_curve(f"test/{row['name']}", media.labels == label, probabilities, step)
             for name, histogram in media.histograms.items():
                 writer.add_histogram_raw(
-                    name, min=histogram.edges[0], max=histogram.edges[-1], num=sum(histogram.counts),
+                    _histogram_tag(name), min=histogram.edges[0], max=histogram.edges[-1], num=sum(histogram.counts),
                     sum=histogram.sum, sum_squares=histogram.sum_of_squares, bucket_limits=histogram.edges[1:],
                     bucket_counts=histogram.counts, global_step=step,
                 )  # fmt: skip
@@ -99,17 +117,24 @@ class TensorBoardTracker(Tracker):
         self._write(write, _required_bytes(media.pictures))
 
     def log_summary(self, settings: Mapping[str, Any], summary: Mapping[str, Any], weights: Path) -> None:
-        """Writes one row of the HPARAMS page: the settings of the experiment and its results."""
-        test = summary["test"]
-        results = {f"hparam/test_{name}": test[name] for name in ("accuracy", "loss", "tta_accuracy")}
-        results |= {"hparam/seconds": summary["seconds"]}
-        results = {name: value for name, value in finite_json(results).items() if value is not None}
-        hparams = {
+        """Writes one row of the HPARAMS page: the settings that matter, and the last values of the results' scalars."""
+        from torch.utils.tensorboard.summary import hparams
+
+        defaults = flatten(RunConfig())
+        shown = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in settings.items()
-            if name not in MAY_CHANGE  # TensorBoard keeps the first value of each hyperparameter
+            # TensorBoard keeps the first value of each hyperparameter, and a path is not one.
+            if name not in MAY_CHANGE | _PATHS and (name in _MAIN_SETTINGS or value != defaults.get(name))
         }
-        self._write(lambda writer: writer.add_hparams(hparams, results, run_name=".", global_step=summary["steps"]))
+        results = [tag for tag in _RESULTS if _result(summary, tag) is not None]
+
+        def write(writer: Any) -> None:
+            # SummaryWriter.add_hparams would write each result again, as a chart of one point.
+            for part in hparams(shown, dict.fromkeys(results, 0.0)):
+                writer.file_writer.add_summary(part, summary["steps"])
+
+        self._write(write)
 
     def flush(self) -> None:
         try:
@@ -145,6 +170,23 @@ class TensorBoardTracker(Tracker):
 
     def _warn_of_missing_points(self, error: OSError) -> None:
         self._warn(f"{self._folder} cannot be written ({error_reason(error)}); points are missing until it can")
+
+
+def _picture_tag(name: str) -> str:
+    return f"visual/{name}" if name.startswith("feature_maps/") else _PICTURE_TAGS.get(name, name)
+
+
+def _histogram_tag(name: str) -> str:
+    """Returns the tag of a histogram. A gradient follows its weight: weights/fc.bias/gradient."""
+    kind, _, parameter = name.partition("/")
+    return f"weights/{parameter}/gradient" if kind == "gradients" else name
+
+
+def _result(summary: Mapping[str, Any], tag: str) -> float | None:
+    """Returns the result of a tag such as "test/loss" in summary.json; None if there is none that is finite."""
+    split, _, name = tag.partition("/")
+    value: float | None = finite_json((summary.get(split) or {}).get(name))
+    return value
 
 
 def _required_bytes(pictures: Mapping[str, Picture]) -> int:

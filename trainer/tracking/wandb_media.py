@@ -40,7 +40,9 @@ def mistake_images(wandb: Any, mistakes: Sequence[Example]) -> dict[str, Any]:
     wandb: the imported package.
     """
     images = [
-        wandb.Image(example.image(), caption=f"{example.predicted} {example.probability:.0%}, is {example.label}")
+        wandb.Image(
+            example.image(), caption=f"predicted {example.predicted} {example.probability:.0%}, true {example.label}"
+        )
         for example in mistakes
     ]
     return {MISTAKES_KEY: images} if images else {}

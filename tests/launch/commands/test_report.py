@@ -1,17 +1,11 @@
 """`samecurve report` writes the report and the figures of a run, and compares runs."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from support.processes import Samecurve, finished_run
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run on digits, with report.html and without figures."""
-    return finished_run(tmp_path_factory.mktemp("runs"), "train.max_steps=20")
+from support.processes import Samecurve
 
 
 def test_report_of_one_run_is_written_again_with_its_figures(finished: Path, samecurve: Samecurve) -> None:
@@ -20,13 +14,34 @@ def test_report_of_one_run_is_written_again_with_its_figures(finished: Path, sam
     out, _ = samecurve("report", str(finished))
     assert out.strip() == str(finished / "report.html") and (finished / "report.html").read_text() == content
     names = sorted(path.name for path in (finished / "figures").iterdir())
-    assert names == ["classes.png", "confusion.png", "curves.png", "mistakes.png"]
+    stems = ("classes", "confusion", "curves")
+    assert names == sorted([f"{stem}.{end}" for stem in stems for end in ("pdf", "png", "svg")] + ["mistakes.png"])
+    svg = (finished / "figures" / "confusion.svg").read_text()
+    assert (
+        "predicted class</text>" in svg and "true class</text>" in svg and f"{finished.name}: test set at step" in svg
+    )
+    assert (finished / "figures" / "curves.pdf").read_bytes().startswith(b"%PDF-")
 
 
 def test_report_of_several_runs_is_written_to_their_common_folder(finished: Path, samecurve: Samecurve) -> None:
     out, _ = samecurve("report", finished.name, str(finished), "--root", str(finished.parent))
     assert Path(out.strip()) == finished.parent / "report.html"
     assert "<h1>2 runs</h1>" in (finished.parent / "report.html").read_text()
+
+
+def test_report_of_a_folder_of_runs_compares_them_and_skips_other_files(
+    finished: Path, samecurve: Samecurve, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "runs" / "rates"
+    for name in ("a", "b"):
+        shutil.copytree(finished, sweep / name)
+    (sweep / "results.json").write_text("{}")
+    out, err = samecurve("report", "rates")
+    assert out.strip() == str(sweep / "report.html") and "rates is a folder with 2 runs" in err
+    out, err = samecurve("report", *(str(path) for path in sorted(sweep.iterdir())))
+    assert out.strip() == str(sweep / "report.html") and err.count("is skipped, because it is a file") == 2
+    assert "expected folders of runs, found files" in samecurve("report", str(sweep / "results.json"), code=2)[1]
+    assert "no run 'nothing' under runs" in samecurve("report", "rates", "nothing", code=2)[1]
 
 
 def test_report_creates_the_folder_of_out(finished: Path, samecurve: Samecurve, tmp_path: Path) -> None:

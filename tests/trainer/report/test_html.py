@@ -10,7 +10,6 @@ import torch
 from support.html_page import HtmlPage
 
 from trainer.errors import FolderError
-from trainer.report import html
 from trainer.report.html import write_report
 
 
@@ -80,7 +79,7 @@ def test_report_shows_tta_accuracy_and_stop_reason(finished: Path, tmp_path: Pat
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "status.json").write_text('{"state": "stopped", "step": 9, "reason": "SIGTERM"}')
     text = report_of(folder).text
-    assert "with test-time augmentation 62.50%" in text and "lenet on digits - SIGTERM" in text
+    assert "with test-time augmentation 62.50%" in text and "test images) - SIGTERM" in text
 
 
 def test_gallery_captions_wrong_predictions_with_true_class(finished: Path) -> None:
@@ -107,19 +106,58 @@ def test_command_to_repeat_run_on_one_host_trains(finished: Path) -> None:
     assert f"samecurve train --ranks 1 --config '{finished / 'config.yaml'}' 'run.name=a <b>&c-again'" in text
 
 
-def test_confusion_of_many_classes_lists_most_frequent_mistakes() -> None:
-    names = [f"c{index}" for index in range(40)]
-    confusion = [[10 * (i == j) for j in range(40)] for i in range(40)]
-    assert "no mistakes" in html._most_confused_pairs(names, confusion)
-    confusion[3][5], confusion[7][1] = 7, 9
-    text = HtmlPage(html._most_confused_pairs(names, confusion)).text
-    assert text.endswith("true class predicted class images c7 c1 9 c3 c5 7")
-
-
-def test_evaluation_with_many_classes_has_no_matrix(finished: Path, tmp_path: Path) -> None:
+def test_evaluation_with_many_classes_has_a_picture_and_hides_their_scores(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "x")
     classes = [{"name": f"c{i}", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1} for i in range(31)]
     confusion = [[int(i == j) for j in range(31)] for i in range(31)]
     (folder / "evaluation.json").write_text(json.dumps({"step": 1, "classes": classes, "confusion": confusion}))
+    page = report_of(folder)
+    assert "scores of 31 classes class precision" in page.text and "Most frequent mistakes no mistakes" in page.text
+    assert '<img class="map"' in (folder / "report.html").read_text()
+
+
+def test_header_shows_data_parameters_and_the_best_step(finished: Path) -> None:
+    text = HtmlPage((finished / "report.html").read_text()).text
+    assert "lenet on digits of scikit-learn (1,433 train, 364 test images)" in text
+    assert "parameters 61,706 " in text and re.search(r"test loss 0\.\d{4} ", text)
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    best = max((row for row in rows if row["split"] == "test"), key=lambda row: row["accuracy"])
+    assert f"best test accuracy {best['accuracy']:.2%} step {best['step']}" in text
+    assert f"best test accuracy {best['accuracy']:.2%}, step {best['step']}" in text  # the mark in the charts
+
+
+def test_header_shows_the_folder_of_the_data(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    settings = (folder / "config.yaml").read_text().replace("name: digits", "name: image_folder")
+    (folder / "config.yaml").write_text(re.sub("  root: .*", "  root: my/photos", settings))
+    environment = json.loads((folder / "environment.json").read_text()) | {"directory": "/home/me"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    assert "lenet on image_folder in /home/me/my/photos (1,433 train, 364 test images)" in report_of(folder).text
+
+
+def test_validation_accuracy_comes_first_and_selects_the_best_step(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step, accuracy in ((50, 0.75), (60, 0.5)):
+            row = {"split": "validation", "step": step, "epoch": step / 23, "loss": 1.0, "accuracy": accuracy}
+            file.write(json.dumps(row) + "\n")
     text = report_of(folder).text
-    assert "Most frequent mistakes no mistakes" in text and "Confusion matrix" not in text
+    assert "validation accuracy 50.00% test accuracy" in text and "best validation accuracy 75.00% step 50" in text
+
+
+def test_settings_of_another_version_are_shown(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    settings = (folder / "config.yaml").read_text().replace("  name: lenet\n", "  kind: lenet\n")
+    (folder / "config.yaml").write_text(settings)
+    text = report_of(folder).text
+    assert "a network on digits" in text and "model.kind lenet not a setting of this version" in text
+
+
+def test_lines_of_metrics_that_are_no_rows_are_skipped_and_named(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "x")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[1:1] = ['{"split": "train", "step": "x"}', "<<<<<<< HEAD"]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (problem,) = write_report([folder], folder / "report.html")
+    assert "metrics.jsonl: 2 lines are skipped (expected a whole number as step, got 'x')" in problem
+    assert problem in HtmlPage((folder / "report.html").read_text()).text

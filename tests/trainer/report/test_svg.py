@@ -1,11 +1,13 @@
 """Line charts as SVG text."""
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 
-from trainer.report.svg import Series, line_chart, ticks
+from trainer.report.scales import ticks
+from trainer.report.svg import Mark, Series, line_chart
 
 LEFT, RIGHT, TOP, BOTTOM = 56, 480 - 12, 14, 250 - 38  # edges of the plot area, in SVG units
 
@@ -46,13 +48,42 @@ def test_single_outlier_does_not_flatten_the_curve() -> None:
 
 def test_from_zero_includes_zero_in_the_y_axis() -> None:
     series = [Series("a", [(0, 4), (1, 5)], 0)]
-    ((first, _),) = line_points(line_chart(series, "x", "y", from_zero=True))
+    ((first, _),) = line_points(line_chart(series, "x", "y", "from_zero"))
     assert first[1] == pytest.approx(TOP + (BOTTOM - TOP) / 5, abs=0.1)
 
 
-def test_percent_labels_the_y_axis_in_percent() -> None:
+def test_accuracies_are_labeled_in_percent() -> None:
     series = [Series("a", [(0, 0), (1, 1)], 0)]
-    assert ">40 %<" in line_chart(series, "x", "y", percent=True) and ">0.4<" in line_chart(series, "x", "y")
+    assert ">80 %<" in line_chart(series, "x", "y", "accuracy") and ">0.4<" in line_chart(series, "x", "y")
+
+
+def test_hovering_shows_the_values_of_all_lines_at_a_place() -> None:
+    chart = line_chart([Series("a<b", [(0, 0.5), (10, 0.25)], 0), Series("c", [(10, 1234.5)], 1)], "epoch", "y")
+    texts = re.findall(r'<g class="at">.*?<text.*?>(.*?)</text>', chart)
+    plain = [" ".join(re.findall(r">([^<>]+)</tspan>", text)) for text in texts]
+    assert plain == ["epoch 0 a&lt;b 0.5", "epoch 10 a&lt;b 0.25 c 1,234"]
+
+
+def test_columns_for_the_pointer_cover_the_plot_without_gaps() -> None:
+    chart = line_chart([Series("a", [(x, x % 7) for x in range(500)], 0)], "epoch", "y")
+    rects = re.findall(r'<g class="at"><rect x="([\d.]+)" y="14" width="([\d.]+)"', chart)
+    assert len(rects) <= 60 and float(rects[0][0]) == LEFT
+    assert float(rects[-1][0]) + float(rects[-1][1]) == pytest.approx(RIGHT, abs=1)
+    for (left, width), (next_left, _) in itertools.pairwise(rects):
+        assert float(left) + float(width) == pytest.approx(float(next_left), abs=1)
+
+
+def test_mark_is_a_line_with_a_text() -> None:
+    chart = line_chart([Series("a", [(0, 0), (10, 5)], 0)], "x", "y", mark=Mark(10, "best <1>"))
+    assert f'<line class="mark" x1="{RIGHT:.1f}" x2="{RIGHT:.1f}"' in chart and "best &lt;1&gt;</text>" in chart
+    assert '<line class="mark"' not in line_chart([Series("a", [(0, 0), (1, 5)], 0)], "x", "y", mark=Mark(10, "far"))
+
+
+def test_band_goes_along_the_highest_and_back_along_the_lowest_values() -> None:
+    line = Series("a", [(0, 1), (10, 2)], 0, band=[(0, 0, 2), (10, 1, 4)])
+    chart = line_chart([line, Series("b", [(0, 0), (10, 4)], 1)], "x", "y")
+    (points,) = re.findall(r'<polygon class="band c0" points="([^"]*)"', chart)
+    assert points.split() == [f"{LEFT:.1f},113.0", f"{RIGHT:.1f},14.0", f"{RIGHT:.1f},162.5", f"{LEFT:.1f},212.0"]
 
 
 def test_legend_names_lines_and_escapes_them() -> None:

@@ -69,7 +69,7 @@ def last_progress_line(output: str) -> str:
 )
 def test_progress_bar_fits_the_terminal(columns: int, shown: list[str], dropped: list[str]) -> None:
     line = last_progress_line(run_on_terminal(columns))
-    assert len(line) <= columns and "40/12345" in line and "…" not in line
+    assert len(line) <= columns and "40/12,345" in line and "…" not in line
     assert all(field in line for field in shown) and not any(field in line for field in dropped), line
 
 

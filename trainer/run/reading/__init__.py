@@ -1,0 +1,1 @@
+"""Reading of run folders: what a run's files may contain."""
