@@ -74,13 +74,13 @@ def find_experiments(records: Sequence[RunRecord]) -> list[Experiment]:
 
 
 def _common_name(records: Sequence[RunRecord]) -> str:
-    """Returns the run's name; for several runs what their names have in common, or the names."""
+    """Returns the run's name; for several runs of a sweep the name of their settings, else all names."""
     names = [record.name for record in records]
     if len(names) == 1:
         return names[0]
     stems = {name.rpartition("-seed-")[0] for name in names}
     stem = stems.pop() if len(stems) == 1 else ""
-    return f"{stem} ({len(names)} runs)" if stem else ", ".join(names)
+    return stem or ", ".join(names)
 
 
 def _results(records: Sequence[RunRecord], experiments: Sequence[Experiment], split: str) -> str:
@@ -189,8 +189,7 @@ def _mean_over_seeds(experiments: Sequence[Experiment], split: str) -> str:
             means.append(statistics.mean(accuracies) if accuracies else None)
             cells.append(format_percent(means[-1]))
             cells.append(f"{100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else "-")
-        names = ", ".join(record.name for record in experiment.records)
-        rows.append((means[0] or 0.0, [names, str(experiment.num_seeds), *cells]))
+        rows.append((means[0] or 0.0, [experiment.name, str(experiment.num_seeds), *cells]))
     headers = [title for name in splits for title in (f"mean {name} accuracy", "standard deviation, percentage points")]
     ranked = [row for _, row in sorted(rows, key=lambda row: row[0], reverse=True)]
     return table(("runs", "seeds", *headers), ranked) if ranked else ""

@@ -20,6 +20,7 @@ _MAX_CONFUSED_PAIRS = 30
 _MAP_SIZE = 600  # pixels; a cell has at least one
 _CORRECT, _MISTAKE = (42, 121, 214), (222, 94, 30)  # visible on white and on black
 _LEVELS = 100
+_SMALL_CELL = 2  # pixels; faint colors are not seen in it
 
 
 def confusion_html(names: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
@@ -36,15 +37,15 @@ def shares(confusion: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     return counts / totals
 
 
-def color_cells(confusion: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def color_cells(confusion: Sequence[Sequence[int]], faintest: float = 0.34) -> NDArray[np.float64]:
     """Returns RGBA in [0, 1] for each cell: correct predictions blue, mistakes orange, zeros transparent.
 
-    A mistake has at least a third of the full color, however rare it is.
+    faintest: opacity of the rarest mistakes.
     """
     cell_shares = shares(confusion)
     is_correct = np.eye(len(cell_shares), dtype=bool)
     colors = np.where(is_correct[..., None], _CORRECT, _MISTAKE) / 255
-    opacity = np.where(is_correct, cell_shares, 0.34 + 0.66 * np.sqrt(cell_shares)) * (cell_shares > 0)
+    opacity = np.where(is_correct, cell_shares, faintest + (1 - faintest) * np.sqrt(cell_shares)) * (cell_shares > 0)
     return np.concatenate([colors, opacity[..., None]], axis=2)
 
 
@@ -83,7 +84,7 @@ def _picture(confusion: Sequence[Sequence[int]]) -> str:
 
 def _png(confusion: Sequence[Sequence[int]], scale: int) -> str:
     """Returns base64 of a PNG file with a palette: thousands of classes make it megabytes otherwise."""
-    colors = color_cells(confusion)
+    colors = color_cells(confusion, faintest=0.34 if scale > _SMALL_CELL else 0.7)
     levels = np.ceil(colors[..., 3] * _LEVELS).astype(np.uint8)
     indices = levels + np.where(np.eye(len(levels), dtype=bool), 0, _LEVELS + 1).astype(np.uint8) * (levels > 0)
     image = Image.fromarray(indices.repeat(scale, 0).repeat(scale, 1), "P")

@@ -170,6 +170,8 @@ def _fit_axis(axes: "Axes", record: RunRecord, key: str) -> None:
     )
     if scale.is_log:
         axes.set_yscale("log")
+        axes.set_yticks(scale.ticks(5), [f"{tick:g}" for tick in scale.ticks(5)])
+        axes.set_yticks([], minor=True)
     margin = 0.02 * (scale.high - scale.low)
     axes.set_ylim(
         scale.low if scale.is_log else scale.low - margin, scale.high if scale.is_log else scale.high + margin

@@ -64,8 +64,13 @@ def _readable(folders: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 
 
 def _with_unique_names(records: list[RunRecord]) -> list[RunRecord]:
-    """Replaces names that occur more than once by the paths of the run folders."""
+    """Replaces names that occur more than once by the paths of the run folders.
+
+    Names of runs that are all in one folder, such as a sweep, lose the folder.
+    """
     names = [record.name for record in records]
+    if len(set(names)) == len(names) > 1 and (folder := os.path.commonpath([f"/{name}" for name in names])) != "/":
+        return [RunRecord(record.path, record.name[len(folder) :] or record.name) for record in records]
     return [
         RunRecord(record.path, os.path.normpath(record.path)) if names.count(record.name) > 1 else record
         for record in records
@@ -154,7 +159,8 @@ def _evaluation(record: RunRecord) -> str:
     if len(names) > MAX_TABLE_CLASSES:
         scores = f"<details><summary>scores of {len(names):,} classes</summary>{scores}</details>"
     step = format_count(record.evaluation.get("step"))
-    return f"<p>test set at step {step}</p>{scores}{confusion_html(names, confusion)}"
+    matrix = confusion_html(names, confusion)
+    return f'<p>test set at step {step}</p><div class="side"><div>{scores}</div><div>{matrix}</div></div>'
 
 
 def _class_scores(classes: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ training. loss: logarithmic if the values span more than a decade."""
 _LOG_RATIO = 20  # a loss that falls further than this is flat on a linear axis
 _MAX_DECADES = 6  # a loss of 1e-15 must not flatten the rest
 _MIN_POINTS_TO_CUT = 6  # a shorter curve is shown whole
+_FIRST_EPOCHS = 2
 _EARLY_SHARE = 0.15  # of the x axis: the first accuracies are far below all others and may leave the axis
 
 
@@ -54,9 +55,9 @@ def _tick_step(low: float, high: float, target_count: int) -> float:
 
 
 def fit_x(values: Sequence[float]) -> Scale:
-    """Returns the range of an x axis. It begins at 0, unless all values are in its second half."""
+    """Returns the range of an axis of epochs. It begins at 0, unless all values are in its second half."""
     low, high = min(values), max(values)
-    if 0 <= low <= high / 2 or low == high > 0:
+    if 0 <= low <= max(high / 2, _FIRST_EPOCHS) or low == high > 0:
         low = 0.0
     return Scale(low, high if high > low else low + 1)
 

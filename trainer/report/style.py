@@ -75,6 +75,11 @@ th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-bottom: 1px sol
 th { color: var(--soft); font-weight: 600; }
 td:first-child { min-width: 6rem; }
 .numbers td + td, .numbers th + th { text-align: right; padding: .3rem 0 .3rem 1.25rem; white-space: nowrap; }
+.numbers th + th { white-space: normal; vertical-align: bottom; }
+.numbers td:first-child { white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
+.side { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+.side > div { min-width: 0; }
+.side h3:first-child { margin-top: 0; }
 .values td + td { max-width: 36rem; }
 .confusion th, .confusion td { padding: .25rem .45rem; text-align: right; border: 1px solid var(--rule); min-width: 0;
   white-space: nowrap; }
@@ -88,7 +93,10 @@ td:first-child { min-width: 6rem; }
 .confusion .zero { color: var(--faint); }
 .map { display: block; image-rendering: pixelated; border: 1px solid var(--rule); max-width: none; }
 .hint { display: none; font-size: .85rem; }
-@media (max-width: 40rem) { .hint { display: block; } }
+@media (max-width: 40rem) { .hint { display: block; }
+  td:first-child { min-width: 4rem; }
+  .numbers td + td, .numbers th + th { padding-left: .8rem; }
+  .numbers td:first-child { white-space: normal; max-width: 9rem; overflow-wrap: anywhere; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .75rem; }
 .gallery img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: .3rem; display: block;
   border: 2px solid transparent; }

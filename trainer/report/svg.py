@@ -3,6 +3,7 @@
 The values at a point appear when the pointer, or a finger, is over it.
 """
 
+import bisect
 import html
 import itertools
 import math
@@ -18,12 +19,13 @@ _WIDTH, _HEIGHT = 480, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 38  # margins; tick labels need the left and bottom ones
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 _MAX_POINTS = 600  # per line
+_DOT = 4  # units around the plot in which dots are still shown
 _MAX_DOTS = 30  # a line with at most this many points shows each of them
 _MAX_VALUE = 1e100  # differences of larger values overflow, and a chart of them shows nothing
 _MAX_COLUMNS = 60  # places where the pointer shows values
 _MAX_COLUMN_VALUES = 700  # in all columns of a chart: they make up most of a page
 _MAX_TIP_LINES = 12
-_LINE_HEIGHT, _CHARACTER_WIDTH = 15, 6.6  # of the text beside the pointer
+_LINE_HEIGHT, _CHARACTER_WIDTH = 15, 7.2  # of the text beside the pointer
 
 
 class Series(NamedTuple):
@@ -77,11 +79,13 @@ def line_chart(
     points = [point for line in lines for point in line.points]
     scales = _Scales(fit_x([x for x, _ in points]), fit_y(points, kind))
     label = y_label + (", logarithmic axis" if scales.y_scale.is_log else "")
-    plot_area = f'x="{_LEFT}" y="{_TOP}" width="{_PLOT_WIDTH}" height="{_PLOT_HEIGHT}"'
+    left, top, width = _LEFT - _DOT, _TOP - _DOT, _PLOT_WIDTH + 2 * _DOT  # dots at the edges are not cut
+    height = _PLOT_HEIGHT + 2 * _DOT
     elements = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}">',
         *_axes(scales, x_label, is_percent=kind == "accuracy"),
-        f'<svg {plot_area} viewBox="{_LEFT} {_TOP} {_PLOT_WIDTH} {_PLOT_HEIGHT}">',  # hides what is outside
+        # hides what is outside
+        f'<svg x="{left}" y="{top}" width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">',
         *(_band(line, scales) for line in lines if line.band),
         *(_line(line, scales) for line in lines),
         "</svg>",
@@ -149,33 +153,41 @@ def _draw_mark(mark: Mark, scales: _Scales) -> str:
 
 
 def _columns(lines: Sequence[Series], scales: _Scales, x_label: str, is_percent: bool) -> list[str]:
-    """Returns narrow columns over the plot. Each shows the values of the points in it while the pointer is over it."""
+    """Returns narrow columns over the plot. Each shows the nearest value of each line while the pointer is over it."""
     count = max(1, min(_MAX_COLUMNS, _MAX_COLUMN_VALUES // len(lines)))
-    columns: dict[int, list[tuple[Series, float, float]]] = {}
-    for line in lines:
-        in_column: dict[int, tuple[Series, float, float]] = {}
-        for x, y in line.points:  # the last point of the line in each column
-            in_column[min(int(scales.x_scale.share(x) * count), count - 1)] = (line, x, y)
-        for index, value in in_column.items():
-            columns.setdefault(index, []).append(value)
-    indices = sorted(columns)
-    centers = [scales.x(max(x for _, x, _ in columns[index])) for index in indices]
+    places: dict[int, float] = {}
+    for x in sorted({x for line in lines for x, _ in line.points}):  # the last x in each column
+        places[min(int(scales.x_scale.share(x) * count), count - 1)] = x
+    positions = list(places.values())
+    centers = [scales.x(x) for x in positions]
     edges = [_LEFT, *((a + b) / 2 for a, b in itertools.pairwise(centers)), _WIDTH - _RIGHT]
-    return [
-        _column(columns[index], centers[place], (edges[place], edges[place + 1]), scales, x_label, is_percent)
-        for place, index in enumerate(indices)
-    ]
+    width = (scales.x_scale.high - scales.x_scale.low) / count
+    columns = []
+    for index, position in enumerate(positions):
+        values = [(line, *point) for line in lines if (point := _nearest(line.points, position, width)) is not None]
+        columns.append(_column(values, position, (edges[index], edges[index + 1]), scales, x_label, is_percent))
+    return columns
+
+
+def _nearest(points: Sequence[tuple[float, float]], x: float, width: float) -> tuple[float, float] | None:
+    """Returns the point next to x; None if it is farther away than the points are from each other."""
+    index = bisect.bisect_left(points, x, key=lambda point: point[0])
+    near = points[max(0, index - 1) : index + 1]
+    point = min(near, key=lambda point: abs(point[0] - x))
+    spacing = (points[-1][0] - points[0][0]) / max(1, len(points) - 1)
+    return point if abs(point[0] - x) <= max(width, spacing) else None
 
 
 def _column(
     values: Sequence[tuple[Series, float, float]],
-    center: float,
+    position: float,
     edges: tuple[float, float],
     scales: _Scales,
     x_label: str,
     is_percent: bool,
 ) -> str:
-    texts = [f"{x_label} {max(x for _, x, _ in values):.4g}"]
+    center = scales.x(position)
+    texts = [f"{x_label} {position:.4g}"]
     texts += [f"{line.name} {f'{y:.2%}' if is_percent else f'{y:,.4g}'}" for line, _, y in values[:_MAX_TIP_LINES]]
     texts += [f"and {len(values) - _MAX_TIP_LINES} more"] if len(values) > _MAX_TIP_LINES else []
     width = 14 + _CHARACTER_WIDTH * max(map(len, texts))

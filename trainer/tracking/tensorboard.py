@@ -27,7 +27,6 @@ _SPLITS = ("train", "test", "validation")
 # scalars that only say where in the training a row is are left out (its step and time are there), and pictures and
 # histograms have tags after "test/", "train/" and "validation/".
 _NOT_SHOWN = {"epoch", "samples", "seconds"}
-_PICTURE_TAGS = {"samples": "visual/first_batch"}
 # Settings that are always on the HPARAMS page. The others are there if they differ from their default.
 _MAIN_SETTINGS = (
     "model.name", "data.name", "data.global_batch_size", "optim.name", "optim.lr", "optim.momentum",
@@ -173,7 +172,8 @@ class TensorBoardTracker(Tracker):
 
 
 def _picture_tag(name: str) -> str:
-    return f"visual/{name}" if name.startswith("feature_maps/") else _PICTURE_TAGS.get(name, name)
+    """Returns the tag of a picture. `test/confusion` stays apart from the charts of `test/`."""
+    return "visual/first_batch" if name == "samples" else f"visual/{name.removeprefix('test/')}"
 
 
 def _histogram_tag(name: str) -> str:

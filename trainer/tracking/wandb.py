@@ -55,9 +55,16 @@ class WandbTracker(Tracker):
         self._open_run(folder, offline_reason)
         # The session summary changes with each session.
         self._call_wandb(lambda: self._run.config.update(session_summary(folder), allow_val_change=True))
-        self._call_wandb(lambda: self._run.define_metric("step"))
-        self._call_wandb(lambda: self._run.define_metric("*", step_metric="step"))
+        self._call_wandb(self._define_metrics)
         self._last_logged_position = self._log_missing_rows(folder)
+
+    def _define_metrics(self) -> None:
+        """Makes `step` the x axis of all charts. A workspace shows no charts of what only says where a row is."""
+        self._run.define_metric("step", hidden=True)
+        for split in ("train", "validation", "test"):
+            for name in ("epoch", "samples", "seconds"):
+                self._run.define_metric(f"{split}/{name}", step_metric="step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
 
     def _open_run(self, folder: RunFolder, offline_reason: str) -> None:
         """Opens the run online or offline and prints which. An online run that fails to start continues offline."""

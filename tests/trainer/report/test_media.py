@@ -104,8 +104,8 @@ def test_tensorboard_serves_every_scalar_of_metrics_jsonl(run: Path, tensorboard
 
 
 def test_tensorboard_serves_images_curves_histograms_and_graph(tensorboard: TensorBoardClient) -> None:
-    images = {"test/classes", "test/confusion", "test/mistakes"}
-    images |= {"visual/first_batch", "visual/feature_maps/conv1", "visual/feature_maps/fc1"}
+    names = ("classes", "confusion", "mistakes", "first_batch", "feature_maps/conv1", "feature_maps/fc1")
+    images = {f"visual/{name}" for name in names}
     assert set(tensorboard("plugin/images/tags")["."]) == images
     assert set(tensorboard("plugin/pr_curves/tags")["."]) >= {"test/zero", "test/nine"}
     histograms = set(tensorboard("plugin/histograms/tags")["."])
