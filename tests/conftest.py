@@ -55,6 +55,8 @@ def isolated_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         # Event files of the same second sort by this number as text, so 10 would come before 9. Only this private name
         # resets it.
         writers._global_uid = writers.AtomicCounter(0)
+    if packs := sys.modules.get("trainer.data.images.pack"):
+        packs.release_packs()
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 

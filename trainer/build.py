@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.config.durations import Durations
 from trainer.config.schema import ModelSettings, RunConfig
 from trainer.data.augment import Augment
+from trainer.data.identity import DataIdentity, check_same_data, read_identity
 from trainer.data.normalization import Normalization, resolve_normalization
 from trainer.data.sampler import BatchSampler
 from trainer.data.splits import DataSplits, TensorSplit, load_splits, move_to_device
@@ -104,7 +105,7 @@ def build_components(
     model = config.model if saved is None else dataclasses.replace(config.model, pretrained=None)
     if model.pretrained:  # check the file before reading the images, which may take long
         world.raise_together(lambda: pretrained_file(model))
-    splits, normalization = _load_data(config, world, pretrained_normalization, log)
+    splits, normalization = _load_data(config, world, saved, pretrained_normalization, log)
     image_shape = splits.train.images.shape[1:]
     batches = BatchSampler(
         len(splits.train), config.data.global_batch_size, config.run.seed, config.data.shuffle, config.data.drop_last
@@ -133,14 +134,36 @@ def build_components(
 
 
 def _load_data(
-    config: RunConfig, world: World, pretrained_normalization: Normalization | None, log: Callable[[str], None]
+    config: RunConfig,
+    world: World,
+    saved: TrainingState | None,
+    pretrained_normalization: Normalization | None,
+    log: Callable[[str], None],
 ) -> tuple[DataSplits, Normalization]:
-    """Returns the splits on their device, and the normalization of their images."""
+    """Returns the splits on their device, and the normalization of their images.
+
+    Raises DataError, on every rank, unless the data set is the one that `saved` was trained on.
+    """
     splits = load_splits(config.data, config.run.seed, world)
     for line in splits.notes:
         log(line)
+    if saved is not None and (note := world.broadcast_from_rank0(lambda: _check_data(saved, splits.identity, config))):
+        log(note)
     normalization = resolve_normalization(config.data.normalize, splits.train.images, pretrained_normalization)
     return move_to_device(splits, config.data, world), normalization
+
+
+def _check_data(saved: TrainingState, identity: DataIdentity, config: RunConfig) -> str:
+    """Returns a line for the user, or "". Raises DataError unless `saved` was trained on this data set."""
+    assert saved.path is not None
+    if not saved.progress.data:
+        return (
+            f"checkpoint {saved.path} is of a version that recorded no data set, so the data are not compared with it"
+        )
+    before = read_identity(
+        saved.progress.data, saved.path.resolve().parents[1]
+    )  # the run folder has the lists of samples
+    return check_same_data(before, identity, config.data.accept_added_test_images, f"checkpoint {saved.path}")
 
 
 def _build_network(

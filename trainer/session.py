@@ -9,6 +9,7 @@ from trainer.build import build_components
 from trainer.config.load import flatten
 from trainer.config.schema import RunConfig
 from trainer.config.validate import check_ranks
+from trainer.data.identity import DATA_FILE
 from trainer.distributed.world import World
 from trainer.errors import FolderError, PeerError
 from trainer.loop import Trainer
@@ -88,6 +89,7 @@ class Session:
         checkpoint = load_checkpoint_to_resume(config, folder, world, log)
         self.progress = checkpoint.progress if checkpoint is not None else Progress(precision=world.precision)
         self.components = build_components(config, world, checkpoint, watchdog, log)
+        self.progress.data = self.components.splits.identity.to_json()
         self.metric_logger = MetricLogger(config, self.components, self.progress, self.console)
         self.checkpoint_writer: CheckpointWriter = NullCheckpointWriter()
         self.report_writer = NullReportWriter()
@@ -173,6 +175,8 @@ class Session:
         def open_folder() -> None:
             with disk_errors_as_user_errors(f"the run in {folder.path}"):
                 folder.write_settings(config, environment)
+                folder.write_json(DATA_FILE, self.progress.data)
+                self.components.splits.identity.write(folder.path)
                 append_session(folder, step, total_steps, world.size)
                 folder.write_status("running", step)
                 # An evaluation after the checkpoint is done again, and logged once.

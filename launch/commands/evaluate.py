@@ -14,7 +14,8 @@ from trainer.errors import ConfigError
 from trainer.run.record import RunRecord
 
 _EVALUATION_SETTINGS = {
-    "data.name", "data.root", "data.download", "data.cache_dir", "data.validation_fraction", "run.seed",
+    "data.name", "data.root", "data.download", "data.cache_dir", "data.validation_fraction",
+    "data.accept_added_test_images", "run.seed",
     "eval.batch_size", "eval.tta", "loss.name", "train.device", "train.precision", "train.threads_per_rank",
 }  # fmt: skip
 
@@ -42,14 +43,16 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _check_overrides(path, run_folder, arguments.config, overrides)
     config_files = [*([str(run_folder / "config.yaml")] if run_folder else []), *arguments.config]
     config = forecast.load_settings(config_files, overrides)
-    if run_folder is not None and not _sets(overrides, "data.root", "data.name"):
+    data_of: list[str] = []
+    if run_folder is not None and not _names_data(run_folder, config, overrides):
         overrides = [*_data_overrides(run_folder, config), *overrides]
+        data_of = ["--data-of", str(run_folder)]
     machine = this_machine()
     layout = choose_layout(config, machine, arguments.ranks)
     script = [str(machine.install_root / "trainer" / "inference" / "evaluate.py"), str(path)]
     script += ["--weights", arguments.weights, "--split", arguments.split]
     script += [*(["--json"] if arguments.json else []), *(["--allow-pickle"] if arguments.allow_pickle else [])]
-    script += [*config_arguments(config_files), *overrides]
+    script += [*data_of, *config_arguments(config_files), *overrides]
     plan = plan_ranks(f"samecurve evaluate {path.name}", config, machine, layout, script)
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -68,6 +71,13 @@ def _check_overrides(path: Path, run_folder: Path | None, config: list[str], ove
         raise ConfigError(
             f"{path} is not in a run folder, so its data set is unknown; set data.name, or name a file with --config"
         )
+
+
+def _names_data(run_folder: Path, config: RunConfig, overrides: list[str]) -> bool:
+    """Returns whether the user names the data set, with an override or a file of --config."""
+    stored = RunRecord(run_folder).settings
+    is_stored = all(stored.get(f"data.{name}") == getattr(config.data, name) for name in ("name", "root"))
+    return _sets(overrides, "data.root", "data.name") or not is_stored
 
 
 def _sets(overrides: list[str], *names: str) -> bool:

@@ -1,6 +1,8 @@
 """`samecurve predict RUN IMAGE...`: prints the most probable classes of images."""
 
 import argparse
+import sys
+from collections import Counter
 
 from launch.commands.arguments import add_run_argument, add_weights_options
 from launch.runs.find import find_run_or_weights
@@ -30,9 +32,13 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.top < 1:
         raise UserError(f"--top must be at least 1, got {arguments.top}; give the number of classes to print")
     path = find_run_or_weights(arguments.run, arguments.root)
+    from trainer.data.images.files import describe_skipped
     from trainer.inference.predict import expand_paths, load_predictor, print_predictions  # lazy import: torch
 
-    images = expand_paths(arguments.images)  # before the network is loaded: a mistyped path fails at once
+    skipped = Counter[str]()
+    images = expand_paths(arguments.images, skipped)  # before the network is loaded: a mistyped path fails at once
+    if skipped:
+        print(f"note: {describe_skipped(skipped)}", file=sys.stderr)
     predictor = load_predictor(path, arguments.weights, arguments.device, arguments.allow_pickle)
     predictions = predictor.predict_each(images, arguments.top)
     num_unreadable = print_predictions(predictions, arguments.format or "text", len(images))

@@ -23,8 +23,10 @@ import torchvision.models
 import trainer.loop
 from trainer import build, main
 from trainer.config.plugins import MODELS
-from trainer.data import loader
+from trainer.config.schema import DataSettings
+from trainer.data import digits, loader
 from trainer.data.augment import Augment
+from trainer.data.dataset import ArrayDataset
 from trainer.data.loader import Samples, Shard
 from trainer.nonfinite import SkippedSteps
 from trainer.run.watchdog import Watchdog
@@ -99,6 +101,20 @@ def stuck_rank() -> None:
 
         Watchdog._answer_hang = answer_late  # type: ignore[method-assign]
     call_before_images(lambda call: time.sleep(600 if os.environ["RANK"] == "1" and call == 6 else 0))
+
+
+def other_data() -> None:
+    """Rank 1 has a copy of the data set with another label."""
+    tiny_network()
+    load = digits.load
+
+    def load_with_other_label(data: DataSettings) -> ArrayDataset:
+        dataset = load(data)
+        dataset.train.labels[3] = 9 - dataset.train.labels[3]
+        return dataset
+
+    if os.environ["RANK"] == "1":
+        digits.load = load_with_other_label
 
 
 def nan_image(sample_id: int = 7) -> None:
@@ -196,6 +212,7 @@ FAULTS = {
     "tiny": tiny_network,
     "named_dropout": named_dropout,
     "idle_weights": idle_weights,
+    "other_data": other_data,
     "nan_image": nan_image,
     "nan_last_image": lambda: nan_image(1432),
     "nan_image_reported_late": nan_image_reported_late,

@@ -260,7 +260,7 @@ class TestBadInput:
         folder = ["data.name=image_folder", "data.channels=3", "data.global_batch_size=4"]
         assert "Set data.root to the folder" in self.refused(capfd, *folder, "data.root=nowhere")
         (image_folder / "train" / "cat" / "0.png").write_bytes(b"broken")
-        assert "corrupt image" in self.refused(capfd, *folder, f"data.root={image_folder}")
+        assert "1 of 18 image files" in self.refused(capfd, *folder, f"data.root={image_folder}")
 
     def test_wrong_model_setting_is_refused(self, capfd: pytest.CaptureFixture[str]) -> None:
         assert "set it to 32" in self.refused(capfd, "data.image_size=28")

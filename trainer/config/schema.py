@@ -53,6 +53,15 @@ class DataSettings:
         minimum=1,
     )
     channels: int | str = setting("auto", "1: gray; 3: RGB; auto: the channels of the data set")
+    class_order: Literal["alphabetical", "natural"] = setting(
+        "alphabetical", "image_folder: order of the classes; natural: class2 before class10"
+    )
+    accept_added_test_images: bool = setting(
+        False,
+        "continue a run, or evaluate it, although its data set has more test images than before; all others must be "
+        "the same",
+        may_change=True,
+    )
     shuffle: bool = setting(True, "true: shuffle the samples in each epoch; false: keep the order of the data set")
     drop_last: bool = setting(False, "skip the last batch of an epoch if it is smaller than the others")
     workers: int = setting(

@@ -14,8 +14,8 @@ import numpy as np
 
 from trainer.config.schema import DataSettings
 from trainer.data import cifar10_files
-from trainer.data.dataset import ArrayDataset, ArraySplit
-from trainer.data.decode import fit_images
+from trainer.data.dataset import ArrayDataset, ArraySplit, checksum_images
+from trainer.data.images.decode import fit_images
 from trainer.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -61,7 +61,7 @@ def _load_split(data: DataSettings, root: Path, train: bool) -> ArraySplit:
             reason = " ".join(str(error).split())
             raise _missing_error(data, f"it could not be downloaded ({reason})") from None
     images = fit_images(source.data, data.side_pixels, 1 if data.channels == 1 else 3)
-    return ArraySplit(images, np.asarray(source.targets, dtype=np.int64))
+    return ArraySplit(images, np.asarray(source.targets, dtype=np.int64), checksum_images(source.data))
 
 
 def _missing_error(data: DataSettings, reason: str) -> DataError:

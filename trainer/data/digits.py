@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config.schema import DataSettings
-from trainer.data.dataset import ArrayDataset, ArraySplit
-from trainer.data.decode import fit_images
+from trainer.data.dataset import ArrayDataset, ArraySplit, checksum_images
+from trainer.data.images.decode import fit_images
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHANNELS = 1
@@ -29,9 +29,8 @@ def load(data: DataSettings) -> ArrayDataset:
         members = labels == label
         position_in_class[members] = np.arange(members.sum())
     is_test = position_in_class % _TEST_EVERY == 0
-    return ArrayDataset(
-        ArraySplit(images[~is_test], labels[~is_test]), ArraySplit(images[is_test], labels[is_test]), CLASSES
-    )
+    train, test = (ArraySplit(images[mask], labels[mask], checksum_images(grey[mask])) for mask in (~is_test, is_test))
+    return ArrayDataset(train, test, CLASSES)
 
 
 def count_per_class(data: DataSettings) -> list[int]:

@@ -5,6 +5,9 @@ To add a data set, write a module with these parts and list the module in DATASE
     load(settings: DataSettings) -> ArrayDataset
     count_per_class(settings: DataSettings) -> list[int]
 
+It may also have `load_split`, which reads one split for an evaluation, and `identify_files`, which lets the launcher
+compare the data set with a checkpoint's before training starts, as image_folder.py does.
+
 `count_per_class` returns the number of training images of each class. It must be fast and import no torch: the launcher
 calls it for its forecast. `load` must return exactly as many images.
 
@@ -25,12 +28,24 @@ def count_training_images(data: DataSettings) -> int:
     Raises DataError when the data set is missing, or a class would have no image left.
     """
     counts = count_per_class(data)
-    if any(count_held_out(count, data.validation_fraction) >= count for count in counts):
+    held_out_counts = [count_held_out(count, data.validation_fraction) for count in counts]
+    if any(0 < count <= held_out for count, held_out in zip(counts, held_out_counts, strict=True)):
         raise DataError(
             f"a class of {min(counts)} training images has too few to hold some out for validation; add some, or set "
             "data.validation_fraction=0"
         )
-    return sum(count - count_held_out(count, data.validation_fraction) for count in counts)
+    return sum(counts) - sum(held_out_counts)
+
+
+def check_batch_size(data: DataSettings, num_images: int) -> None:
+    """Raises DataError when the training split has fewer images than a global batch, or none."""
+    if not num_images:
+        raise DataError("the training set has no images; add some, or set data.name and data.root to another data set")
+    if data.global_batch_size > num_images:
+        raise DataError(
+            f"data.global_batch_size={data.global_batch_size} is larger than the training set "
+            f"of {num_images} images; lower it"
+        )
 
 
 def count_per_class(data: DataSettings) -> list[int]:
@@ -55,5 +70,5 @@ def image_channels(data: DataSettings) -> int | None:
 
 
 def count_held_out(class_size: int, fraction: float) -> int:
-    """Returns how many images of a class are held out for validation: at least one, or none when fraction is 0."""
-    return max(1, round(fraction * class_size)) if fraction else 0
+    """Returns how many images of a class are held out for validation: at least one, unless fraction or size is 0."""
+    return max(1, round(fraction * class_size)) if fraction and class_size else 0

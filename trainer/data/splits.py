@@ -1,6 +1,7 @@
 """Loads the splits of a data set as uint8 tensors, and cuts them into chunks for evaluation."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor
 from trainer import rng
 from trainer.config.plugins import DATASETS, load_plugin
 from trainer.config.schema import DataSettings
-from trainer.data.dataset import ArraySplit
-from trainer.data.image_counts import count_held_out
+from trainer.data.dataset import ArraySplit, check_known_classes
+from trainer.data.identity import DataIdentity, identify_split
+from trainer.data.image_counts import check_batch_size, count_held_out
 from trainer.distributed.world import World
 from trainer.errors import DataError
 
@@ -38,6 +40,8 @@ class DataSplits:
     """None without data.validation_fraction."""
     test: TensorSplit
     classes: tuple[str, ...]
+    identity: DataIdentity
+    """Of the train and test splits of the data set, before images are held out for validation."""
     notes: tuple[str, ...] = ()
     """Lines to print for the user."""
 
@@ -45,12 +49,17 @@ class DataSplits:
 def load_splits(data: DataSettings, seed: int, world: World) -> DataSplits:
     """Returns all splits. Rank 0 reads the data set first, so that it alone downloads or decodes.
 
-    Raises DataError on every rank.
+    Raises DataError on every rank, and WorldError if a rank has other data than rank 0.
     """
     dataset = world.rank0_first(lambda: load_plugin(DATASETS, data.name).load(data))
+    identity = DataIdentity(
+        dataset.classes,
+        {name: identify_split(getattr(dataset, name), len(dataset.classes)) for name in ("train", "test")},
+    )
+    identity = _agree(identity, data, world)
     train, test = _to_tensors(dataset.train), _to_tensors(dataset.test)
     validation = None
-    if data.validation_fraction:
+    if data.validation_fraction and len(train):
         is_held_out = hold_out_validation(train.labels, data.validation_fraction, seed)
         for label, name in enumerate(dataset.classes):
             if is_held_out[train.labels == label].all():
@@ -59,11 +68,53 @@ def load_splits(data: DataSettings, seed: int, world: World) -> DataSplits:
                     "add some, or set data.validation_fraction=0"
                 )
         validation, train = _select(train, is_held_out), _select(train, ~is_held_out)
-        # A copy: the test images may be a view of the memory that holds the training images, which is then freed.
-        test = _select(test, torch.ones(len(test), dtype=torch.bool))
-    splits = DataSplits(train, validation, test, dataset.classes, dataset.notes)
-    _check_batch_size(data, splits)
-    return splits
+    check_batch_size(data, len(train))
+    return DataSplits(train, validation, test, dataset.classes, identity, dataset.notes)
+
+
+def load_split(
+    data: DataSettings, split: str, classes: Sequence[str], seed: int, world: World
+) -> tuple[TensorSplit, DataIdentity, tuple[str, ...]]:
+    """Returns one split for an evaluation, its identity, and lines to print for the user.
+
+    Reads an image folder's folder of that split only. split: train, validation or test. classes: those of the network,
+    to which the labels refer. Raises DataError and WorldError as load_splits does, and DataError for an unknown class.
+    """
+    source = "test" if split == "test" else "train"
+    array_split, notes = world.rank0_first(lambda: _load_source(data, source, classes))
+    identity = DataIdentity(tuple(classes), {source: identify_split(array_split, len(classes))})
+    identity = _agree(identity, data, world)
+    tensor_split = _to_tensors(array_split)
+    if split != "test" and data.validation_fraction:
+        is_held_out = hold_out_validation(tensor_split.labels, data.validation_fraction, seed)
+        tensor_split = _select(tensor_split, is_held_out if split == "validation" else ~is_held_out)
+    return tensor_split, identity, notes
+
+
+def _load_source(data: DataSettings, source: str, classes: Sequence[str]) -> tuple[ArraySplit, tuple[str, ...]]:
+    """Returns the train or test split with labels that refer to `classes`, and lines to print for the user."""
+    module = load_plugin(DATASETS, data.name)
+    if hasattr(module, "load_split"):
+        array_split, notes = module.load_split(data, source, classes)
+        return array_split, notes
+    dataset = module.load(data)
+    check_known_classes(dataset.classes, classes)
+    array_split = getattr(dataset, source)
+    labels = np.array([classes.index(name) for name in dataset.classes])[array_split.labels]
+    return replace(array_split, labels=labels), dataset.notes
+
+
+def _agree(identity: DataIdentity, data: DataSettings, world: World) -> DataIdentity:
+    """Returns the identity of the data set; only rank 0 gets the lists of samples, which it alone compares and writes.
+
+    Raises WorldError unless all ranks have read the same data: each machine may have a copy of its own.
+    """
+    world.check_equal(
+        f"data set (data.root={data.root})",
+        json.dumps(identity.to_json()),
+        "Give all machines the same files, or a folder that they share",
+    )
+    return identity if world.is_rank0 else identity.without_samples()
 
 
 def hold_out_validation(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -75,16 +126,6 @@ def hold_out_validation(labels: Tensor, fraction: float, seed: int) -> Tensor:
         count = count_held_out(len(members), fraction)
         is_held_out[members[draws[members].argsort(stable=True)[:count]]] = True
     return is_held_out
-
-
-def _check_batch_size(data: DataSettings, splits: DataSplits) -> None:
-    """Raises DataError when the training split has fewer images than a global batch."""
-    num_samples = len(splits.train)
-    if data.global_batch_size > num_samples:
-        raise DataError(
-            f"data.global_batch_size={data.global_batch_size} is larger than the training set "
-            f"of {num_samples} images; lower it"
-        )
 
 
 def move_to_device(splits: DataSplits, data: DataSettings, world: World) -> DataSplits:

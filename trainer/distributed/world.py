@@ -119,14 +119,12 @@ class World:
             result = turn_result if turn == own_turn else result
         return result  # type: ignore[return-value]
 
-    def check_equal(self, name: str, value: str) -> None:
+    def check_equal(self, name: str, value: str, advice: str = "Start all ranks with the same command") -> None:
         """Raises WorldError on every rank unless all ranks have the same value. name: what the message calls it."""
         values = gather_object([value]) if self.size > 1 else [value]
         odd_rank = next((rank for rank, rank_value in enumerate(values) if rank_value != values[0]), None)
         if odd_rank is not None:
-            raise WorldError(
-                f"rank {odd_rank} differs from rank 0 in its {name}. Start all ranks with the same command"
-            )
+            raise WorldError(f"rank {odd_rank} differs from rank 0 in its {name}. {advice}")
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """Runs `work` on rank 0 only and returns its result on every rank. Errors are as in `raise_together`."""

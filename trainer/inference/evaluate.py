@@ -1,4 +1,4 @@
-"""Evaluates a trained network on a data set with the same classes; the scores are equal on any world size.
+"""Evaluates a trained network on a data set of its classes; the scores are equal on any world size.
 
 accelerate launch trainer/inference/evaluate.py RUN [--weights WEIGHTS] [--split SPLIT] [--json] [section.key=value]...
 """
@@ -15,12 +15,12 @@ _FOLDER = Path(__file__).resolve().parent
 if sys.path and Path(sys.path[0] or ".").resolve() == _FOLDER:  # run as a script: Python has put this folder there
     sys.path[0] = str(_FOLDER.parents[1])
 
-import torch
-
 from trainer.config.load import find_config_file, load_config
 from trainer.config.schema import RunConfig
 from trainer.data.augment import Augment
-from trainer.data.splits import load_splits
+from trainer.data.dataset import list_names
+from trainer.data.identity import DATA_FILE, DataIdentity, check_same_data, read_identity
+from trainer.data.splits import load_split
 from trainer.distributed.environment import read_environment
 from trainer.distributed.world import World
 from trainer.errors import ConfigError, DataError, PeerError, UserError
@@ -29,8 +29,9 @@ from trainer.inference.evaluation import Evaluation, evaluate_split
 from trainer.inference.saved_model import SavedModel, load_model
 from trainer.run.exit import exit_process, report_peer_error, report_user_error
 from trainer.run.files import finite_json
+from trainer.run.record import read_json
 
-_MAX_LISTED_CLASSES = 10
+_ADVICE = "set data.root to the data set to evaluate"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             model = world.raise_together(
                 lambda: load_model(arguments.run, arguments.weights, world.device, arguments.allow_pickle)
             )
-            evaluation = evaluate(model, config, world, arguments.split)
+            evaluation = evaluate(model, config, world, arguments.split, arguments.data_of)
     except UserError as error:
         return report_user_error(error, is_reporter=world.is_rank0)
     except KeyboardInterrupt:
@@ -65,32 +66,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evaluate(model: SavedModel, config: RunConfig, world: World, split: str = "test") -> Evaluation:
-    """Evaluates a model on a split of config.data. Every rank must call it.
+def evaluate(
+    model: SavedModel, config: RunConfig, world: World, split: str = "test", data_of: Path | None = None
+) -> Evaluation:
+    """Evaluates a model on a split of config.data, and prints notes to stderr. Every rank must call it.
 
-    Images get the network's size and channels. split: test, validation or train. Raises DataError, on every rank, if
-    the data set is missing, lacks the split, or has other classes.
+    Images get the network's size and channels. split: test, validation or train. data_of: a run folder; the split must
+    then be that of the run. Raises DataError, on every rank, if the data set is missing, lacks the split, has a class
+    that the network does not know, or is not the one of data_of.
     """
     metadata = model.metadata
-    # global_batch_size is a training setting: 1 accepts data sets that are smaller than the run's batch.
-    data = dataclasses.replace(
-        config.data, image_size=metadata.image_size, channels=metadata.channels, global_batch_size=1
-    )
-    splits = load_splits(data, config.run.seed, world)
-    if set(splits.classes) != set(metadata.classes):
-        raise DataError(
-            f"the classes of the data set and of the network differ: expected {_list_classes(metadata.classes)}; got "
-            f"{_list_classes(splits.classes)}. Set data.name and data.root to a data set with the network's classes"
-        )
-    tensor_split = getattr(splits, split)
-    if tensor_split is None:
+    data = dataclasses.replace(config.data, image_size=metadata.image_size, channels=metadata.channels)
+    if split == "validation" and not data.validation_fraction:
         raise DataError(
             f"--split {split}: the data set has no {split} split because data.validation_fraction is 0; set it to the "
             "run's value"
         )
-    # A folder lists its classes in alphabetical order, which need not be the order of the network.
-    network_labels = torch.tensor([metadata.classes.index(name) for name in splits.classes])
-    tensor_split = dataclasses.replace(tensor_split, labels=network_labels[tensor_split.labels])
+    tensor_split, identity, notes = load_split(data, split, metadata.classes, config.run.seed, world)
+    if data_of is not None:
+        note = world.broadcast_from_rank0(lambda: _check_data(identity, data_of, data.accept_added_test_images))
+        notes = (*notes, note) if note else notes
+    counts = tensor_split.labels.bincount(minlength=len(metadata.classes)).tolist()
+    if missing := [name for name, count in zip(metadata.classes, counts, strict=True) if not count]:
+        classes = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+        notes = (*notes, f"the {split} set has no images of {classes}: {list_names(missing)}")
+    if world.is_rank0:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     augment = Augment(data, metadata.normalization, 0, world.device, tensor_split.images.shape[1:])
     module = world.accelerator.prepare_model(model.module, device_placement=False, evaluation_mode=True)
     evaluation, _ = evaluate_split(
@@ -99,8 +101,12 @@ def evaluate(model: SavedModel, config: RunConfig, world: World, split: str = "t
     return evaluation
 
 
-def _list_classes(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MAX_LISTED_CLASSES]) + (", ..." if len(names) > _MAX_LISTED_CLASSES else "")
+def _check_data(identity: DataIdentity, run: Path, accept_added_test_images: bool) -> str:
+    """Returns a line for the user, or "". Raises DataError unless the run was trained on this data set."""
+    content = read_json(run / DATA_FILE)
+    if not content:
+        return f"{run} is of a version that recorded no data set, so the data are not compared with it"
+    return check_same_data(read_identity(content, run), identity, accept_added_test_images, f"run {run}", _ADVICE)
 
 
 def _print_scores(evaluation: Evaluation, model: SavedModel, split: str, as_json: bool) -> None:
@@ -136,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", default="auto", metavar="WEIGHTS", help="auto, final, best, latest or a step; default: auto"
     )
     parser.add_argument("--split", choices=["test", "validation", "train"], default="test", help="default: test")
+    parser.add_argument(
+        "--data-of", type=Path, metavar="FOLDER", help="a run folder; refuse data other than those of that run"
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as a JSON object")
     parser.add_argument("--allow-pickle", action="store_true", help="load a pickled module, which can run any code")
     return parser

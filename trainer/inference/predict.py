@@ -3,8 +3,8 @@
 import csv
 import itertools
 import json
-import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from trainer.data.decode import fit_image
-from trainer.data.image_folder import EXTENSIONS
+from trainer.data.images.decode import ImageError, decode_file, fit_image, image_errors
+from trainer.data.images.files import EXTENSIONS, find_images
 from trainer.distributed.environment import available_cores
 from trainer.errors import DataError
 from trainer.inference.saved_model import SavedModel, load_model
@@ -25,7 +25,6 @@ from trainer.run.files import finite_json
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an array uint8 [H, W] or [H, W, C]."""
-_EXTENSIONS = (*EXTENSIONS, ".avif", ".ico", ".jfif", ".jp2", ".jpe", ".pbm", ".tga")
 _PIXELS_PER_BATCH = 256 * 32 * 32
 _SMALLEST_BATCH = 8
 _MAX_READER_THREADS = 8
@@ -114,22 +113,20 @@ class Predictor:
 
     def _read(self, image: ImageInput) -> NDArray[np.uint8] | str:
         """Returns uint8 [image_size, image_size, channels], resized as in training, or an error message."""
-        metadata = self.model.metadata
+        size, channels = self.model.metadata.image_size, self.model.metadata.channels
         try:
-            if isinstance(image, np.ndarray):
-                image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
-            if isinstance(image, Image.Image):
-                return fit_image(image, metadata.image_size, metadata.channels)
-            with Image.open(image) as opened:
-                return fit_image(opened, metadata.image_size, metadata.channels)
-        except UnidentifiedImageError:
-            return "its image format is not supported"
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            return " ".join(str(error).split()) or type(error).__name__
-        except MemoryError:
-            raise
-        except Exception as error:  # each of Pillow's decoders has its own for damaged files: report it with its name
-            return " ".join(f"{type(error).__name__}: {error}".split())
+            if isinstance(image, (str, Path)):
+                pixels = np.empty((size, size, channels), np.uint8)
+                decode_file(Path(image).read_bytes(), pixels)
+                return pixels
+            with image_errors():
+                if isinstance(image, np.ndarray):
+                    image = Image.fromarray(image.squeeze(2) if image.shape[2:] == (1,) else image)
+                return fit_image(image, size, channels)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
 
 
 def load_predictor(
@@ -150,23 +147,24 @@ def load_predictor(
     return Predictor(load_model(Path(run), weights, torch.device(device) if device else None, allow_pickle))
 
 
-def expand_paths(images: Iterable[ImageInput]) -> list[ImageInput]:
+def expand_paths(images: Iterable[ImageInput], skipped: Counter[str] | None = None) -> list[ImageInput]:
     """Replaces each folder by the sorted image files in it and below it.
 
-    Raises DataError for a path that does not exist, and for a folder without image files.
+    skipped: counts the other files of the folders, by kind. Raises DataError for a path that does not exist, and for a
+    folder that cannot be read or has no image files.
     """
     expanded: list[ImageInput] = []
+    skipped = Counter() if skipped is None else skipped
     for image in images:
         if not isinstance(image, (str, Path)):
             expanded.append(image)
             continue
         path = Path(image)
         if path.is_dir():
-            files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names]
-            image_files = sorted(file for file in files if file.name.lower().endswith(_EXTENSIONS))
+            image_files = sorted(path / name for name, _ in find_images(path, skipped))
             if not image_files:
                 raise DataError(
-                    f"folder {path} has no image files; expected names that end in one of {', '.join(_EXTENSIONS)}"
+                    f"folder {path} has no image files; expected names that end in one of {', '.join(EXTENSIONS)}"
                 )
             expanded += image_files
         elif path.exists():

@@ -61,6 +61,8 @@ class Progress:
     """number of steps skipped because the loss or gradient was not finite"""
     wandb_run_id: str = ""
     """id of the W&B run that gets the rows; empty without W&B"""
+    data: dict[str, Any] = field(default_factory=dict)
+    """identity of the data set (trainer/data/identity.py); empty in a checkpoint of an older version"""
 
     def record_evaluation(self, accuracies: dict[str, float]) -> bool:
         """Updates `best`. Returns whether the evaluation has the best validation accuracy so far.
@@ -88,6 +90,8 @@ class TrainingState:
     progress: Progress
     metadata: dict[str, str] = field(default_factory=dict)
     """header of model.safetensors (trainer/inference/saved_model.py)"""
+    path: Path | None = None
+    """the checkpoint that it was loaded from"""
 
 
 def save(folder: Path, state: TrainingState) -> Path:
@@ -151,6 +155,7 @@ def load(path: Path) -> TrainingState:
         optimizer=_join_optimizer(load_file(path / "optimizer.safetensors"), content["optimizer"]),
         scaler=content["scaler"],
         progress=progress,
+        path=path,
     )
 
 

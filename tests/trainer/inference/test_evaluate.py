@@ -1,5 +1,6 @@
 """`samecurve evaluate` repeats the run's own scores on any world size, and scores other data of the same classes."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.images import write_image
 from support.processes import MAIN, REPOSITORY, CommandResult, finished_run
 
 from trainer.config.schema import DataSettings
@@ -81,6 +83,60 @@ def test_relative_data_root_is_found_from_another_directory(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert parse_scores(launch([*SAMECURVE, "evaluate", str(tmp_path / "x"), "--json"]))["num_samples"] == 6
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on an image folder, which lies beside it."""
+    folder = tmp_path_factory.mktemp("folder")
+    files = itertools.product(("train", "test"), ("cat", "dog"), ("0.png", "1.png", "2.png"))
+    for seed, (split, name, file) in enumerate(files):
+        write_image(folder / "images" / split / name / file, seed=seed)
+    settings = ["data.name=image_folder", f"data.root={folder / 'images'}", "data.global_batch_size=4"]
+    return finished_run(folder, *settings, "train.max_steps=1")
+
+
+class TestDataOfAnImageFolder:
+    @pytest.fixture
+    def copy(self, folder_run: Path, tmp_path: Path) -> Path:
+        """A copy of the run and its images; the settings name the copied images."""
+        shutil.copytree(folder_run.parent, tmp_path / "copy")
+        config = tmp_path / "copy" / "x" / "config.yaml"
+        config.write_text(config.read_text().replace(str(folder_run.parent), str(tmp_path / "copy")))
+        return config.parent
+
+    def test_only_the_evaluated_split_is_needed(self, evaluate: Evaluate, copy: Path) -> None:
+        for split, other in (("test", "train"), ("train", "test")):
+            (copy.parent / "images" / other).rename(copy.parent / "hidden")
+            assert parse_scores(evaluate("--json", "--split", split, path=copy))["num_samples"] == 6
+            (copy.parent / "hidden").rename(copy.parent / "images" / other)
+
+    @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
+    def test_changed_data_of_the_run_are_refused(self, evaluate: Evaluate, copy: Path, ranks: str) -> None:
+        root = copy.parent / "images"
+        shutil.copy(root / "test" / "cat" / "0.png", root / "test" / "dog" / "0.png")
+        result = evaluate("--ranks", ranks, path=copy)
+        assert "the data set is not the one that run" in result.err and "test/dog/0.png has other content" in result.err
+        assert "set data.root to the data set to evaluate" in result.err and result.code != 0
+        assert evaluate(f"data.root={root}", path=copy).code == 0  # named by the user
+        assert evaluate("--split", "train", path=copy).code == 0
+
+    def test_added_test_images_are_accepted_with_the_setting(self, evaluate: Evaluate, copy: Path) -> None:
+        write_image(copy.parent / "images" / "test" / "dog" / "9.png", seed=3)
+        assert evaluate(path=copy).code == 2
+        result = evaluate("--json", "data.accept_added_test_images=true", path=copy)
+        assert parse_scores(result)["num_samples"] == 7 and "test/dog/9.png is new" in result.err
+
+    def test_missing_classes_are_noted_and_unknown_ones_refused(
+        self, evaluate: Evaluate, copy: Path, tmp_path: Path
+    ) -> None:
+        write_image(tmp_path / "other" / "test" / "dog" / "0.png", seed=3)
+        result = evaluate("--json", f"data.root={tmp_path / 'other'}", path=copy)
+        assert parse_scores(result)["num_samples"] == 1
+        assert "note: the test set has no images of 1 class: cat" in result.err
+        write_image(tmp_path / "other" / "test" / "emu" / "0.png", seed=3)
+        result = evaluate(f"data.root={tmp_path / 'other'}", path=copy)
+        assert result.code == 2 and "expected cat, dog; got dog, emu" in result.err
 
 
 class TestRefusals:

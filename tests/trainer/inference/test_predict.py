@@ -19,8 +19,8 @@ from support.processes import MAIN, SMALL, Samecurve, finished_run
 
 from trainer.config.schema import DataSettings
 from trainer.data import digits
+from trainer.data.images import decode
 from trainer.errors import DataError, FolderError
-from trainer.inference import predict
 from trainer.inference.predict import Predictor, expand_paths, load_predictor
 from trainer.inference.saved_model import find_weights, load_model
 
@@ -146,7 +146,9 @@ class TestUnreadableImages:
         assert names == ["cut.png", "good.png", "b.jpg", "c.jfif"]
         assert ["error" in prediction for prediction in predictions] == [True, False, True, True]
         assert len(predictions[1]["top"]) == 2
-        assert err.startswith("samecurve: 3 of 4 images could not be read; ") and err.count("\n") == 1
+        skipped, error = err.splitlines()
+        assert skipped == "note: skipped 1 file that is not an image (1 .txt)"
+        assert error.startswith("samecurve: 3 of 4 images could not be read; ")
         out, _ = samecurve("predict", str(run), str(folder), "--csv", code=2)
         rows = list(csv.DictReader(out.splitlines()))
         assert [row["rank"] for row in rows] == ["", "1", "2", "3", "", ""] and rows[0]["error"] and rows[1]["class"]
@@ -156,16 +158,16 @@ class TestUnreadableImages:
     def test_any_exception_of_a_decoder_is_an_error_of_its_image_only(
         self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fit_image = predict.fit_image
+        rotate_upright = decode._rotate_upright
 
-        def fit_or_raise(image: Image.Image, *size: int) -> NDArray[np.uint8]:
-            if "bad" in image.filename:  # type: ignore[attr-defined]
+        def rotate_or_raise(image: Image.Image) -> Image.Image:
+            if image.size == (9, 9):
                 raise NotImplementedError("compression 7")
-            return fit_image(image, *size)
+            return rotate_upright(image)
 
         write_image(tmp_path / "good.png", seed=1)
-        write_image(tmp_path / "bad.png", seed=2)
-        monkeypatch.setattr(predict, "fit_image", fit_or_raise)
+        write_image(tmp_path / "bad.png", seed=2, size=(9, 9))
+        monkeypatch.setattr(decode, "_rotate_upright", rotate_or_raise)
         bad, good = load_predictor(run).predict_each([tmp_path / "bad.png", tmp_path / "good.png"])
         assert bad.error == "NotImplementedError: compression 7" and good.top
 
@@ -176,6 +178,25 @@ class TestUnreadableImages:
         Image.fromarray(np.ones((8, 8), np.float32)).save(folder / "float.tiff")
         floating, good, link = load_predictor(run).predict_each(expand_paths([folder]))
         assert floating.error and "No such file" in link.error and good.top
+
+    def test_hidden_files_and_folders_are_skipped_as_in_training(
+        self, run: Path, tmp_path: Path, samecurve: Samecurve
+    ) -> None:
+        for name in ("a.png", "sub/b.jfif", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png"):
+            write_image(tmp_path / "images" / "source.png", seed=1)
+            path = tmp_path / "images" / name
+            path.parent.mkdir(exist_ok=True)
+            (tmp_path / "images" / "source.png").rename(path)
+        (tmp_path / "more").mkdir()
+        write_image(tmp_path / "more" / "c.png", seed=1)
+        (tmp_path / "images" / "link").symlink_to(tmp_path / "more")
+        out, err = samecurve("predict", str(run), str(tmp_path / "images"))
+        assert [line.partition(":")[0].rpartition("images/")[2] for line in out.splitlines()] == [
+            "a.png", "link/c.png", "sub/b.jfif",
+        ]  # fmt: skip
+        assert err == "note: skipped 3 files that are not images (3 hidden)\n"
+        out, _ = samecurve("predict", str(run), str(tmp_path / "images" / "._a.png"))  # named by the user
+        assert "%" in out
 
     def test_predict_raises_data_error(self, run: Path, tmp_path: Path) -> None:
         self.write_images(tmp_path / "images")
