@@ -1,7 +1,7 @@
 """Runs torchrun with its own arguments. Ends without a traceback where the ranks have said why they ended.
 
-torchrun reports a stop signal, and a rank that refuses its settings, by a traceback of its own functions and a table of
-all ranks. Exit codes are those of torchrun.
+torchrun reports a stop signal, a rank that refuses its settings, and on other machines the end of the first one, by
+tracebacks of its own functions and tables of ranks. Exit codes are those of torchrun.
 """
 
 import os
@@ -15,30 +15,40 @@ if sys.path and Path(sys.path[0] or ".").resolve() == _LAUNCH_FOLDER:  # run as 
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 
 _FAILED = 1
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 def main() -> int:
     """Runs torchrun to its end and returns its exit code. Raises ChildFailedError if a rank failed by a defect."""
+    is_set = _LOG_LEVEL in os.environ
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")  # a store that closes is no news; torch reads the level at its import
     from torch.distributed.elastic.multiprocessing import SignalException  # lazy import: torch takes 2 s
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import main as run_torchrun
 
+    if not is_set:
+        del os.environ[_LOG_LEVEL]  # not for the ranks
     try:
         run_torchrun()
     except SignalException:
         return _FAILED
     except ChildFailedError:
-        if _have_ranks_said_why():
+        if _outcome_code() == 2:
+            return _FAILED
+        raise
+    except RendezvousError:  # the first machine has gone
+        if _outcome_code() is not None:
             return _FAILED
         raise
     return 0
 
 
-def _have_ranks_said_why() -> bool:
-    """Returns whether a rank has printed an error for the user, in one line."""
+def _outcome_code() -> int | None:
+    """Returns how the run ended, as the ranks wrote it; None if they ended without that."""
     path = os.environ.get(OUTCOME_VARIABLE)
     outcome = read_outcome(Path(path)) if path else None
-    return outcome is not None and outcome[0] == 2
+    return None if outcome is None else outcome[0]
 
 
 if __name__ == "__main__":

@@ -26,8 +26,14 @@ if os.environ.get("SLURMD_NODENAME") == "n1":
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with running_cluster(2, "--gpus", "0") as running:
+    with running_cluster(2, "--gpus", "0", "--kill-wait", "20") as running:
         yield running
+
+
+def is_suspended(cluster: Cluster) -> bool:
+    """Returns whether the rank on node n1 does not run."""
+    lines = cluster.control("exec", "n1", "ps", "-eo", "stat,args").splitlines()
+    return any(line.startswith("T") and "trainer/main.py" in line for line in lines)
 
 
 def restarts(cluster: Cluster, job: str) -> int:
@@ -106,6 +112,9 @@ def test_stop_on_two_nodes_leaves_no_traceback_and_a_suspended_job_is_shown(clus
     cluster.wait_for("steps", lambda: last_step(folder) >= 5)
     cluster.call("scontrol", "suspend", job)
     try:
+        cluster.wait_for(
+            "the suspension", lambda: is_suspended(cluster)
+        )  # before it, scancel would kill the job at once
         text = cluster.call(*SAMECURVE, "status", "stopped")
         assert f"stopped: suspended (SLURM has suspended job {job};" in text and "time left" not in text
     finally:
@@ -114,7 +123,8 @@ def test_stop_on_two_nodes_leaves_no_traceback_and_a_suspended_job_is_shown(clus
     cluster.wait_for("more steps", lambda: last_step(folder) > step)
     cluster.call("scancel", job)
     assert cluster.wait_for_end(job) == "CANCELLED"
-    assert cluster.call(*SAMECURVE, "status", "stopped").startswith("stopped: stopped")
+    cluster.wait_for("the end of its processes", lambda: not cluster.call("squeue", "-h"))
+    assert cluster.call(*SAMECURVE, "status", "stopped").startswith("stopped: stopped"), cluster.log(job)
     assert "Traceback" not in cluster.log(job), cluster.log(job)
 
 
