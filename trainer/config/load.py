@@ -75,8 +75,9 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     if not resolved.run.name:
         name = "/".join([files[-1].stem if files else "cifar10", *_sweep_trial()])
         resolved = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, name=name))
-    project = os.environ.get("WANDB_PROJECT", "").strip()
-    if project and resolved.log.project == settings_by_name()["log.project"].default:
+    project = os.environ.get("WANDB_PROJECT", "")
+    is_valid = re.fullmatch(r"[^/\\#?%:]{1,128}", project) and project.isprintable()  # W&B reports an invalid one
+    if is_valid and resolved.log.project == settings_by_name()["log.project"].default:
         resolved = dataclasses.replace(resolved, log=dataclasses.replace(resolved.log, project=project))
     _check_values(resolved)
     if resolved.data.image_size == "auto" and not resolved.model.pretrained:

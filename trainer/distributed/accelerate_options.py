@@ -42,7 +42,7 @@ def read_accelerate_options(train: TrainSettings) -> AccelerateOptions:
     for variable, name in _REFUSED.items():
         if _read_flag(variable):
             raise WorldError(
-                f"accelerate launch asks for {name} ({variable}); samecurve trains with plain "
+                f"{variable} asks for {name}; samecurve trains with plain "
                 "data parallelism. Remove the option, or use a file of launch/accelerate/ with --config_file"
             )
     text = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()

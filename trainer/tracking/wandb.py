@@ -39,7 +39,14 @@ class WandbTracker(Tracker):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_HTTP_TIMEOUT", _REQUEST_TIMEOUT_SECONDS)
         # Tables and weights wait for their upload in the run folder. The home folder, W&B's default, may be small.
-        os.environ.setdefault("WANDB_DATA_DIR", str((folder.path / "wandb").resolve()))
+        data_folder = str((folder.path / "wandb").resolve())
+        os.environ.setdefault("WANDB_DATA_DIR", data_folder)
+        home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises an error for a user without a home)
+        if not (os.environ.get("HOME") and os.access(home, os.W_OK)):
+            os.environ.setdefault("WANDB_CACHE_DIR", data_folder)
+        if home == "~":  # there is no home, and W&B's client would raise an error
+            for name in ("WANDB_CONFIG_DIR", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+                os.environ.setdefault(name, data_folder)
         requested_mode = resolve_mode(config.log.wandb)
         variable_problem = prepare_variables(requested_mode)
         import wandb  # lazy import: 1 s
