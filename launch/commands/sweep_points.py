@@ -38,9 +38,10 @@ class SweepPoint:
         """Returns why the run folder cannot be read; empty if it can, and for a new one."""
         record = RunRecord(self.config.folder)
         try:
-            return "" if not record.status or record.settings else "config.yaml is empty"
+            _ = record.status and record.settings
         except FolderError as error:
             return str(error)
+        return ""
 
 
 def list_points(

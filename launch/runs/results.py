@@ -67,7 +67,7 @@ def rank_groups(results: list[Result]) -> list[tuple[str, list[Result]]]:
     split = selection_split(results)
 
     def rank(members: list[Result]) -> float:
-        mean = summarize(members)[_MEAN_KEYS[split]]
+        mean = summarize(members).get(_MEAN_KEYS[split])  # None: no member has finished
         return 1.0 if mean is None else -float(mean)
 
     return sorted(group_results(results).items(), key=lambda group: rank(group[1]))

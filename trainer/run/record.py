@@ -82,6 +82,8 @@ class RunRecord:
                 sections = yaml.safe_load(path.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise ValueError(str(error)) from None
+            if not sections:
+                raise ValueError("expected settings")
             content.check(sections, content.SETTINGS)
             return {
                 f"{section}.{name}": value

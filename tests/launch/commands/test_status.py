@@ -146,6 +146,50 @@ def test_leftover_stop_file_is_reported(samecurve: Samecurve) -> None:
     assert "would stop the next session at once" in samecurve("status", "x")[0]
 
 
+ROWS_WITH_VALIDATION = "".join(
+    json.dumps({"split": split, "step": step, "epoch": step / 10, "accuracy": accuracy}) + "\n"
+    for split, step, accuracy in (
+        ("validation", 10, 0.75),
+        ("test", 10, 0.5),
+        ("validation", 20, 0.625),
+        ("test", 20, 1),
+    )
+)
+
+
+def test_status_shows_the_validation_accuracy_and_the_best_of_a_stopped_run(samecurve: Samecurve) -> None:
+    make_run_folder("x", ("stopped", 20), {}, rows=ROWS_WITH_VALIDATION)
+    titles, cells = (line.split() for line in samecurve("status")[0].splitlines())
+    row = dict(zip(titles, cells, strict=True))
+    assert row["validation"] == "62.50%" and row["test"] == "100.00%"
+    out, _ = samecurve("status", "x")
+    assert "best so far          75.00% validation accuracy at step 10\n" in out
+
+
+def test_status_names_what_cannot_be_read_and_shows_the_rest(samecurve: Samecurve) -> None:
+    (make_run_folder("bad", ("failed", 3), {}) / "status.json").write_text('{"state": "failed", "step": "x"}')
+    make_run_folder(
+        "lines", ("finished", 3), {}, rows='{"split": "test", "step": 3, "accuracy": "x"}\n' * 2 + ROWS_WITH_VALIDATION
+    )
+    path = make_run_folder("half", ("finished", 3), {}, rows=ROWS_WITH_VALIDATION + '{"split": "test", "step": []}\n')
+    out, err = samecurve("status")
+    states = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
+    assert states == {"bad": "unreadable", "lines": "finished", "half": "finished"}
+    assert "samecurve: runs/bad/status.json cannot be read as a file of a run (expected a whole number as step" in err
+    assert f"samecurve: {path}/metrics.jsonl: 1 line is skipped (expected a whole number as step, got list)" in err
+    assert "runs/lines" not in err, "older lines are not read"
+    runs = json.loads(samecurve("status", "--json")[0])
+    assert [len(run["problems"]) for run in runs if run["name"] == "half"] == [1]
+
+
+def test_status_of_a_folder_of_runs_takes_its_path_too(samecurve: Samecurve) -> None:
+    for name in ("sweep/a", "sweep/b", "c"):
+        make_run_folder(name, ("finished", 1), {})
+    for name in ("sweep", "runs/sweep", str(Path("runs/sweep").resolve())):
+        out, err = samecurve("status", name)
+        assert len(out.splitlines()) == 3 and "is a folder with 2 runs" in err
+
+
 ROWS = [("sweep/point-lr=0.1-seed=0", "running", "1/9", "", "7"), ("b", "died", "12/9", "", "")]
 TITLES = ("run", "state", "step", "left", "job")
 

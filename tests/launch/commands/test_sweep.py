@@ -14,7 +14,7 @@ from launch import forecast, main
 from launch.commands import sweep
 from launch.commands.sweep_points import SweepPoint, folder_name, list_points, parse_grid
 from launch.hardware import Machine
-from launch.runs.results import Result, summarize
+from launch.runs.results import Result, print_table, summarize, write_results
 from trainer.errors import ConfigError, FolderError
 
 SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
@@ -120,3 +120,40 @@ def test_repeated_sweep_skips_finished_runs(launch: Callable[..., CommandResult]
     accuracies = list(group["accuracy"].values())
     assert group["mean_accuracy"] == statistics.mean(accuracies) > 0.1 and len(set(accuracies)) == 2
     assert f"{statistics.stdev(accuracies):.2%}" in second.out
+
+
+def test_groups_are_ranked_by_validation_accuracy_if_all_runs_have_it(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [
+        Result("low", "0", 0.9, "finished", "", 0.5),
+        Result("high", "1", 0.8, "finished", "", 0.7),
+        Result("none", "2", None, "failed", "NaN"),
+    ]
+    write_results(Path(), results)
+    content = json.loads(Path("results.json").read_text())
+    assert content["ranked_by"] == "validation accuracy"
+    assert [group["settings"] for group in content["groups"]] == ["high", "low", "none"]
+    assert content["groups"][0]["mean_validation_accuracy"] == 0.7 and content["groups"][0]["mean_accuracy"] == 0.8
+    assert content["groups"][0]["validation_accuracy"] == {"1": 0.7}
+    print_table("x", results)
+    out = capsys.readouterr().out
+    assert "sweep x, by validation accuracy" in out and out.index("high") < out.index("low")
+    results.append(Result("test only", "3", 0.85, "finished", ""))
+    write_results(Path(), results)
+    content = json.loads(Path("results.json").read_text())
+    assert content["ranked_by"] == "test accuracy"
+    assert [group["settings"] for group in content["groups"]] == ["low", "test only", "high", "none"]
+
+
+def test_damaged_run_of_a_sweep_is_skipped_and_the_others_count(launch: Callable[..., CommandResult]) -> None:
+    words = [*SAMECURVE, "sweep", *SMALL, "--grid", "optim.lr=0.05,0.02", "train.max_steps=2"]
+    for name, status in (("optim.lr=0.05-seed-0", '{"state": "failed", "step": "x"}'), ("optim.lr=0.02-seed-0", "")):
+        folder = Path("runs/digits") / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("run: {name: x}")
+        (folder / "status.json").write_text(status)
+    done = launch(words)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert (
+        "run optim.lr=0.05-seed-0 is skipped: runs/digits/optim.lr=0.05-seed-0/status.json cannot be read" in done.err
+    )
+    assert "optim.lr=0.05-seed-0: unreadable: " in done.out and "run 1 of 2" not in done.out

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import FolderError
-from trainer.run.record import Job, RunRecord, modified_at
+from trainer.run.record import BestEvaluation, Job, RunRecord, modified_at
 
 SESSION = {"step": 0, "total_steps": 9, "world_size": 2, "host": "a", "job": None}
 
@@ -15,7 +15,8 @@ SESSION = {"step": 0, "total_steps": 9, "world_size": 2, "host": "a", "job": Non
     "attribute",
     [
         "status", "environment", "summary", "current_summary", "evaluation", "rows", "metric_names", "last_train_row",
-        "last_test_row", "sessions", "last_session", "restarts", "job", "job_file", "submitted_job", "wandb_id",
+        "last_test_row", "last_validation_row", "best",
+        "sessions", "last_session", "restarts", "job", "job_file", "submitted_job", "wandb_id",
         "offline_wandb_sessions", "modified_at",
     ],
 )  # fmt: skip
@@ -33,6 +34,12 @@ def test_settings_of_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
     [
         ("config.yaml", "run: [", "settings"),
         ("config.yaml", "3", "settings"),
+        ("config.yaml", "{}", "settings"),
+        ("config.yaml", "a: &a [*a]", "settings"),
+        ("config.yaml", "[" * 5000, "settings"),
+        ("summary.json", '{"test": {}}', "summary"),
+        ("evaluation.json", '{"classes": 3}', "evaluation"),
+        ("environment.json", '{"hosts": 3}', "environment"),
         ("config.yaml", "run: {name: x}", "wandb_project"),
         ("status.json", '{"state": "run', "status"),
         ("status.json", "[]", "status"),
@@ -124,3 +131,39 @@ def test_offline_wandb_sessions_exclude_uploaded_ones(tmp_path: Path) -> None:
 def test_modified_at_is_the_newest_change(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     assert RunRecord(tmp_path).modified_at == modified_at(tmp_path / "job.json") > 0
+
+
+def test_best_is_the_first_evaluation_with_the_highest_accuracy_on_the_validation_part(tmp_path: Path) -> None:
+    rows = [("test", 1, 0.9), ("test", 2, 0.95), ("test", 3, 0.95)]
+    lines = [json.dumps({"split": split, "step": step, "epoch": step / 2, "accuracy": a}) for split, step, a in rows]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert RunRecord(tmp_path).best == BestEvaluation(2, 1.0, 0.95, "test")
+    assert RunRecord(tmp_path).last_validation_row == {}
+    lines.insert(1, json.dumps({"split": "validation", "step": 1, "epoch": 0.5, "accuracy": 0.5}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert RunRecord(tmp_path).best == BestEvaluation(1, 0.5, 0.5, "validation")
+    assert RunRecord(tmp_path).last_validation_row["accuracy"] == 0.5
+
+
+def test_lines_that_are_no_rows_are_skipped_and_named(tmp_path: Path) -> None:
+    good = '{"split": "train", "step": 1, "epoch": 0.5, "loss": 2.0}'
+    bad = ['{"split": "train", "step": "2"}', "<<<<<<< HEAD", "\0\0\0", '{"step": 1}', "[1]"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([bad[0], good, *bad]) + "\n")
+    record = RunRecord(tmp_path)
+    assert len(record.rows) == 1 and record.points("train", "loss") == [(0.5, 2.0)]
+    (problem,) = record.problems
+    assert problem.startswith(f"{tmp_path / 'metrics.jsonl'}: 6 lines are skipped (expected a whole number as step")
+    record = RunRecord(tmp_path)
+    assert record.last_train_row["step"] == 1 and "1 line is skipped" in record.problems[0]
+
+
+def test_damaged_bytes_make_one_line_unreadable(tmp_path: Path) -> None:
+    good = b'{"split": "train", "step": 1, "epoch": 0.5, "loss": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + b'{"split": "test", \xff\xfe\n' + good)
+    assert len(RunRecord(tmp_path).rows) == 2 and RunRecord(tmp_path).last_train_row["loss"] == 2.0
+
+
+def test_values_too_large_to_draw_are_left_out_of_curves(tmp_path: Path) -> None:
+    rows = [{"split": "train", "step": 1, "epoch": 0.5, "loss": loss} for loss in (1e300, 2.0, None)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert RunRecord(tmp_path).points("train", "loss") == [(0.5, 2.0)]

@@ -6,6 +6,8 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.processes import REPOSITORY
@@ -114,3 +116,30 @@ def test_line_is_written_in_a_single_write(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stdout", stdout)
     Console(lambda text: None).log("a line")
     assert [text for text in writes if text] == ["a line\n"]
+
+
+def test_evaluation_is_one_line_with_both_splits_and_the_best_so_far(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(lambda text: None)
+    console.log_evaluation("validation", 1380, {"loss": 0.25, "accuracy": 0.97}, "validation 97.50% at step 1,150")
+    console.log_evaluation("test", 1380, {"loss": 0.5, "accuracy": 0.9}, "validation 97.50% at step 1,150")
+    console.log_evaluation("test", 1403, {"loss": 0.5, "accuracy": 0.9, "tta_accuracy": 0.91})
+    assert capsys.readouterr().out.splitlines() == [
+        "test at step 1,380: loss 0.5000  accuracy 90.00%  validation: loss 0.2500  accuracy 97.00%  "
+        "best so far: validation 97.50% at step 1,150",
+        "test at step 1,403: loss 0.5000  accuracy 90.00%  with test-time augmentation 91.00%",
+    ]
+
+
+def test_notebook_shows_the_class_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    display = SimpleNamespace(display=shown.append)  # rich imports this module in a notebook
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    logged: list[str] = []
+    row = {"name": "cat", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
+    test = {"classes": [row], "accuracy": 0.5, "num_samples": 2}
+    summary = {"test": test, "train": {"samples_per_second": 9.0}, "world_size": 1, "steps": 3, "epochs": 1}
+    Console(logged.append).log_summary(summary | {"seconds": 2.0}, Path("runs/x"))
+    tables = [part for part in shown if "precision" in str(getattr(part, "html", part))]
+    assert len(tables) == 1 and "precision" in logged[0]

@@ -269,3 +269,18 @@ class TestWholeRun:
             main.main([*SMALL, *settings])
         assert tracker.events[-2:] == ["x: failed", "close"]
         assert list(Path("runs/x/profile").glob("rank-0.*"))
+
+
+def test_best_evaluation_so_far_is_of_the_validation_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeClock(monkeypatch)
+    logger, texts = LoggerUnderTest(), []
+    monkeypatch.setattr(logger._console, "log_evaluation", lambda *arguments: texts.append(arguments[-1]))
+    for step, accuracy in ((1, 0.5), (2, 0.75), (3, 0.75)):
+        logger._progress.step = step
+        logger.log_evaluation("test", Evaluation(0.5, accuracy, 4, (), ()))
+    assert texts == ["test 50.00% at step 1", "test 75.00% at step 2", "test 75.00% at step 2"]
+    logger._config = load_config([], ["run.name=x", "data.validation_fraction=0.5"])
+    logger.best = None
+    for split, accuracy in (("validation", 0.5), ("test", 0.9)):
+        logger.log_evaluation(split, Evaluation(0.5, accuracy, 4, (), ()))
+    assert texts[3:] == ["validation 50.00% at step 3"] * 2

@@ -50,6 +50,9 @@ def test_offline_session_has_all_rows_and_settings(folder: RunFolder, monkeypatc
     assert last["train/loss"] == 0.5 and last["step"] == 20 and last["test/accuracy"] == 0.5
     assert summary["config"]["optim"]["lr"] == 0.1
     assert summary["config"]["restarts"] == 2 and summary["config"]["slurm"]["job"] == "77"
+    metrics = [record["metric"] for record in read_records(session) if record.get("type") == "metric"]
+    hidden = {metric.get("name") for metric in metrics if metric["options"].get("hidden")}
+    assert {"step", "train/epoch", "test/samples"} <= hidden and "train/loss" not in hidden
     (run,) = [record["run"] for record in read_records(session) if record.get("type") == "run"]
     assert run["run_group"] == "sweep" and run["tags"] == ["fast", "small"] and run["notes"] == "a note"
     assert run["job_type"] == "train"
