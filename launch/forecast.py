@@ -130,7 +130,7 @@ def _describe_virtual_ranks(config: RunConfig) -> str:
 
 def _describe_learning_rates(config: RunConfig, durations: Durations) -> Iterator[str]:
     """Yields the schedule, and the learning rate at the first step, the end of the warmup, the middle and the end."""
-    schedule = Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps)
+    schedule = Schedule.from_config(config, durations)
     last_step = durations.total_steps - 1
     yield config.schedule.name
     for step in sorted({0, min(durations.warmup_steps, last_step), durations.total_steps // 2, last_step}):

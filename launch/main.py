@@ -6,7 +6,6 @@ stopped with a checkpoint; 130 interrupted; 141 the reader of the output closed 
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,9 @@ from typing import NoReturn
 _LAUNCH_FOLDER = Path(__file__).resolve().parent
 if sys.path and Path(sys.path[0] or ".").resolve() == _LAUNCH_FOLDER:  # run as a script: Python put launch/ itself here
     sys.path[0] = str(_LAUNCH_FOLDER.parent)
+
+from trainer.text.escape import escape
+from trainer.text.streams import protect_streams, stdout_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +29,23 @@ class Command:
     """empty: the command is hidden, because only our own scripts call it"""
     takes_settings: bool = False
     """whether --config and section.key=value are accepted"""
+    only_prints: bool = False
+    """the command ends when its output cannot be printed; others finish their work"""
 
 
 COMMANDS = {
     "train": Command("launch.commands.train", "train on this machine, on all GPUs or on CPU ranks", True),
-    "doctor": Command("launch.doctor.command", "find problems of this machine, of a job or between ranks", True),
+    "doctor": Command("launch.doctor.command", "find problems of this machine, of a job or between ranks", True, True),
     "submit": Command("launch.slurm.submit", "check the settings and queue a SLURM job", True),
-    "status": Command("launch.commands.status", "show a table of all runs, or one run in detail"),
-    "logs": Command("launch.commands.logs", "show the log of a rank of a run"),
+    "status": Command("launch.commands.status", "show a table of all runs, or one run in detail", only_prints=True),
+    "logs": Command("launch.commands.logs", "show the log of a rank of a run", only_prints=True),
     "stop": Command("launch.commands.stop", "stop a run with a checkpoint, or remove it from the SLURM queue"),
     "report": Command("launch.commands.report", "write report.html for one run, or for several runs side by side"),
     "dashboard": Command("launch.commands.dashboard", "create a W&B workspace and report of all metrics of runs"),
     "evaluate": Command(
         "launch.commands.evaluate", "score a trained network on its test set, or on another set of these classes", True
     ),
-    "predict": Command("launch.commands.predict", "print the most probable classes of images"),
+    "predict": Command("launch.commands.predict", "print the most probable classes of images", only_prints=True),
     "export": Command("launch.commands.export", "export a trained network as ONNX, TorchScript, pt2 or weights only"),
     "sweep": Command(
         "launch.commands.sweep", "run a grid of settings with several seeds; print means and deviations", True
@@ -55,16 +59,25 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command in `argv`, by default the process arguments, and returns the exit code."""
+    """Runs the command in `argv` and returns the exit code.
+
+    argv: by default the arguments of this process, whose streams are then replaced by ones that raise no errors.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS.get(words[0]) if words else None
+    only_prints = command is None or command.only_prints
+    if argv is None:
+        protect_streams(ends_on_closed_pipe=only_prints)
     try:
-        code = _run_command(words)
-        sys.stdout.flush()
-        return code
+        try:
+            code = _run_command(words)
+        except SystemExit:  # --help
+            sys.stdout.flush()
+            raise
+        lost = stdout_error()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("launch", "trainer"):
@@ -75,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if lost is not None and only_prints:
+        print(f"samecurve: standard output cannot be written ({lost.strerror}); free space there", file=sys.stderr)
+        return code or 2
+    return code
 
 
 def _run_command(words: list[str]) -> int:
@@ -109,7 +126,7 @@ def _run_command(words: list[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"samecurve: {message}; samecurve --help lists the commands", file=sys.stderr)
+        print(f"samecurve: {escape(message)}; samecurve --help lists the commands", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,6 +12,8 @@ from trainer.config.schema import RunConfig
 from trainer.distributed.environment import without_launchers
 from trainer.errors import WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
+from trainer.text.escape import escape
+from trainer.text.streams import close_again
 
 # Long enough to finish a step and save a checkpoint; torchrun's default of 30 s would lose them.
 SHUTDOWN_TIMEOUT_SECONDS = 600
@@ -108,6 +110,7 @@ def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADV
     environment = without_launchers(os.environ) | plan.assignments
     if "torch.distributed.run" not in plan.argv:
         sys.stdout.flush()
+        close_again()  # the trainer finds the streams as the user left them
         os.execve(plan.argv[0], plan.argv, environment)
     from launch.signals import SignalForwarder  # lazy import: psutil
 
@@ -126,12 +129,12 @@ def _report_exit(torchrun_code: int, outcome: tuple[int, str] | None, folder: Pa
     if outcome is not None:
         code, reason = outcome
         if code == 2:
-            print(f"samecurve: {reason}", file=sys.stderr)
+            print(f"samecurve: {escape(reason)}", file=sys.stderr)
         return code
     if torchrun_code:
         print(
-            f"samecurve: the run in {folder} failed (code {torchrun_code}); the first traceback above shows the cause. "
-            f"{failure_advice}",
+            f"samecurve: the run in {escape(folder)} failed (code {torchrun_code}); the first traceback above shows "
+            f"the cause. {failure_advice}",
             file=sys.stderr,
         )
     return torchrun_code

@@ -125,7 +125,7 @@ def build_components(
         augment,
         batches,
         durations,
-        Schedule(config.schedule.name, durations.warmup_steps, durations.total_steps),
+        Schedule.from_config(config, durations),
         module,
         prepared_optimizer,
         step,

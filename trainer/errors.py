@@ -3,8 +3,23 @@
 import difflib
 from collections.abc import Iterable
 
+from trainer.text.escape import escape, shorten
 
-class UserError(Exception):
+_MAX_LENGTH = 2000
+# What people write for a choice that difflib would not find.
+_SYNONYMS = {
+    "gpu": "cuda", "nvidia": "cuda", "none": "off", "false": "off", "no": "off", "disabled": "off", "true": "auto",
+    "float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16", "adam": "adamw",
+}  # fmt: skip
+
+
+class _OneLineError(Exception):
+    def __str__(self) -> str:
+        """Returns one line without control characters, whatever names and file contents the message quotes."""
+        return shorten(escape(super().__str__()), _MAX_LENGTH)
+
+
+class UserError(_OneLineError):
     """An error that only the user can fix. Its text is one line: what was expected, what was found, how to fix it."""
 
 
@@ -36,7 +51,7 @@ class TrainingError(UserError):
     """Training with these settings fails: losses or gradients are not finite, or gradients are missing."""
 
 
-class PeerError(Exception):
+class PeerError(_OneLineError):
     """Another rank has ended or cannot be reached.
 
     Neither the user nor this process is at fault, so a launcher may restart the ranks.
@@ -46,6 +61,8 @@ class PeerError(Exception):
 def suggest_choice(value: object, choices: Iterable[str]) -> str:
     """Returns the advice for an invalid choice: the most similar choice, if there is one, and the list of choices."""
     names = sorted(choices)
-    similar = difflib.get_close_matches(str(value), names, n=1)
+    text = str(value).lower()
+    synonym = _SYNONYMS.get(text)
+    similar = [synonym] if synonym in names else difflib.get_close_matches(text, names, n=1)
     hint = f"did you mean '{similar[0]}'? " if similar else ""
     return f"{hint}choose from {', '.join(names)}"

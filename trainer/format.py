@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from trainer.text.escape import escape
 
 
 def format_duration(seconds: float) -> str:
@@ -26,5 +29,5 @@ def class_table(
     for column in table.columns[1:]:
         column.justify = "right"
     for row in classes:
-        table.add_row(row["name"], *(f"{row[score]:.1%}" for score in scores), f"{row['support']:,}")
+        table.add_row(Text(escape(row["name"])), *(f"{row[score]:.1%}" for score in scores), f"{row['support']:,}")
     return table

@@ -28,13 +28,19 @@ from trainer.run.exit import (
     write_outcome,
 )
 from trainer.run.stop import StopSignals
+from trainer.text.streams import protect_streams
 
 _RANK0_EXIT_SECONDS = 1.0  # rank 0 exits first: a launcher ends all ranks as soon as one has exited
 _STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks the settings before anything heavy is imported, then trains. Returns the exit code."""
+    """Checks the settings before anything heavy is imported, then trains. Returns the exit code.
+
+    argv: by default the arguments of this process, whose streams are then replaced by ones that end no run.
+    """
+    if argv is None:
+        protect_streams()
     try:
         env = read_environment()
     except UserError as error:

@@ -1,7 +1,6 @@
 """One session of a run, which is one start of it: builds the training loop and records how the session ends."""
 
 import contextlib
-import json
 
 from accelerate.utils import set_seed
 
@@ -14,6 +13,7 @@ from trainer.distributed.world import World
 from trainer.errors import FolderError, PeerError
 from trainer.loop import Trainer
 from trainer.nonfinite import SkippedSteps
+from trainer.optim.schedule import describe_changed_length
 from trainer.report.writer import NullReportWriter, build_report_writer
 from trainer.run.checkpoint import Progress
 from trainer.run.checkpoint_writer import BackgroundCheckpointWriter, CheckpointWriter, NullCheckpointWriter
@@ -43,7 +43,7 @@ def train(config: RunConfig, world: World, signals: StopSignals) -> str:
     PeerError if another rank has died.
     """
     settings = {name: value for name, value in flatten(config).items() if name not in _MACHINE_SETTINGS}
-    world.check_equal("settings", json.dumps(settings))
+    world.check_equal("settings", settings)
     world.check_equal("precision (train.precision=auto depends on the machine)", world.precision)
     check_ranks(config, world.size)
     folder = RunFolder(config.folder)
@@ -169,7 +169,8 @@ class Session:
     def _open(self) -> None:
         """Writes the first files to the run folder, which train() has locked, and opens the trackers."""
         folder, config, world, step = self.folder, self.config, self.world, self.progress.step
-        total_steps, devices = self.components.durations.total_steps, world.describe()
+        durations, devices = self.components.durations, world.describe()
+        total_steps = durations.total_steps
         environment = describe_environment() | devices | self.components.describe()
 
         def open_folder() -> None:
@@ -189,6 +190,13 @@ class Session:
 
         world.broadcast_from_rank0(open_folder)
         self.rank_log.on_start(step, world.size, f"{devices['device']} ({world.device})")
+        if hosts := world.hosts_where(not folder.path.is_dir()):
+            self.console.log(
+                f"warning: {folder.path} does not exist on {', '.join(hosts)}; to continue this run later, set "
+                "run.root to a folder that all nodes share"
+            )
+        if jump := describe_changed_length(self.progress.settings, step, config, durations):
+            self.console.log(jump)
         self.metric_logger.on_start(world)
         self.trainer.profiler = build_profiler(
             config.train,

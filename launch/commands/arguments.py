@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from trainer.text.escape import escape
+
 
 def add_run_argument(
     parser: argparse.ArgumentParser,
@@ -39,4 +41,4 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 def print_note(text: str) -> None:
     """Prints a line for the user that is not part of a command's output."""
-    print(f"samecurve: {text}", file=sys.stderr)
+    print(f"samecurve: {escape(text)}", file=sys.stderr)

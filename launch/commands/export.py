@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launch.commands.arguments import add_run_argument, add_weights_options
 from launch.runs.find import find_run_or_weights
+from trainer.text.escape import escape
 
 _FORMATS = {
     "onnx": "the whole program, for ONNX Runtime and others",
@@ -39,7 +40,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     exported = export_model(path, arguments.to, arguments.out, arguments.weights, arguments.allow_pickle)
     print(
-        f"{exported.path}: {exported.size_bytes:,} bytes; loaded again, it gives the run's logits "
+        f"{escape(exported.path)}: {exported.size_bytes:,} bytes; loaded again, it gives the run's logits "
         f"(largest difference {exported.largest_difference:.1e})"
     )
     return 0

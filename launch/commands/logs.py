@@ -4,7 +4,7 @@ With --follow it continues until the run is over.
 """
 
 import argparse
-import contextlib
+import codecs
 import os
 import sys
 import time
@@ -16,6 +16,7 @@ from launch.runs import tail
 from launch.runs.find import find_run
 from launch.runs.run import Run, RunPoller, read_runs
 from trainer.errors import UserError
+from trainer.text.escape import escape
 
 _POLL_SECONDS = 0.2
 _BLOCK_BYTES = 1 << 16
@@ -41,9 +42,6 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
             _GrowingFile(_log_path(run, arguments.rank), arguments.lines).print_new()
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; Python would report it again at exit
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -59,7 +57,7 @@ def _log_path(run: Run, rank: int) -> Path:
         raise UserError(f"rank {rank} of {run.name} has no log; {folder} has the logs of rank {listed}")
     if run.log and Path(run.log).is_file():
         note = f"samecurve: {run.name} has no logs of ranks yet; this is the output of job {run.job}, {run.log}"
-        print(note, file=sys.stderr)
+        print(escape(note), file=sys.stderr)
         return Path(run.log)
     missing = f", and the output of job {run.job}, {run.log}, does not exist" if run.log else ""
     reason = f" ({run.reason})" if run.reason else ""
@@ -72,7 +70,7 @@ def _follow(path: Path, root: Path, rank: int, num_lines: int | None) -> None:
     poll_run = RunPoller(path, root)
     run = poll_run()
     if not log.path.is_file() and not run.is_over:
-        print(f"samecurve: {run}; waiting for {log.path}", file=sys.stderr)
+        print(f"samecurve: {run}; waiting for {escape(log.path)}", file=sys.stderr)
     while not run.is_over:
         log.print_new()
         time.sleep(_POLL_SECONDS)
@@ -84,13 +82,14 @@ def _follow(path: Path, root: Path, rank: int, num_lines: int | None) -> None:
 
 
 class _GrowingFile:
-    """Prints a file as it grows. The file may also be missing at first, or be replaced."""
+    """Prints a file as it grows, escaped. The file may also be missing at first, or be replaced."""
 
     def __init__(self, path: Path, num_lines: int | None) -> None:
         """num_lines: how many of the existing lines to print; None: all."""
         self.path, self._num_lines = path, num_lines
         self._position = 0
         self._inode: int | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def print_new(self) -> None:
         """Prints the content added since the last call."""
@@ -101,10 +100,11 @@ class _GrowingFile:
                     self._position = tail.offset_of_last_lines(file, self._num_lines)
                 elif self._inode != stat.st_ino or stat.st_size < self._position:
                     self._position = 0
+                    self._decoder.reset()
                 self._inode = stat.st_ino
                 file.seek(self._position)
                 while block := file.read(_BLOCK_BYTES):
-                    sys.stdout.buffer.write(block)
+                    sys.stdout.write(escape(self._decoder.decode(block), keep="\n\t"))
                     self._position += len(block)
         except FileNotFoundError:
             return

@@ -10,6 +10,7 @@ from pathlib import Path
 from launch.commands.arguments import add_root_option, print_note
 from launch.runs.find import find_runs_of
 from trainer.errors import FolderError
+from trainer.text.escape import escape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,5 +42,5 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
             write_run_figures(run_folders[0])
     except OSError as error:
         raise FolderError(f"{out} cannot be written ({error.strerror}); choose another path with --out") from None
-    print(out)
+    print(escape(out))
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 import time
@@ -11,10 +12,11 @@ from typing import Any
 
 from launch.commands.arguments import add_run_argument, print_note
 from launch.runs import table, tail
-from launch.runs.find import find_runs, find_runs_of, is_run_folder
+from launch.runs.find import expand_user, find_runs, find_runs_of, is_run_folder
 from launch.runs.run import Run, read_runs
 from trainer.errors import FolderError, UserError
 from trainer.run.record import RunRecord, is_file
+from trainer.text.escape import escape
 
 _NUM_LOG_LINES = 5
 _TITLES = ("run", "state", "step", "epoch", "validation", "test", "images/s", "left", "job", "restarts", "ranks")
@@ -28,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     root, name = arguments.root, arguments.run
     if name is None:
-        if not root.is_dir():
+        if not os.path.isdir(root):  # noqa: PTH112  Path.is_dir() raises for a name that is too long
             raise UserError(f"folder {root} does not exist; --root FOLDER selects the folder of the runs")
         return _show_all(find_runs(root, print_note), root, arguments.json)
     paths = find_runs_of([name], root, print_note)
-    if len(paths) == 1 and any(map(is_run_folder, (root / name, Path(name).expanduser()))):
+    if len(paths) == 1 and any(map(is_run_folder, (root / name, expand_user(name)))):
         return _show_one(paths[0], root, arguments.json)
     return _show_all(paths, root, arguments.json)
 
@@ -48,7 +50,7 @@ def _show_all(paths: list[Path], root: Path, as_json: bool) -> int:
         rows = [_row(run) for run in runs]
         print("\n".join(table.format_table(_TITLES, rows, table.terminal_width(), keep=_TITLES[:3])))
     else:
-        print(f"no runs under {root}")
+        print(f"no runs under {escape(root)}")
     return 0
 
 
@@ -65,11 +67,12 @@ def _show_one(path: Path, root: Path, as_json: bool) -> int:
     facts = _facts(run, environment)
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        print(f"  {name:{width}}  {value}")
+        print(f"  {name:{width}}  {escape(value)}")
     for title, lines in (("last lines", _last_log_lines(run)), ("next", _next_commands(run, environment))):
         if lines:
             print(title)
-            print("\n".join(f"  {line}" for line in lines))
+            for line in lines:
+                print("  " + escape(line, keep="\t"))
     return 0
 
 

@@ -10,6 +10,7 @@ from launch.runs.find import find_run
 from launch.runs.run import Run, RunPoller, read_runs
 from launch.slurm import client
 from trainer.errors import UserError
+from trainer.text.escape import escape
 
 _POLL_SECONDS = 0.2
 
@@ -28,7 +29,8 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if run.is_over:
         print(f"{run}; nothing to stop")
         if (path / "stop").exists():
-            print(f"{path / 'stop'} is left from an earlier request; remove it, or it stops the next session at once")
+            left = escape(path / "stop")
+            print(f"{left} is left from an earlier request; remove it, or it stops the next session at once")
         return 0
     if run.state in ("running", "suspended") or run.is_held:
         _request_stop(run)
@@ -47,7 +49,7 @@ def _request_stop(run: Run) -> None:
         ) from None
     times = {"running": "after the current step", "suspended": f"when job {run.job} continues"}
     when = times.get(run.state, "after its first step")
-    print(f"{run.name} saves {when}, then exits with code 75; run the same command again to continue")
+    print(f"{escape(run.name)} saves {when}, then exits with code 75; run the same command again to continue")
 
 
 def _cancel_job(run: Run) -> None:
@@ -57,7 +59,7 @@ def _cancel_job(run: Run) -> None:
     assert run.job is not None
     client.call("scancel", run.job)
     progress = f"it has {run.step:,} steps and continues" if run.step else "it has not been trained and starts"
-    print(f"{run.name}: job {run.job} is cancelled; {progress} when it is submitted again")
+    print(f"{escape(run.name)}: job {escape(run.job)} is cancelled; {progress} when it is submitted again")
 
 
 def _wait(run: Run, root: Path, timeout_seconds: float) -> int:

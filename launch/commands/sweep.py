@@ -27,6 +27,7 @@ from trainer.errors import ConfigError, FolderError
 from trainer.run.folder import RunFolder
 from trainer.run.reading import content
 from trainer.run.record import read_json
+from trainer.text.escape import escape
 
 _POLL_SECONDS = 2.0
 _PLAN_FILE = "sweep.json"
@@ -88,7 +89,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if arguments.slurm:
             site_environment(os.environ, machine.install_root)  # raises UserError
         print(f"samecurve sweep {base.run.name}: {len(points)} runs in {root}")
-        print("\n".join(f"  {point.name}: {shlex.join(point.settings)}" for point in points))
+        print("\n".join(escape(f"  {point.name}: {shlex.join(point.settings)}") for point in points))
         return 0
     save_plan(root, points, queued_job)
     if not arguments.slurm:

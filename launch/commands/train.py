@@ -11,6 +11,7 @@ from launch.plan import LaunchPlan
 from launch.torchrun import choose_layout, config_arguments, plan_ranks, run_plan
 from trainer.config.schema import RunConfig
 from trainer.errors import ConfigError
+from trainer.text.escape import escape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     trainer_arguments = [*config_arguments(arguments.config), *overrides]
     plan = plan_training(config, machine, layout, trainer_arguments, arguments.max_restarts)
     if arguments.dry_run:
-        print(plan)
+        print(escape(plan, keep="\n"))
         return 0
     for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from trainer.errors import UserError
 from trainer.run.record import is_file
+from trainer.text.escape import shorten
 
 _RUN_FILES = ("config.yaml", "status.json", "job.json")  # a folder with one of them is a run folder
 _SKIPPED_FOLDERS = {"checkpoints", "tensorboard", "wandb", "logs"}  # inside a run: large, and without other runs
+_SHOWN_CHARACTERS = 80
 
 
 class NoRunError(UserError):
@@ -47,10 +49,11 @@ def find_run(name: str, root: Path) -> Path:
 
     Raises NoRunError, with similar names, if there is no such run.
     """
-    for path in (root / name, Path(name).expanduser()):
+    for path in (root / name, expand_user(name)):
         if is_run_folder(path):
             return path
     names = [path.relative_to(root).as_posix() for path in find_runs(root)]
+    name = shorten(name, _SHOWN_CHARACTERS)
     similar = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     similar = similar or [run_name for run_name in names if name in run_name][:3]
     if similar:
@@ -75,7 +78,7 @@ def find_runs_of(names: Sequence[str], root: Path, warn: Callable[[str], None]) 
             paths.append(find_run(name, root))
             continue
         except NoRunError:
-            candidates = (root / name, Path(name).expanduser())
+            candidates = (root / name, expand_user(name))
             folder = next(filter(_is_folder, candidates), None)
             runs = [] if folder is None else find_runs(folder, warn)
             if not runs and not any(map(is_file, candidates)):
@@ -104,6 +107,14 @@ def find_run_or_weights(name: str, root: Path) -> Path:
 
     Raises NoRunError if there is none of them.
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     is_weights = is_file(path) or is_file(path / "manifest.json")
     return path if is_weights else find_run(name, root)
+
+
+def expand_user(name: str) -> Path:
+    """Returns the path, with `~user` as it is if the home folder of that user is unknown."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)

@@ -13,6 +13,7 @@ from trainer.config.schema import RunConfig
 from trainer.errors import FolderError
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
+from trainer.text.escape import escape
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def print_table(title: str, results: list[Result]) -> None:
     split = selection_split(results)
     splits = ("validation", "test") if split == "validation" else ("test",)
     columns = [name for split in splits for name in (f"{split} accuracy", "deviation")]
-    table = Table("settings", "finished", *columns, title=f"sweep {title}, by {split} accuracy")
+    table = Table("settings", "finished", *columns, title=f"sweep {escape(title)}, by {split} accuracy")
     for group, members in rank_groups(results):
         summary = summarize(members)
         cells = [f"{summary['finished']} of {summary['runs']}"]
@@ -132,11 +133,11 @@ def print_table(title: str, results: list[Result]) -> None:
                 _percent(summary.get(key)) for key in ("mean_validation_accuracy", "validation_standard_deviation")
             ]
         cells += [_percent(summary[key]) for key in ("mean_accuracy", "standard_deviation")]
-        table.add_row(group, *cells)
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 150).print(table)
+        table.add_row(escape(group), *cells)
+    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150).print(table)
     for result in results:
         if result.accuracy is None:
-            print(f"{result.name}: {result.state}" + (f": {result.reason}" if result.reason else ""))
+            print(escape(f"{result.name}: {result.state}" + (f": {result.reason}" if result.reason else "")))
 
 
 def _percent(value: float | None) -> str:

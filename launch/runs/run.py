@@ -11,6 +11,7 @@ from launch.slurm.queue import Queue, QueueEntry, read_queue
 from trainer.errors import FolderError
 from trainer.run import lock
 from trainer.run.record import Job, RunRecord, is_file, modified_at, unreadable_file
+from trainer.text.escape import escape
 
 ENDED_STATES = ("finished", "stopped", "failed", "died", "not started", "unreadable")
 # A live run writes a file at least this often. Locks of another machine may be invisible here.
@@ -63,7 +64,8 @@ class Run:
         return self.state in ENDED_STATES and not self.is_held and not waits_for_job
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}"
+        """Returns name, state and reason in one line for people."""
+        return escape(f"{self.name}: {self.state}{f' ({self.reason})' if self.reason else ''}")
 
 
 def read_runs(paths: list[Path], root: Path) -> tuple[list[Run], Queue]:

@@ -4,6 +4,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from trainer.text.escape import escape, shorten
+
 _GAP = "  "
 _MIN_NAME_WIDTH = 12  # a narrow terminal does not shorten names further
 
@@ -22,7 +24,8 @@ def format_table(
     `width`, shortens the names, then omits columns from the right, except those with a title in `keep`.
     width: in characters; None: unlimited.
     """
-    columns = [[title, *cells] for title, *cells in zip(titles, *rows, strict=True) if any(cells)]
+    shown = [[escape(cell) for cell in row] for row in rows]
+    columns = [[title, *cells] for title, *cells in zip(titles, *shown, strict=True) if any(cells)]
     while True:
         widths = [max(map(len, column)) for column in columns]
         excess = 0 if width is None else sum(widths) + len(_GAP) * (len(widths) - 1) - width
@@ -42,11 +45,3 @@ def format_table(
         )
         for name, *cells in zip(*columns, strict=True)
     ]
-
-
-def shorten(name: str, length: int) -> str:
-    """Returns a name of at most `length` characters. Cuts the middle: names of a sweep differ at their end."""
-    if len(name) <= length:
-        return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"

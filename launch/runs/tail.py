@@ -11,7 +11,8 @@ def last_lines(path: Path, count: int) -> list[str]:
     """Returns the last lines of a file. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
         file.seek(offset_of_last_lines(file, count))
-        return file.read().decode(errors="replace").splitlines()[-count:]
+        text = file.read().decode(errors="backslashreplace").removesuffix("\n")
+        return text.split("\n")[-count:] if text else []
 
 
 def offset_of_last_lines(file: BinaryIO, count: int) -> int:

@@ -141,4 +141,4 @@ def _parse_world_sizes(text: str) -> list[int]:
 
 def _print_table(table: Table) -> None:
     """Prints as wide as the terminal; in a file or a pipe wide enough for each cell to fit on one line."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else 150).print(table)
+    Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 150).print(table)

@@ -5,6 +5,7 @@ Imports no torch.
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -13,12 +14,17 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, GrammarParseError, OmegaConfBaseException
 
+from trainer.config.document import Layer, parse_value, read_document
 from trainer.config.schema import DEFAULT_IMAGE_SIZE, RunConfig, settings_by_name
 from trainer.config.setting import SettingInfo
+from trainer.config.texts import is_secret_variable, secret_problems, text_problems
 from trainer.config.validate import conflicts, range_errors
 from trainer.errors import ConfigError, suggest_choice
+from trainer.text.escape import shorten
+
+_SHOWN_CHARACTERS = 80
 
 # A checkout has configs/ next to trainer/; an installed package has it inside trainer/.
 CONFIG_FOLDER = next(
@@ -27,23 +33,28 @@ CONFIG_FOLDER = next(
 
 
 def find_config_file(name_or_path: str) -> Path:
-    """Returns the YAML file of a `--config` argument. A bare NAME is configs/NAME.yaml.
+    """Returns the path of a `--config` argument, which exists. A bare NAME is configs/NAME.yaml.
 
     Raises ConfigError if there is no such file.
     """
-    path = Path(name_or_path).expanduser()
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_file():
-            return path
-        raise ConfigError(
-            f"--config {name_or_path}: no such file; use the path of a YAML file or the name of one in configs/"
-        )
+    shown = shorten(name_or_path, _SHOWN_CHARACTERS)
     files_by_name = {path.stem: path for path in CONFIG_FOLDER.glob("*.yaml")}
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        try:
+            path = path.expanduser()
+            if path.exists():
+                return path
+        except (OSError, ValueError, RuntimeError):  # a name that is too long, NUL, the ~ of an unknown user
+            pass
+        hint = "use the path of a YAML file or the name of one in configs/"
+        if path.stem in files_by_name:
+            hint = f"did you mean --config {path.stem}?"
+        raise ConfigError(f"--config {shown}: no such file; {hint}")
     if name_or_path in files_by_name:
         return files_by_name[name_or_path]
     raise ConfigError(
-        f"--config {name_or_path}: there is no {CONFIG_FOLDER / name_or_path}.yaml; "
-        f"{suggest_choice(name_or_path, files_by_name)}"
+        f"--config {shown}: there is no {CONFIG_FOLDER / shown}.yaml; {suggest_choice(shown, files_by_name)}"
     )
 
 
@@ -56,22 +67,26 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
 
     Raises ConfigError if a setting is unknown, has the wrong type, is out of range or contradicts another one.
     """
-    config = OmegaConf.structured(RunConfig)
-    OmegaConf.set_readonly(config, False)
-    for section in config:
-        OmegaConf.set_readonly(config[section], False)
-    layers = [(str(path), _read_file(path)) for path in files]
-    layers += [("the command line", _parse_override(text)) for text in overrides]
+    OmegaConf.register_resolver("oc.env", _read_variable, replace=True)
+    settings = settings_by_name()
+    config: Any = _defaults()
+    layers = [(str(path), read_document(path, settings)) for path in files]
+    layers += [("the command line", _parse_override(text, settings)) for text in overrides]
     for origin, layer in layers:
-        _check_names(origin, layer)
+        _check_names(origin, layer, settings)
         try:
-            config = OmegaConf.merge(config, layer)
+            config = OmegaConf.merge(config, OmegaConf.create(layer))
         except OmegaConfBaseException as error:
             raise ConfigError(_describe_error(origin, layer, error)) from None
+        except RecursionError:
+            raise ConfigError(f"{origin}: a ${{...}} contains too many others; write the value itself") from None
     try:
         resolved: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error)) from None
+        cause = error.__cause__ or error
+        raise ConfigError(_one_line(cause if isinstance(cause, ConfigError) else error)) from None
+    except RecursionError:
+        raise ConfigError("a ${...} contains too many others; write the value itself") from None
     if not resolved.run.name:
         name = "/".join([files[-1].stem if files else "cifar10", *_sweep_trial()])
         resolved = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, name=name))
@@ -154,77 +169,69 @@ def _format_default(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _read_file(path: Path) -> DictConfig:
-    try:
-        layer = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not readable as YAML ({_one_line(error)}); fix that line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({_one_line(error)}); use the path of a readable YAML file") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_one_line(error)}") from None
-    if not isinstance(layer, DictConfig):
+@functools.cache
+def _defaults() -> DictConfig:
+    """Returns the defaults, with the type of each setting. OmegaConf.merge copies them."""
+    config: DictConfig = OmegaConf.structured(RunConfig)
+    OmegaConf.set_readonly(config, False)
+    for section in config:
+        OmegaConf.set_readonly(config[section], False)
+    return config
+
+
+def _read_variable(variable: Any, *default: Any) -> Any:
+    """Replaces OmegaConf's ${oc.env:NAME,default}. Raises ConfigError for a variable with a secret."""
+    name = str(variable)
+    if is_secret_variable(name):
         raise ConfigError(
-            f"{path} contains no sections; expected sections with settings, such as 'train: {{epochs: 3}}'"
+            f"${{oc.env:{name}}} looks like a secret, which would be written to config.yaml and report.html; leave it "
+            "out; W&B reads its key from the environment itself"
         )
-    for name, info in settings_by_name().items():
-        if "off" in info.choices and _select(layer, name) is False:  # YAML 1.1 reads an unquoted `off` as false
-            OmegaConf.update(layer, name, "off")
-    return layer
+    if name in os.environ or default:
+        return os.environ.get(name, *default)
+    raise ConfigError(f"${{oc.env:{name}}}: there is no environment variable {name}; set it, or write the value itself")
 
 
-def _select(layer: DictConfig, name: str) -> Any:
-    section, _, key = name.partition(".")
-    content: Any = layer.get(section)
-    return content.get(key) if isinstance(content, DictConfig) else None
-
-
-def _parse_override(text: str) -> DictConfig:
-    name, equals, raw = text.partition("=")
+def _parse_override(text: str, settings: dict[str, SettingInfo]) -> Layer:
+    name, equals, value = text.partition("=")
     if not equals or not name or name.startswith("-"):
         raise ConfigError(
-            f"'{text}' is not a setting; expected section.key=value, such as train.epochs=3 (--help lists all)"
+            f"'{_show(text)}' is not a setting; expected section.key=value, such as train.epochs=3 (--help lists all)"
         )
-    info = settings_by_name().get(name)
-    value: Any = raw
-    if info is None or not info.is_text or (raw == "null" and info.annotation == (str | None)):
-        try:
-            value = yaml.safe_load(raw) if raw else None
-        except yaml.YAMLError:
-            raise ConfigError(
-                f"the command line: {text}: not readable as YAML; check the brackets, or quote it for the shell"
-            ) from None
-    for key in reversed(name.split(".")):
-        value = {key: value}
-    layer: DictConfig = OmegaConf.create(_escape_interpolation(value))
-    return layer
+    info = settings.get(name)
+    section, dot, key = name.partition(".")
+    if info is None:
+        return {section: {key: value} if dot else value}
+    try:
+        parsed = parse_value(value, info) if not info.is_text else value
+    except ConfigError as error:
+        raise ConfigError(f"the command line: {_show(text)}: {error}") from None
+    if value == "null" and info.annotation == (str | None):
+        parsed = None
+    return {section: {key: _escape_interpolation(parsed)}}
 
 
 def _escape_interpolation(value: Any) -> Any:
     """Escapes `${` in all strings, so that OmegaConf keeps it as text instead of interpolating it."""
-    if isinstance(value, dict):
-        return {key: _escape_interpolation(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_escape_interpolation(item) for item in value]
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
-def _check_names(origin: str, layer: DictConfig) -> None:
+def _check_names(origin: str, layer: Layer, settings: dict[str, SettingInfo]) -> None:
     """Raises ConfigError for a name that is not in the schema, and suggests the most similar one."""
-    settings = settings_by_name()
     sections = {name.partition(".")[0] for name in settings}
-    values: Any = OmegaConf.to_container(layer)
-    for section, content in values.items():
+    for section, content in layer.items():
         if section not in sections:
             same_key = [name for name in settings if name.partition(".")[2] == section]
             hint = f"did you mean '{same_key[0]}'?" if same_key else suggest_choice(section, sections)
-            raise ConfigError(f"{origin}: no section '{section}'; {hint}")
+            raise ConfigError(f"{origin}: no section '{_show(section)}'; {hint}")
         if not isinstance(content, dict):
             raise ConfigError(f"{origin}: '{section}' is a section, not a setting; use {section}.KEY=VALUE")
         for key in content:
             if f"{section}.{key}" not in settings:
                 hint = _suggest_setting(f"{section}.{key}", settings)
-                raise ConfigError(f"{origin}: no setting '{section}.{key}'; {hint}")
+                raise ConfigError(f"{origin}: no setting '{section}.{_show(key)}'; {hint}")
 
 
 def _suggest_setting(name: str, settings: dict[str, SettingInfo]) -> str:
@@ -236,17 +243,20 @@ def _suggest_setting(name: str, settings: dict[str, SettingInfo]) -> str:
     return f"did you mean '{similar[0]}'?" if similar else f"choose from {', '.join(same_section)}"
 
 
-def _describe_error(origin: str, layer: DictConfig, error: OmegaConfBaseException) -> str:
+def _describe_error(origin: str, layer: Layer, error: OmegaConfBaseException) -> str:
     """Returns one line for an error of OmegaConf.merge: the setting, its value and the expected type."""
     name = str(getattr(error, "full_key", "") or "").partition("[")[0]
     info = settings_by_name().get(name)
-    if isinstance(error, ConfigKeyError) or info is None:
+    if isinstance(error, (ConfigKeyError, GrammarParseError)) or info is None:
         return f"{origin}: {_one_line(error)}"
-    value = OmegaConf.select(layer, name)
-    value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    shown = "null" if value is None else value
+    section, _, key = name.partition(".")
+    value = layer[section][key]
     advice = suggest_choice(value, info.choices) if info.choices else f"expected {info.type_description}"
-    return f"{origin}: {name}={shown}: {advice}"
+    return f"{origin}: {name}={_show(value)}: {advice}"
+
+
+def _show(value: Any) -> str:
+    return shorten("null" if value is None else str(value), _SHOWN_CHARACTERS)
 
 
 def _one_line(error: BaseException) -> str:
@@ -255,12 +265,14 @@ def _one_line(error: BaseException) -> str:
 
 def _check_values(config: RunConfig) -> None:
     """Raises ConfigError for a value that is out of range and for settings that contradict each other."""
-    settings = settings_by_name()
-    for name, value in flatten(config).items():
+    settings, values = settings_by_name(), flatten(config)
+    for problem in secret_problems(values):  # first: other messages quote values
+        raise ConfigError(problem)
+    for name, value in values.items():
         info = settings[name]
         if info.choices and value not in info.choices:
-            raise ConfigError(f"{name}={value}: {suggest_choice(value, info.choices)}")
-        for expected in range_errors(value, info.field.metadata):
-            raise ConfigError(f"{name}={value}: expected {expected}")
+            raise ConfigError(f"{name}={_show(value)}: {suggest_choice(value, info.choices)}")
+        for expected in (*range_errors(value, info.field.metadata), *text_problems(name, value)):
+            raise ConfigError(f"{name}={_show(value)}: expected {expected}")
     for problem in conflicts(config):
         raise ConfigError(problem)

@@ -10,9 +10,11 @@ from trainer.config.setting import setting
 class EvalSettings:
     """The evaluation."""
 
-    every_epochs: int = setting(1, "epochs between evaluations; 0: only at the end", minimum=0, may_change=True)
+    every_epochs: int = setting(
+        1, "epochs between evaluations; 0: only at the end", minimum=0, maximum=10**9, may_change=True
+    )
     batch_size: int = setting(
-        250, "samples in one forward pass; it does not change the result", minimum=1, may_change=True
+        250, "samples in one forward pass; it does not change the result", minimum=1, maximum=2**20, may_change=True
     )
     tta: Literal["none", "mirror", "mirror_and_shift"] = setting(
         "none",
@@ -24,10 +26,18 @@ class EvalSettings:
 class CheckpointSettings:
     """When checkpoints are written and how many are kept."""
 
-    every_steps: int = setting(0, "steps between checkpoints; 0: use every_epochs only", minimum=0, may_change=True)
-    every_epochs: int = setting(1, "epochs between checkpoints; 0: use every_steps only", minimum=0, may_change=True)
+    every_steps: int = setting(
+        0, "steps between checkpoints; 0: use every_epochs only", minimum=0, maximum=10**9, may_change=True
+    )
+    every_epochs: int = setting(
+        1, "epochs between checkpoints; 0: use every_steps only", minimum=0, maximum=10**9, may_change=True
+    )
     keep: int = setting(
-        2, "number of newest checkpoints to keep; the best one is kept in addition", minimum=1, may_change=True
+        2,
+        "number of newest checkpoints to keep; the best one is kept in addition",
+        minimum=1,
+        maximum=10**6,
+        may_change=True,
     )
 
 
@@ -35,7 +45,7 @@ class CheckpointSettings:
 class LogSettings:
     """Metrics, trackers, the report and the figures."""
 
-    every_steps: int = setting(50, "steps between rows of training metrics", minimum=1, may_change=True)
+    every_steps: int = setting(50, "steps between rows of training metrics", minimum=1, maximum=10**9, may_change=True)
     tensorboard: bool = setting(True, "write TensorBoard event files", may_change=True)
     wandb: Literal["auto", "online", "offline", "off"] = setting(
         "auto",

@@ -19,13 +19,13 @@ def parse_seconds(text: str) -> float | None:
     Returns None for anything else.
     """
     text = text.strip()
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
+    clock = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,6}):(\d\d)(?::(\d\d))?", text, re.ASCII)
     if clock:
         days, first, second, third = clock.groups()
         if third is None and days is None:
             return float(int(first) * 60 + int(second))  # minutes and seconds
         return float(int(days or 0) * 86400 + int(first) * 3600 + int(second) * 60 + int(third or 0))
-    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    units = re.fullmatch(r"(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s?)?", text, re.ASCII)
     if not units or not text:
         return None
     return float(sum(int(count or 0) * unit for count, unit in zip(units.groups(), (86400, 3600, 60, 1), strict=True)))
@@ -33,6 +33,6 @@ def parse_seconds(text: str) -> float | None:
 
 def parse_step_range(text: str) -> tuple[int, int] | None:
     """Parses `steps 10-20` or `10-20` into (10, 20). Returns None for anything else, such as 0-5 or 20-10."""
-    match = re.fullmatch(r"(?:steps?\s+)?(\d+)\s*-\s*(\d+)", text.strip())
+    match = re.fullmatch(r"(?:steps?\s+)?(\d{1,9})\s*-\s*(\d{1,9})", text.strip(), re.ASCII)
     first, last = (int(match[1]), int(match[2])) if match else (0, 0)
     return (first, last) if 1 <= first <= last else None

@@ -4,6 +4,7 @@ The sections eval, checkpoint and log are in output_settings.py, checks of value
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -21,14 +22,17 @@ DEFAULT_IMAGE_SIZE = 32
 class RunSettings:
     """The run folder, the seed and the resume mode."""
 
-    name: str = setting("", "name of the run folder under run.root; empty: the name of the last --config")
+    name: str = setting(
+        "", "name of the run folder under run.root; empty: the name of the last --config", may_change=True
+    )
     root: str = setting("runs", "folder that contains all run folders", may_change=True)
     seed: int = setting(
         0, "seed of the weights, the sample order, the augmentation and dropout", minimum=0, maximum=2**32 - 1
     )
     resume: str = setting(
         "auto",
-        "auto: continue this run if it exists; never: refuse to continue it; PATH: start from that checkpoint",
+        "auto: continue this run if it exists; never: refuse to continue it; PATH: start from that checkpoint, or from "
+        "the newest one of that run folder",
         may_change=True,
     )
 
@@ -45,12 +49,15 @@ class DataSettings:
     cache_dir: str | None = setting(
         None, "image_folder: folder for decoded images; null: .samecurve under data.root", may_change=True
     )
-    global_batch_size: int = setting(128, "samples in one optimizer step, on all ranks together", minimum=1)
+    global_batch_size: int = setting(
+        128, "samples in one optimizer step, on all ranks together", minimum=1, maximum=2**24
+    )
     image_size: int | str = setting(
         DEFAULT_IMAGE_SIZE,
         "width and height of the images in pixels; other images are scaled and cropped; auto: the size that the "
         f"weights of model.pretrained expect, or {DEFAULT_IMAGE_SIZE} without them",
         minimum=1,
+        maximum=8192,
     )
     channels: int | str = setting("auto", "1: gray; 3: RGB; auto: the channels of the data set")
     class_order: Literal["alphabetical", "natural"] = setting(
@@ -65,7 +72,11 @@ class DataSettings:
     shuffle: bool = setting(True, "true: shuffle the samples in each epoch; false: keep the order of the data set")
     drop_last: bool = setting(False, "skip the last batch of an epoch if it is smaller than the others")
     workers: int = setting(
-        0, "DataLoader worker processes; images are in memory, so 0 is usually fastest", minimum=0, may_change=True
+        0,
+        "DataLoader worker processes; images are in memory, so 0 is usually fastest",
+        minimum=0,
+        maximum=256,
+        may_change=True,
     )
     validation_fraction: float = setting(
         0.0,
@@ -74,16 +85,20 @@ class DataSettings:
         maximum=0.5,
     )
     augment: list[str] = setting([], f"list of augmentations for training batches: {', '.join(AUGMENTATIONS)}")
-    crop_padding: int = setting(4, "crop: pixels to add on each side before the random crop", minimum=1)
+    crop_padding: int = setting(4, "crop: pixels to add on each side before the random crop", minimum=1, maximum=8192)
     crop_border: Literal["black", "reflect"] = setting("black", "crop: added pixels are black or a mirrored image")
-    cutout_size: int = setting(8, "cutout: width and height of the blank square in pixels", minimum=1)
+    cutout_size: int = setting(8, "cutout: width and height of the blank square in pixels", minimum=1, maximum=8192)
     mixup_alpha: float = setting(
         0.2,
         "mixup: both parameters of the Beta distribution of the mixing ratio; with cutmix, each image gets one of both",
         above=0.0,
+        maximum=1000.0,
     )
     cutmix_alpha: float = setting(
-        1.0, "cutmix: both parameters of the Beta distribution of the area that an image keeps", above=0.0
+        1.0,
+        "cutmix: both parameters of the Beta distribution of the area that an image keeps",
+        above=0.0,
+        maximum=1000.0,
     )
     progressive_sizes: list[int] = setting(
         [],
@@ -121,7 +136,9 @@ class ModelSettings:
         example="features, classifier.0",
     )
     widths: list[int] = setting([64, 256, 256], "speedrun: channels of each group of convolutions")
-    depth: int = setting(2, "speedrun: convolutions in each group; the third and later ones have a shortcut", minimum=1)
+    depth: int = setting(
+        2, "speedrun: convolutions in each group; the third and later ones have a shortcut", minimum=1, maximum=32
+    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +190,7 @@ class ScheduleSettings:
 
     name: str = setting("cosine", "learning rate schedule after the warmup", choices=SCHEDULES)
     warmup_epochs: float = setting(
-        0.0, "epochs in which the learning rate rises linearly from 0 to optim.lr", minimum=0.0
+        0.0, "epochs in which the learning rate rises linearly from 0 to optim.lr", minimum=0.0, maximum=1e7
     )
 
 
@@ -181,11 +198,12 @@ class ScheduleSettings:
 class TrainSettings:
     """Length, device, precision and limits of the training."""
 
-    epochs: int = setting(10, "number of epochs", minimum=1, may_change=True)
+    epochs: int = setting(10, "number of epochs", minimum=1, maximum=10**7, may_change=True)
     max_steps: int | None = setting(
         None,
         "maximum number of optimizer steps; the schedule then ends at that step; null: no maximum",
         minimum=1,
+        maximum=10**9,
         may_change=True,
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
@@ -200,9 +218,13 @@ class TrainSettings:
         "number of shards of each global batch; the results are then bit-identical on any number of ranks; null: one "
         "shard per rank",
         minimum=1,
+        maximum=65_536,
     )
     threads_per_rank: int | str = setting(
-        "auto", "CPU threads of each process; auto: cores divided by the ranks of this machine", may_change=True
+        "auto",
+        "CPU threads of each process; auto: cores divided by the ranks of this machine",
+        maximum=4096,
+        may_change=True,
     )
     compile: bool = setting(False, "compile the model with torch.compile", may_change=True)
     clip_grad_norm: float | None = setting(None, "maximum norm of the gradient; null: no clipping", above=0.0)
@@ -210,6 +232,7 @@ class TrainSettings:
         3,
         "steps of the whole run that may be skipped because the loss or gradient is not finite; the next one ends it",
         minimum=0,
+        maximum=10**9,
         may_change=True,
     )
     time_limit: str | None = setting(
@@ -221,6 +244,7 @@ class TrainSettings:
         300.0,
         "several ranks: seconds without progress of a rank until the run ends and names that rank; 0: no limit",
         minimum=0.0,
+        maximum=1e7,
         may_change=True,
     )
     profile: str | None = setting(
@@ -261,8 +285,9 @@ class RunConfig:
         return Path(self.run.root).expanduser() / self.run.name
 
 
+@functools.cache
 def settings_by_name() -> dict[str, SettingInfo]:
-    """Returns every setting by its full name, in the order of the sections."""
+    """Returns every setting by its full name, in the order of the sections. Do not change the dictionary."""
     settings = {}
     for section in dataclasses.fields(RunConfig):
         types = get_type_hints(section.type)

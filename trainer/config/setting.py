@@ -77,11 +77,16 @@ class SettingInfo:
         return bool(self.choices) or self.annotation in (str, str | None)
 
     @property
+    def is_list(self) -> bool:
+        """Returns whether the value is a list."""
+        return str(self.annotation).startswith("list")
+
+    @property
     def type_description(self) -> str:
         """Returns the type in words, for an error message."""
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        if str(self.annotation).startswith("list"):
+        if self.is_list:
             return f"a list such as [{', '.join(map(str, self.default)) or self.field.metadata['example']}]"
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
         types = get_args(self.annotation) or (self.annotation,)

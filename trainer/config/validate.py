@@ -4,11 +4,12 @@ Imports no torch.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from trainer.config.plugins import MODELS
+from trainer.config.plugins import MODELS, TORCHVISION_NAMES
 from trainer.config.schema import (
     AUGMENTATIONS,
     DataSettings,
@@ -17,12 +18,16 @@ from trainer.config.schema import (
     RunConfig,
     TrainSettings,
 )
+from trainer.config.texts import path_problems, run_name_problems
 from trainer.errors import ConfigError, WorldError, suggest_choice
 
 _FIXED_SIZE_MODELS = (
     "lenet",
     "tudui",
 )  # 32 pixels only; refused here before torch loads, and by build.py for any network
+_MAX_GROUPS, _MAX_WIDTH = 8, 4096
+_MIN_HANG_SECONDS = 1
+_MAX_PROFILE_STEPS = 1000
 # Only torchvision's networks have pretrained weights.
 _MODELS_WITHOUT_WEIGHTS = {name for name, part in MODELS.items() if not part.startswith("trainer.models.torchvision:")}
 
@@ -47,9 +52,16 @@ def range_errors(value: Any, limits: Mapping[str, Any]) -> Iterator[str]:
 
 def conflicts(config: RunConfig) -> Iterator[str]:
     """Yields one error message for each invalid value that has no plain range and for each contradiction."""
-    name = PurePath(config.run.name)
-    if name.is_absolute() or ".." in name.parts or not name.parts or "\0" in config.run.name:
-        yield f"run.name={config.run.name}: expected the name of a folder under run.root; set its location by run.root"
+    yield from run_name_problems(config.run.name)
+    yield from path_problems(
+        {
+            "run.root": config.run.root,
+            "run.resume": config.run.resume,
+            "data.root": config.data.root,
+            "data.cache_dir": config.data.cache_dir,
+            "model.pretrained": config.model.pretrained,
+        }
+    )
     yield from _data_conflicts(config)
     yield from _model_conflicts(config.model, config.data)
     if config.loss.label_smoothing and config.loss.name != "cross_entropy":
@@ -93,15 +105,20 @@ def _size_conflicts(config: RunConfig, side: int) -> Iterator[str]:
             f"data.crop_padding={data.crop_padding}: data.crop_border=reflect needs less than data.image_size={side}; "
             "lower it"
         )
+    if "crop" in data.augment and data.crop_padding > side:
+        yield f"data.crop_padding={data.crop_padding} is larger than data.image_size={side}; lower it"
     if config.eval.tta == "mirror_and_shift" and side < 2:
         yield "eval.tta=mirror_and_shift: data.image_size=1 is too small to shift; choose mirror"
 
 
 def _model_conflicts(model: ModelSettings, data: DataSettings) -> Iterator[str]:
-    if not model.widths or min(model.widths) < 1:
-        yield f"model.widths={model.widths}: expected one or more numbers of channels, each 1 or more"
+    if not 1 <= len(model.widths) <= _MAX_GROUPS or not all(1 <= width <= _MAX_WIDTH for width in model.widths):
+        yield (
+            f"model.widths={model.widths}: expected one or more numbers of channels (at most {_MAX_GROUPS}), each "
+            f"1 or more and {_MAX_WIDTH:,} or less"
+        )
     if model.name not in MODELS and not model.name.startswith("torchvision/"):
-        yield f"model.name={model.name}: {suggest_choice(model.name, MODELS)}, or torchvision/NAME"
+        yield f"model.name={model.name}: {_suggest_model(model.name)}"
     if model.pretrained and model.name in _MODELS_WITHOUT_WEIGHTS:
         yield (
             f"model.pretrained={model.pretrained}: there are no pretrained weights of {model.name}; "
@@ -109,6 +126,14 @@ def _model_conflicts(model: ModelSettings, data: DataSettings) -> Iterator[str]:
         )
     if model.pretrained and data.channels == 1:
         yield f"model.pretrained={model.pretrained}: ImageNet weights need 3 channels; set data.channels=3"
+
+
+def _suggest_model(name: str) -> str:
+    """Suggests torchvision's network of this name, in any spelling, or else the most similar of our own."""
+    for known in TORCHVISION_NAMES:
+        if re.sub(r"\W|_", "", name.lower()) == known.replace("_", ""):
+            return f"did you mean 'torchvision/{known}'? choose from {', '.join(MODELS)}, or torchvision/NAME"
+    return f"{suggest_choice(name, MODELS)}, or torchvision/NAME"
 
 
 def _optimizer_conflicts(optim: OptimSettings) -> Iterator[str]:
@@ -148,6 +173,11 @@ def _training_conflicts(train: TrainSettings, config: RunConfig) -> Iterator[str
     threads = train.threads_per_rank
     if threads != "auto" and not (isinstance(threads, int) and threads >= 1):
         yield f"train.threads_per_rank={threads}: expected 1 or more, or auto"
+    if 0 < train.hang_timeout_seconds < _MIN_HANG_SECONDS:
+        yield (
+            f"train.hang_timeout_seconds={train.hang_timeout_seconds}: expected {_MIN_HANG_SECONDS} or more, or 0 for "
+            "no limit"
+        )
     if train.virtual_ranks is not None and train.virtual_ranks > global_batch_size:
         yield (
             f"train.virtual_ranks={train.virtual_ranks} is more than data.global_batch_size={global_batch_size}; "
@@ -157,6 +187,8 @@ def _training_conflicts(train: TrainSettings, config: RunConfig) -> Iterator[str
         yield f"train.time_limit={train.time_limit}: expected a time such as 90m, 1h30m, 1:30:00 or 2-12:00:00"
     if train.profile is not None and not train.profile_steps:
         yield f"train.profile={train.profile}: expected a first and a last step, counted from 1, such as 'steps 10-20'"
+    elif train.profile_steps and train.profile_steps[1] - train.profile_steps[0] >= _MAX_PROFILE_STEPS:
+        yield f"train.profile={train.profile}: a trace of so many steps is too large; expected {_MAX_PROFILE_STEPS} steps"
     if train.device == "cpu" and train.precision == "fp16":
         yield "train.precision=fp16: CPU training does not support fp16; choose fp32 or bf16"
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from trainer.distributed.environment import (
 )
 from trainer.distributed.rendezvous import agree_on_attempt_id
 from trainer.errors import PeerError, UserError, WorldError
+from trainer.text.escape import shorten
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ _CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
 _GROUP_TIMEOUT = _RENDEZVOUS_TIMEOUT if _CAN_SET_TIMEOUT else _COLLECTIVE_TIMEOUT
 _POLL_SECONDS = 0.01
 _LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux, macOS
+_SHOWN_DIFFERENCES, _SHOWN_CHARACTERS = 3, 80
 
 
 class World:
@@ -119,12 +121,24 @@ class World:
             result = turn_result if turn == own_turn else result
         return result  # type: ignore[return-value]
 
-    def check_equal(self, name: str, value: str, advice: str = "Start all ranks with the same command") -> None:
-        """Raises WorldError on every rank unless all ranks have the same value. name: what the message calls it."""
+    def check_equal(
+        self, name: str, value: str | Mapping[str, object], advice: str = "Start all ranks with the same command"
+    ) -> None:
+        """Raises WorldError on every rank unless all ranks have the same value.
+
+        name: what the message calls it. value: a mapping's first differing entries are part of the message.
+        """
         values = gather_object([value]) if self.size > 1 else [value]
         odd_rank = next((rank for rank, rank_value in enumerate(values) if rank_value != values[0]), None)
         if odd_rank is not None:
-            raise WorldError(f"rank {odd_rank} differs from rank 0 in its {name}. {advice}")
+            differences = _describe_differences(values[0], values[odd_rank], odd_rank)
+            raise WorldError(f"rank {odd_rank} differs from rank 0 in its {name}{differences}. {advice}")
+
+    def hosts_where(self, condition: bool) -> list[str]:
+        """Returns the hosts of the ranks on which `condition` is true, sorted. A collective: call it on every rank."""
+        host = socket.gethostname() if condition else ""
+        hosts = gather_object([host]) if self.size > 1 else [host]
+        return sorted(set(hosts) - {""})
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """Runs `work` on rank 0 only and returns its result on every rank. Errors are as in `raise_together`."""
@@ -174,6 +188,19 @@ class World:
             "threads_per_rank": self.threads,
             "cores": available_cores(),
         }
+
+
+def _describe_differences(first: object, other: object, rank: int) -> str:
+    """Returns the first entries in which two mappings differ; empty for other values."""
+    if not isinstance(first, Mapping) or not isinstance(other, Mapping):
+        return ""
+    names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+    shown = [
+        f"{name} is {shorten(str(first.get(name)), _SHOWN_CHARACTERS)} on rank 0 and "
+        f"{shorten(str(other.get(name)), _SHOWN_CHARACTERS)} on rank {rank}"
+        for name in names[:_SHOWN_DIFFERENCES]
+    ]
+    return f" ({'; '.join(shown)}{'; ...' if len(names) > len(shown) else ''})"
 
 
 def _create_cpu_group(gpu: torch.device) -> Any:

@@ -30,6 +30,8 @@ from trainer.inference.saved_model import SavedModel, load_model
 from trainer.run.exit import exit_process, report_peer_error, report_user_error
 from trainer.run.files import finite_json
 from trainer.run.record import read_json
+from trainer.text.escape import escape
+from trainer.text.streams import protect_streams
 
 _ADVICE = "set data.root to the data set to evaluate"
 
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: another rank is gone; 2: the user must change something; 130: interrupted.
     """
+    if argv is None:
+        protect_streams()
     try:
         env = read_environment()
     except UserError as error:
@@ -116,11 +120,11 @@ def _print_scores(evaluation: Evaluation, model: SavedModel, split: str, as_json
         return
     from rich.console import Console
 
-    Console(highlight=False).print(class_table(scores["classes"], f"{split} set, by class"))
+    Console(highlight=False, markup=False, emoji=False).print(class_table(scores["classes"], f"{split} set, by class"))
     tta = "" if evaluation.tta_accuracy is None else f", with test-time augmentation {evaluation.tta_accuracy:.2%}"
     print(
         f"{split} accuracy {evaluation.accuracy:.2%}{tta} of {evaluation.num_samples:,} images, "
-        f"loss {evaluation.loss:.4f}; weights: {model.path}"
+        f"loss {evaluation.loss:.4f}; weights: {escape(model.path)}"
     )
 
 

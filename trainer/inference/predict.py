@@ -22,6 +22,7 @@ from trainer.distributed.environment import available_cores
 from trainer.errors import DataError
 from trainer.inference.saved_model import SavedModel, load_model
 from trainer.run.files import finite_json
+from trainer.text.escape import escape, escape_cell
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an array uint8 [H, W] or [H, W, C]."""
@@ -190,16 +191,12 @@ def print_predictions(predictions: Iterator[Prediction], format: str, total: int
     return print_all(tracked)
 
 
-def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
-
-
 def _print_text(predictions: Iterable[Prediction]) -> int:
     num_errors = 0
     for prediction in predictions:
         num_errors += bool(prediction.error)
-        classes = "  ".join(f"{_printable(entry.name)} {entry.probability:.1%}" for entry in prediction.top)
-        print(f"{_printable(prediction.image)}: {classes or prediction.error}")
+        classes = "  ".join(f"{escape(entry.name)} {entry.probability:.1%}" for entry in prediction.top)
+        print(f"{escape(prediction.image)}: {classes or escape(prediction.error)}")
     return num_errors
 
 
@@ -220,14 +217,17 @@ def _print_json(predictions: Iterable[Prediction]) -> int:
 
 
 def _print_csv(predictions: Iterable[Prediction]) -> int:
-    """Prints one row for each class of each image: image, rank (from 1), class, probability, error."""
-    num_errors, writer = 0, csv.writer(sys.stdout, lineterminator="\n")
+    """Prints one row for each class of each image: image, rank (from 1), class, probability, error.
+
+    Texts are in quotes and numbers are not. A spreadsheet takes no text for a formula (trainer/text/escape.py).
+    """
+    num_errors, writer = 0, csv.writer(sys.stdout, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(["image", "rank", "class", "probability", "error"])
     for prediction in predictions:
         num_errors += bool(prediction.error)
         if prediction.error:
-            writer.writerow([_printable(prediction.image), "", "", "", prediction.error])
+            writer.writerow([escape_cell(prediction.image), "", "", "", escape_cell(prediction.error)])
         for rank, entry in enumerate(prediction.top, 1):
-            row = [_printable(prediction.image), rank, _printable(entry.name), f"{entry.probability:.6g}", ""]
-            writer.writerow(row)
+            probability = float(f"{entry.probability:.6g}")
+            writer.writerow([escape_cell(prediction.image), rank, escape_cell(entry.name), probability, ""])
     return num_errors

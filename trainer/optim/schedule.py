@@ -5,10 +5,15 @@ the end of the warmup, in [0, 1), to a factor in [0, 1].
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from trainer.config.durations import Durations
 from trainer.config.plugins import SCHEDULES, load_plugin
+from trainer.config.schema import RunConfig
+
+_SMALLEST_JUMP = 0.001  # of the peak learning rate
 
 
 def constant(progress: float) -> float:
@@ -41,3 +46,30 @@ class Schedule:
         steps_after_warmup = self.total_steps - self.warmup_steps
         curve: Callable[[float], float] = load_plugin(SCHEDULES, self.name)
         return curve((step - self.warmup_steps) / max(1, steps_after_warmup))
+
+    @classmethod
+    def from_config(cls, config: RunConfig, durations: Durations) -> "Schedule":
+        """Returns the schedule of a run."""
+        return cls(config.schedule.name, durations.warmup_steps, durations.total_steps)
+
+
+def describe_changed_length(settings: Mapping[str, Any], step: int, config: RunConfig, durations: Durations) -> str:
+    """Describes the jump of the learning rate when a run goes on with another length; empty without a jump.
+
+    settings: of the checkpoint from which the run continues, by full name. step: of that checkpoint.
+    """
+    if not step or "train.epochs" not in settings:
+        return ""
+    old_train = replace(config.train, epochs=settings["train.epochs"], max_steps=settings.get("train.max_steps"))
+    old_durations = Durations.from_config(replace(config, train=old_train), durations.steps_per_epoch)
+    before, after = (
+        config.optim.lr * Schedule.from_config(config, length).lr_factor(min(step, length.total_steps - 1))
+        for length in (old_durations, durations)
+    )
+    if abs(after - before) < _SMALLEST_JUMP * config.optim.lr:
+        return ""
+    return (
+        f"the run now ends at step {durations.total_steps:,} instead of {old_durations.total_steps:,}, which changes "
+        f"the {config.schedule.name} schedule: the learning rate jumps from {before:.3g} to {after:.3g} at step "
+        f"{step + 1:,}"
+    )

@@ -19,6 +19,7 @@ from trainer.report.results import curve_charts, format_count, read_results
 from trainer.report.style import page, section, table
 from trainer.run.files import replace_file
 from trainer.run.record import RunRecord, unreadable_file
+from trainer.text.escape import escape
 from trainer.tracking.example import Example
 
 REPORT_FILE = "report.html"
@@ -39,7 +40,8 @@ def write_report(folders: Sequence[Path], out: Path) -> list[str]:
     else:
         records, problems = _readable(folders)
         text = comparison_page(_with_unique_names(records), problems)
-    content = text.encode(errors="xmlcharrefreplace")  # a recorded command line may contain undecodable bytes
+    # html.escape left characters that hide, reverse text or cannot be encoded. Their escapes need no quoting in HTML.
+    content = escape(text, keep="\n\t").encode()
     replace_file(out, lambda path: path.write_bytes(content))
     return problems
 

@@ -29,7 +29,7 @@ from trainer.errors import FolderError
 
 _NAME = re.compile(r"step-(\d{8,})")
 _FILES = {"model.safetensors", "optimizer.safetensors", "progress.json"}
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -136,7 +136,7 @@ def _write(partial: Path, state: TrainingState) -> None:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "files": {path.name: _size_and_sha256(path) for path in sorted(partial.iterdir())},
     }
-    (partial / _MANIFEST).write_text(json.dumps(manifest | {"sha256": _json_sha256(manifest)}, indent=1))
+    (partial / MANIFEST).write_text(json.dumps(manifest | {"sha256": _json_sha256(manifest)}, indent=1))
     for path in [*partial.iterdir(), partial]:
         _flush(path)
 
@@ -163,7 +163,7 @@ def load_progress(path: Path) -> Progress:
     """Verifies a checkpoint and reads its progress alone. Raises FolderError if the checkpoint is damaged."""
     damage = find_damage(path)
     if damage:
-        raise FolderError(f"checkpoint {path} is damaged: {damage}; set run.resume to another one, or delete this one")
+        raise FolderError(f"checkpoint {path} is damaged: {damage}; set run.resume to another one")
     progress = json.loads((path / "progress.json").read_text())["progress"]
     best = Best(**progress.pop("best")) if progress["best"] else progress.pop("best")
     return Progress(**progress, best=best)
@@ -210,21 +210,21 @@ def find_newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 def find_damage(path: Path) -> str:
     """Returns what is wrong with a checkpoint, or "" if it is valid. Reads all files."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         sha256 = manifest.pop("sha256")
         files = manifest["files"]
         if manifest["step"] != _step(path) or sha256 != _json_sha256(manifest) or set(files) != _FILES:
-            return f"{_MANIFEST} does not match the checkpoint"
+            return f"{MANIFEST} does not match the checkpoint"
         for name, size_and_sha256 in files.items():
             if _size_and_sha256(path / name) != size_and_sha256:
                 return f"{name} has changed since it was written"
-        extra = {file.name for file in path.iterdir() if not file.name.startswith(".")} - _FILES - {_MANIFEST}
+        extra = {file.name for file in path.iterdir() if not file.name.startswith(".")} - _FILES - {MANIFEST}
         if extra:
             return f"{min(extra)} does not belong to a checkpoint"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{_MANIFEST} cannot be read"
+        return f"{MANIFEST} cannot be read"
     return ""
 
 

@@ -5,7 +5,6 @@ wrong setting from a rank that died. A rank therefore writes its exit code and t
 path in SAMECURVE_OUTCOME.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -93,6 +92,5 @@ def report_peer_error(error: PeerError, rank: int) -> int:
 def exit_process(code: int) -> NoReturn:
     """Exits at once. Call it after all files are closed: gloo's threads may abort during Python's normal exit."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # the reader of the stream has gone
-            stream.flush()
+        stream.flush()
     os._exit(code)

@@ -1,5 +1,6 @@
 """Writes a run folder: locks it for one run, checks the settings of the run in it, replaces its files atomically."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -26,24 +27,29 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._config_yaml = ""
         self._environment: dict[str, object] = {}
-        os.register_at_fork(after_in_child=self.release)  # DataLoader workers live seconds longer than a killed process
+        self._created: list[Path] = []  # folders of this process, as long as the run has not begun
+        # DataLoader workers live seconds longer than a killed process.
+        os.register_at_fork(after_in_child=self._drop_lock)
 
     def acquire(self, config: RunConfig) -> None:
         """Creates the folder if needed and locks it until release() or the end of the process.
 
         Raises FolderError if another process holds it, if it cannot be written, or as check_settings().
         """
+        self._check_place()
         self._acquire_lock()
         self.check_settings(config)
 
     def check_settings(self, config: RunConfig) -> None:
-        """Raises FolderError if the folder contains a run that a run with these settings cannot continue."""
+        """Raises FolderError if the folder contains a run that a run with these settings cannot continue, or if it lies
+        inside another run or around one."""
+        self._check_place()
         if not (self.path / "config.yaml").exists():
             return
         if config.run.resume == "never":
             raise FolderError(
                 f"run folder {self.path} already contains a run and run.resume=never; "
-                "choose another run.name or remove the folder"
+                "choose another run.name, or continue it with run.resume=auto"
             )
         stored = RunRecord(self.path).settings
         defaults = {name: info.default for name, info in settings_by_name().items()}  # for settings newer than the run
@@ -61,10 +67,27 @@ class RunFolder:
                 f"run folder {self.path} cannot be written ({problem}); set run.root to a writable folder"
             )
 
+    def _check_place(self) -> None:
+        """Raises FolderError if another run is around this folder, or in it: their files and names would collide."""
+        try:
+            is_run = _is_run(self.path)
+            outer = next((parent for parent in self.path.absolute().parents if _is_run(parent)), None)
+            inner = None if is_run else next((path for path in self.path.glob("*/status.json")), None)
+        except OSError:  # it cannot be read, which locking it reports
+            return
+        if outer is not None:
+            raise FolderError(
+                f"run folder {self.path} lies inside the run {outer}; choose another run.name or run.root"
+            )
+        if inner is not None:
+            raise FolderError(f"run folder {self.path} contains the run {inner.parent}; choose another run.name")
+
     def _acquire_lock(self) -> None:
         self.release()
         try:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            self._created = missing
             self._lock = lock.acquire(self.path)
         except BlockingIOError:
             raise FolderError(
@@ -80,13 +103,23 @@ class RunFolder:
         return lock.is_held(self.path)
 
     def release(self) -> None:
-        """Releases the lock. Does nothing without one."""
+        """Releases the lock, if there is one, and removes what acquire() has created if the run has not begun."""
+        if self._lock is not None and self._created:
+            with contextlib.suppress(OSError):  # somebody has put a file there
+                (self.path / lock.LOCK_FILE).unlink()
+                for folder in self._created:
+                    folder.rmdir()
+        self._drop_lock()
+
+    def _drop_lock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        self._created = []
 
     def write_settings(self, config: RunConfig, environment: dict[str, object]) -> None:
-        """Writes config.yaml and environment.json, and removes partial files of killed processes."""
+        """Begins the run: writes config.yaml and environment.json, and removes partial files of killed processes."""
+        self._created = []
         for partial in self.path.glob(".*.partial"):
             partial.unlink()
         self._config_yaml, self._environment = to_yaml(config), environment
@@ -118,7 +151,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file by a text. A reader sees the old or the new text, even if this process is killed."""
-        self.write_file(name, lambda path: path.write_text(text, encoding="utf-8"))
+        # A recorded command may contain undecodable bytes of a file name: \\udc80 is their escape in JSON, too.
+        self.write_file(name, lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
     def write_file(self, name: str, writer: Callable[[Path], object]) -> None:
         """Replaces a file by what `writer` writes to the temporary path that it gets."""
@@ -146,3 +180,7 @@ class RunFolder:
                     continue
             self.write(path.name, "".join(rows_to_keep))
         return evaluated_splits
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / "status.json").is_file()

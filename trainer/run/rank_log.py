@@ -16,12 +16,14 @@ from types import TracebackType
 
 from trainer.errors import PeerError, UserError
 from trainer.run.files import error_reason
+from trainer.text.streams import take_lost_text
 
 
 class RankLog:
     """The log of one rank, from on_start() to the end of the `with` block. Before, the folder may be another run's.
 
-    Writes each line at once. If the disk is full, prints one warning and keeps the lines for the next write.
+    Writes each line at once, after what stderr has lost (trainer/text/streams.py). If the disk is full, prints one
+    warning and keeps the lines for the next write.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -42,15 +44,17 @@ class RankLog:
         """Logs one or more lines."""
         if not self._is_open:
             return
+        warning = ""
         with self._lock:
             had_pending_lines = bool(self._pending)
-            self._pending += (text + "\n").encode(errors="replace")
+            self._pending += take_lost_text() + (text + "\n").encode(errors="backslashreplace")
             try:
                 self._write_pending()
             except OSError as error:
                 if not had_pending_lines:  # each rank prints this: it may have a disk of its own
                     warning = f"{self._path} cannot be written ({error_reason(error)}); its lines are kept for later"
-                    print(warning, file=sys.stderr, flush=True)
+        if warning:
+            print(warning, file=sys.stderr, flush=True)
 
     def _write_pending(self) -> None:
         if self._file is None or os.fstat(self._file.fileno()).st_nlink == 0:  # not open yet, or somebody removed it

@@ -342,7 +342,7 @@ def modified_at(path: Path) -> float:
 def unreadable_file(path: Path, error: Exception) -> FolderError:
     """Returns the error for a file of a run that somebody damaged, or that this user may not read."""
     problem = getattr(error, "strerror", None) or _one_line(error)
-    return FolderError(f"{path} cannot be read as a file of a run ({problem}); repair or remove it")
+    return FolderError(f"{path} cannot be read as a file of a run ({problem}); repair it, or restore it from a copy")
 
 
 def _one_line(error: Exception) -> str:

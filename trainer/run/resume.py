@@ -1,6 +1,8 @@
 """Selects and loads the checkpoint from which a run continues. The result is the same on all ranks."""
 
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.changes import changed_settings
@@ -17,44 +19,84 @@ def load_checkpoint_to_resume(
 ) -> TrainingState | None:
     """Returns the newest valid checkpoint of this run, else the one in run.resume, else None. Logs damaged ones.
 
-    Raises FolderError if the checkpoint in run.resume is damaged, has other settings, or lies in this run folder.
+    Raises FolderError if the checkpoint in run.resume is damaged, has other settings, or lies in this run folder, and
+    if a node does not see the checkpoint.
     """
-    path, damage_messages = world.broadcast_from_rank0(lambda: checkpoint.find_newest_valid(folder.checkpoints))
-    for message in damage_messages:
+    selected = world.broadcast_from_rank0(lambda: _select(config, folder))
+    for message in selected.damage_messages:
         log(message)
-    path = path or _named_checkpoint(config, folder)
-    if path is None:
+    if selected.path is None:
+        hosts = world.hosts_where(
+            not selected.damage_messages and bool(checkpoint.list_checkpoints(folder.checkpoints))
+        )
+        if hosts:
+            raise FolderError(
+                f"{folder.checkpoints} has checkpoints of this run on {', '.join(hosts)}, but none on {selected.host}, "
+                "where rank 0 runs; set run.root to a folder that all nodes share"
+            )
         return None
+    path = folder.checkpoints / selected.path.name if selected.is_own else selected.path  # run.root may differ by node
+    if hosts := world.hosts_where(not path.is_dir()):
+        raise FolderError(
+            f"checkpoint {selected.path} exists on {selected.host}, but not on {', '.join(hosts)}; set run.root to a "
+            "folder that all nodes share"
+        )
     state = world.raise_together(lambda: _load(path, config, world.precision))
-    if not _is_inside(path, folder):
+    if not selected.is_own:
         state.progress.wandb_run_id = ""  # a new run gets a W&B run of its own
     return state
 
 
 def check_resume_path(config: RunConfig, folder: RunFolder) -> None:
     """Raises FolderError if run.resume names a checkpoint from which this run cannot start. Loads no weights."""
-    path = _named_checkpoint(config, folder)
-    if path is not None and checkpoint.find_newest_valid(folder.checkpoints)[0] is None:
-        progress = checkpoint.load_progress(path)
+    selected = _select(config, folder)
+    if selected.path is not None and not selected.is_own:
+        progress = checkpoint.load_progress(selected.path)
         is_auto = config.train.precision == "auto"  # depends on the machine that trains
-        _check_progress(path, progress, config, progress.precision if is_auto else config.train.precision)
+        _check_progress(selected.path, progress, config, progress.precision if is_auto else config.train.precision)
 
 
-def _named_checkpoint(config: RunConfig, folder: RunFolder) -> Path | None:
-    """Returns the checkpoint that run.resume names, or None. Raises FolderError for one of this run."""
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    """What rank 0 selects."""
+
+    path: Path | None
+    is_own: bool
+    """whether the checkpoint lies in the folder of this run"""
+    damage_messages: list[str]
+    """one for each damaged checkpoint that was skipped"""
+    host: str
+
+
+def _select(config: RunConfig, folder: RunFolder) -> _Selected:
+    """Raises FolderError if run.resume has no checkpoint, or lies in the folder of this run."""
+    host = socket.gethostname()
+    path, damage_messages = checkpoint.find_newest_valid(folder.checkpoints)
     if config.run.resume in ("auto", "never"):
-        return None
-    path = Path(config.run.resume).expanduser()
-    if _is_inside(path, folder):
+        return _Selected(path, True, damage_messages, host)
+    resume_path = Path(config.run.resume).expanduser()
+    if folder.path.resolve() in (resume_path.resolve(), resume_path.resolve().parent.parent):
         raise FolderError(
-            f"run.resume={config.run.resume} is a checkpoint of this run, which always continues from its newest "
+            f"run.resume={config.run.resume} belongs to this run, which always continues from its newest "
             "checkpoint; choose another run.name to start a new run from it"
         )
-    return path
+    if path is not None:
+        return _Selected(path, True, damage_messages, host)
+    return _Selected(*_find_in(resume_path), host)
 
 
-def _is_inside(path: Path, folder: RunFolder) -> bool:
-    return path.resolve().parent == folder.checkpoints.resolve()
+def _find_in(path: Path) -> tuple[Path, bool, list[str]]:
+    """Returns a checkpoint, or the newest valid one of a run folder. Raises FolderError if there is none."""
+    if (path / checkpoint.MANIFEST).is_file():
+        return path, False, []
+    newest, damage_messages = checkpoint.find_newest_valid(path / "checkpoints")
+    if newest is None:
+        found = damage_messages[0] if damage_messages else "no checkpoint in it" if path.is_dir() else "no such folder"
+        raise FolderError(
+            f"run.resume={path}: {found}; expected a run folder with a checkpoint, or a checkpoint such as "
+            "runs/NAME/checkpoints/step-00000100"
+        )
+    return newest, False, damage_messages
 
 
 def _load(path: Path, config: RunConfig, precision: str) -> TrainingState:
@@ -65,7 +107,7 @@ def _load(path: Path, config: RunConfig, precision: str) -> TrainingState:
 
 def _check_progress(path: Path, progress: Progress, config: RunConfig, precision: str) -> None:
     """Raises FolderError if a checkpoint belongs to other settings or another precision."""
-    changed = changed_settings(progress.settings | {"run.name": config.run.name}, config)
+    changed = changed_settings(progress.settings, config)
     if changed:
         raise FolderError(f"checkpoint {path} has other settings ({changed}); use the same settings to continue it")
     if progress.precision not in ("", precision):

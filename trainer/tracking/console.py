@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 from trainer.format import class_table, format_duration
+from trainer.text.escape import escape
 
 _REDRAW_SECONDS = 0.1
 _LOG_WIDTH = 100
@@ -50,7 +51,7 @@ class Console(NullConsole):
 
     def __init__(self, write_to_log: Callable[[str], None]) -> None:
         """write_to_log: receives every text as plain lines, including the lines that a progress bar replaces."""
-        self._terminal = Terminal(highlight=False, soft_wrap=True)
+        self._terminal = Terminal(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._write_to_log = write_to_log
         self._progress: Progress | None = None
         self._last_redraw = 0.0
@@ -80,13 +81,12 @@ class Console(NullConsole):
 
     def log(self, text: str) -> None:
         """Prints one or more lines, above the progress bar if there is a bar."""
+        text = escape(text, keep="\n\t")
         if self._terminal.is_terminal:
-            self._terminal.print(text, markup=False)
+            self._terminal.print(text)
         else:  # plain print: rich takes half a millisecond a line and adds nothing here
-            try:  # a single write: the thread that writes checkpoints prints too
-                print(text + "\n", end="", file=self._terminal.file, flush=True)
-            except BrokenPipeError:
-                self._terminal.on_broken_pipe()
+            # A single write: the thread that writes checkpoints prints too.
+            print(text + "\n", end="", file=self._terminal.file, flush=True)
         self._write_to_log(text)
 
     def log_training(self, rows: Sequence[TrainingRow]) -> None:
@@ -144,7 +144,8 @@ class Console(NullConsole):
         is_too_wide = self._terminal.measure(table, options=options).maximum > self._terminal.width
         self._terminal.print(narrow_table if narrow_table is not None and is_too_wide else table)
         plain = io.StringIO()
-        Terminal(file=plain, width=_LOG_WIDTH, force_jupyter=False).print(table)  # a notebook would show it twice
+        # A notebook would show a table of two consoles twice.
+        Terminal(file=plain, width=_LOG_WIDTH, markup=False, emoji=False, force_jupyter=False).print(table)
         self._write_to_log(plain.getvalue().rstrip())
 
     def close(self) -> None:

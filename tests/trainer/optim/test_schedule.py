@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.optim.schedule import Schedule
+from trainer.config.durations import Durations
+from trainer.config.load import flatten, load_config
+from trainer.optim.schedule import Schedule, describe_changed_length
 
 
 def test_warmup_rises_linearly_to_the_peak() -> None:
@@ -31,3 +33,22 @@ def test_cosine_equals_torchs_cosine_annealing() -> None:
         assert schedule.lr_factor(step) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         torch_scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "message"),
+    [
+        ("train.epochs=20", 100, "ends at step 200 instead of 100, which changes the cosine schedule: the learning "
+         "rate jumps from 2.47e-05 to 0.05 at step 101"),
+        ("train.epochs=5", 50, "ends at step 50 instead of 100"),
+        ("train.max_steps=60", 50, "ends at step 60 instead of 100"),
+        ("train.epochs=20 schedule.name=linear", 100, "jumps from 0.001 to 0.05"),
+        ("train.epochs=20 schedule.name=constant", 100, ""), ("train.epochs=10", 100, ""), ("train.epochs=20", 0, ""),
+        ("train.epochs=20 train.max_steps=100", 100, ""),
+    ],
+)  # fmt: skip
+def test_jump_of_the_learning_rate_in_a_longer_run_is_described(settings: str, step: int, message: str) -> None:
+    config = load_config([], settings.split())
+    before = flatten(load_config([], []))
+    text = describe_changed_length(before, step, config, Durations.from_config(config, steps_per_epoch=10))
+    assert message in text and bool(text) == bool(message)

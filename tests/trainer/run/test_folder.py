@@ -132,3 +132,50 @@ def test_disk_errors_become_user_errors() -> None:
 def test_nan_and_infinity_are_written_as_null(started_folder: RunFolder) -> None:
     started_folder.write_json("x.json", {"loss": float("nan"), "rows": [(float("inf"), 1.5)]})
     assert read_json(started_folder.path / "x.json") == {"loss": None, "rows": [[None, 1.5]]}
+
+
+def test_run_inside_or_around_another_run_is_refused(started_folder: RunFolder, tmp_path: Path) -> None:
+    started_folder.write_status("running", 0)
+    for inner in ("y", "a/b"):
+        with pytest.raises(FolderError, match=r"lies inside the run .*x; choose another run\.name"):
+            RunFolder(started_folder.path / inner).acquire(config())
+    with pytest.raises(FolderError, match=r"contains the run .*x; choose another run\.name"):
+        RunFolder(tmp_path / "runs").check_settings(config())
+    assert sorted(path.name for path in started_folder.path.iterdir()) == [
+        ".lock", "config.yaml", "environment.json", "status.json",
+    ]  # fmt: skip
+
+
+def test_released_folder_without_a_run_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "new" / "runs" / "x")
+    folder.acquire(config())
+    folder.release()
+    assert not (tmp_path / "new").exists()
+
+
+def test_folder_that_existed_or_has_files_stays(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    folder = RunFolder(tmp_path / "runs" / "x")
+    folder.acquire(config())
+    (folder.path / "notes.txt").write_text("of a person")
+    folder.release()
+    assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
+    folder.acquire(config())
+    folder.release()
+    assert (folder.path / "notes.txt").exists()
+
+
+def test_forked_worker_does_not_remove_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "x")
+    folder.acquire(config())
+    if (worker := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(worker, 0)
+    assert (folder.path / ".lock").exists() and folder.is_in_use()
+    folder.release()
+
+
+def test_undecodable_bytes_of_a_command_are_escaped_in_json(started_folder: RunFolder) -> None:
+    started_folder.write_json("environment.json", {"command": "a \udcff 猫"})
+    assert RunRecord(started_folder.path).environment["command"] == "a \udcff 猫"
+    assert "猫" in (started_folder.path / "environment.json").read_text()

@@ -30,11 +30,20 @@ test = {"classes": [row], "accuracy": 0.5, "num_samples": 1000}
 summary = {"test": test, "train": {"samples_per_second": 9.0}, "world_size": 1, "steps": 3, "epochs": 1, "seconds": 2.0}
 Console(lambda text: None).log_summary(summary, Path("runs/x"))
 """
-ENDLESS_SCRIPT = """
+HOSTILE_SCRIPT = """
+from pathlib import Path
+from trainer.text.streams import protect_streams
 from trainer.tracking.console import Console
-console = Console(lambda text: None)
-while True:
-    console.log("a line")
+protect_streams()
+row = {"name": "[cat]:smile:\\x1b[31m", "precision": 0.987, "recall": 0.5, "f1": 0.664, "support": 1000}
+test = {"classes": [row], "accuracy": 0.5, "num_samples": 1000}
+summary = {"test": test, "train": {"samples_per_second": 9.0}, "world_size": 1, "steps": 3, "epochs": 1, "seconds": 2.0}
+logged = []
+console = Console(logged.append)
+console.log("[bold]x[/bold] :smile: \\x1b[31m \\u202e")
+console.log_summary(summary, Path("runs/[x]"))
+for text in ("[bold]x[/bold] :smile: \\\\x1b[31m \\\\u202e", "[cat]:smile:\\\\x1b[31m", "runs/[x]"):
+    assert any(text in line for line in logged), (text, logged)
 """
 
 
@@ -96,16 +105,19 @@ def test_output_to_a_file_is_one_plain_line_for_each_row() -> None:
     assert not result.stderr
 
 
-def test_closed_pipe_ends_the_process_without_a_traceback() -> None:
-    command = [sys.executable, "-c", ENDLESS_SCRIPT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
-        assert process.stdout is not None and process.stderr is not None
-        try:
-            assert process.stdout.readline() == b"a line\n"
-            process.stdout.close()
-            assert process.wait(60) == 1 and process.stderr.read() == b""
-        finally:
-            process.kill()
+@pytest.mark.parametrize("columns", [0, 1, 80, 10_000])
+@pytest.mark.parametrize("term", ["dumb", "xterm-256color", "", "unknown"])
+def test_console_prints_on_any_terminal(columns: int, term: str) -> None:
+    for script in (PROGRESS_SCRIPT, HOSTILE_SCRIPT):
+        run_on_terminal(columns, script, TERM=term)
+
+
+def test_markup_emoji_and_control_characters_are_shown_as_text() -> None:
+    command = [sys.executable, "-c", HOSTILE_SCRIPT]
+    piped = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=True).stdout
+    for output in (piped, run_on_terminal(120, HOSTILE_SCRIPT, NO_COLOR="1")):
+        assert "[bold]x[/bold] :smile: \\x1b[31m \\u202e" in output and "[cat]:smile:\\x1b[31m" in output
+        assert "runs/[x]" in output and "\x1b[31m" not in output
 
 
 def test_line_is_written_in_a_single_write(monkeypatch: pytest.MonkeyPatch) -> None:
