@@ -18,7 +18,7 @@ OWN_NAMES = {
     "checkpoints", "tensorboard", "wandb", "figures", "logs", "profile", "export", "config.yaml",
     "environment.json", "status.json", "starts.jsonl", "metrics.jsonl", "summary.json", "model.safetensors",
     "report.html", "evaluation.json", "examples.safetensors", "bad_steps.jsonl", "hang-report.txt", "job.json",
-    "stop", "sweep.json", "results.json",
+    "stop", "sweep.json", "results.json", "data", "data.json",
 }  # fmt: skip
 """Files and folders in a run's folder or beside runs. docs/run_folder.md describes them."""
 

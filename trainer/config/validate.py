@@ -188,7 +188,7 @@ def _training_conflicts(train: TrainSettings, config: RunConfig) -> Iterator[str
     if train.profile is not None and not train.profile_steps:
         yield f"train.profile={train.profile}: expected a first and a last step, counted from 1, such as 'steps 10-20'"
     elif train.profile_steps and train.profile_steps[1] - train.profile_steps[0] >= _MAX_PROFILE_STEPS:
-        yield f"train.profile={train.profile}: the trace would be too large; expected {_MAX_PROFILE_STEPS} steps or fewer"
+        yield f"train.profile={train.profile}: expected {_MAX_PROFILE_STEPS} steps or fewer, because a trace is large"
     if train.device == "cpu" and train.precision == "fp16":
         yield "train.precision=fp16: CPU training does not support fp16; choose fp32 or bf16"
 

@@ -31,8 +31,8 @@ def load_checkpoint_to_resume(
         )
         if hosts:
             raise FolderError(
-                f"run {config.run.name} has checkpoints on {', '.join(hosts)}, but none on {selected.host}, where rank 0 "
-                "runs; set run.root to a folder that all nodes share"
+                f"run {config.run.name} has checkpoints on {', '.join(hosts)}, but none on {selected.host}, where rank "
+                "0 runs; set run.root to a folder that all nodes share"
             )
         return None
     path = folder.checkpoints / selected.path.name if selected.is_own else selected.path  # run.root may differ by node

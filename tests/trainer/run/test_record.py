@@ -54,7 +54,7 @@ def test_settings_of_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
 )
 def test_unreadable_file_is_named(file: str, content: str, attribute: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(content)
-    with pytest.raises(FolderError, match=f"{file} cannot be read as a file of a run .*; repair or remove it"):
+    with pytest.raises(FolderError, match=f"{file} cannot be read as a file of a run .*; repair it, or restore it"):
         getattr(RunRecord(tmp_path), attribute)
 
 
