@@ -128,7 +128,8 @@ def _check_other_launchers(world_size: int) -> None:
             raise WorldError(
                 f"{launcher} started {size} processes ({rank_variable}={rank}, {size_variable}={size}), but the world "
                 f"size of this run is {world_size}, so each process would train alone. Start them with torchrun, or "
-                f"under SLURM with slurm/train.sh; if the variables are left over from another program: unset {rank_variable}"
+                f"under SLURM with slurm/train.sh; if the variables are left over from another program: "
+                f"unset {rank_variable}"
             )
     # accelerate launch --cpu --num_processes 2 sets MASTER_PORT and starts one process.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and not has_rank_variables():

@@ -63,6 +63,8 @@ class TensorBoardTracker(Tracker):
     def _open_writer(self, purge_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # lazy import: 1 s
 
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._check_access()
         return SummaryWriter(str(self._folder), purge_step=purge_step)
 
     def log(self, split: str, scalars: dict[str, float], step: int, wall_time: float | None = None) -> None:
@@ -154,12 +156,18 @@ class TensorBoardTracker(Tracker):
         try:
             if self._writer is None or not self._folder.is_dir():
                 self._writer = self._open_writer(None)
+            self._check_access()
             disk = os.statvfs(self._folder)
             if disk.f_bavail * disk.f_frsize < required_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write(self._writer)
         except OSError as error:
             self._drop_writer(error)
+
+    def _check_access(self) -> None:
+        """Raises PermissionError if no file can be created: TensorBoard's thread would end with a traceback."""
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def _drop_writer(self, error: OSError) -> None:
         """Drops the writer, whose thread has ended after this error. The next row opens a new writer."""

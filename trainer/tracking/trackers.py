@@ -1,5 +1,6 @@
 """Builds the trackers of rank 0: metrics.jsonl, W&B and TensorBoard."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -18,24 +19,26 @@ from trainer.tracking.wandb_mode import resolve_mode
 def wandb_run_id(config: RunConfig, folder: RunFolder, checkpoint_run_id: str) -> str:
     """Returns the W&B id of the run: from the run folder, the checkpoint or WANDB_RUN_ID, else a new id.
 
-    In a trial of a W&B sweep it is WANDB_RUN_ID: W&B accepts no other one. Stores the id in the run folder. With W&B
-    off it returns checkpoint_run_id, which may be empty.
-    Raises UserError as resolve_mode, and for an unusable WANDB_RUN_ID. Raises OSError if the id cannot be stored.
+    In a trial of a W&B sweep it is WANDB_RUN_ID: W&B accepts no other one. Stores the id in the run folder; if that
+    fails, the checkpoints have it. With W&B off it returns checkpoint_run_id, which may be empty.
+    Raises UserError as resolve_mode, and for an unusable WANDB_RUN_ID.
     """
     if resolve_mode(config.log.wandb) == "off":
         return checkpoint_run_id
     path = folder.path / "wandb" / "run-id"
     variable = os.environ.get("WANDB_RUN_ID", "")
     is_trial = bool(variable and os.environ.get("WANDB_SWEEP_ID"))
-    if is_trial or not path.is_file():
-        if variable and not re.fullmatch(r"[\w.-]{1,64}", variable, re.ASCII):
-            raise UserError(
-                "WANDB_RUN_ID: expected up to 64 letters, digits, dots and hyphens; correct it, or run: unset "
-                "WANDB_RUN_ID"
-            )
+    if not is_trial and path.is_file():
+        return path.read_text().strip()
+    if variable and not re.fullmatch(r"[\w.-]{1,64}", variable, re.ASCII):
+        raise UserError(
+            "WANDB_RUN_ID: expected up to 64 letters, digits, dots and hyphens; correct it, or run: unset WANDB_RUN_ID"
+        )
+    run_id = (variable if is_trial else checkpoint_run_id or variable) or secrets.token_hex(4)
+    with contextlib.suppress(OSError):  # W&B itself reports a folder that it cannot use
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text((variable if is_trial else checkpoint_run_id or variable) or secrets.token_hex(4))
-    return path.read_text().strip()
+        path.write_text(run_id)
+    return run_id
 
 
 def build_trackers(

@@ -47,8 +47,11 @@ def _settings(exam: Examination) -> Iterator[Finding]:
 
 def _launcher(exam: Examination) -> Iterator[Finding]:
     """Reports variables of a launcher that `samecurve train` removes, and that stop `python trainer/main.py`."""
-    problem = exam.request["launcher"]
-    yield Finding("launcher", "", "warning" if problem else "ok", problem or "no variables of another launcher")
+    if problem := exam.request["launcher"]:
+        fix = "remove them for python trainer/main.py and accelerate launch; samecurve train ignores them"
+        yield Finding("launcher", "", "warning", problem, "no variables of another launcher", fix)
+    else:
+        yield Finding("launcher", "", "ok", "no variables of another launcher")
 
 
 def _own_name(exam: Examination) -> Iterator[Finding]:

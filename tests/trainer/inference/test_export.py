@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from support.processes import Samecurve, finished_run
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer.config.plugins import MODELS
 from trainer.config.schema import DataSettings, ModelSettings
 from trainer.data import digits
 from trainer.data.normalization import Normalization
@@ -124,6 +125,21 @@ def test_every_program_format_supports_model(name: str, tmp_path: Path) -> None:
         assert export_model(tmp_path / "weights.safetensors", to).largest_difference < 1e-4
 
 
+def attention(model: ModelSettings, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(image_size, 2, 16, batch_first=True)
+    return nn.Sequential(nn.Flatten(1, 2), layer, nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+
+
+def test_network_with_attention_is_exported_as_torchscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two traces of PyTorch's attention give different graphs, with equal logits."""
+    monkeypatch.setitem(MODELS, "attention", f"{__name__}:attention")
+    settings = ModelSettings(name="attention")
+    module = build_model(settings, 10, 1, 8)
+    metadata = ModelMetadata(settings, tuple("abcdefghij"), Normalization((0.5,), (0.2,)), 8, 1)
+    save_file(module.state_dict(), tmp_path / "weights.safetensors", metadata.to_file_metadata())
+    assert export_model(tmp_path / "weights.safetensors", "torchscript").largest_difference < 1e-4
+
+
 class TestRefusals:
     def test_file_with_other_logits_is_deleted(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         good = FORMATS["torch"]
@@ -148,6 +164,21 @@ class TestRefusals:
         with pytest.raises(ExportError, match="No space left"):
             export_model(run, to, tmp_path / f"x{FORMATS[to].suffix}")
         assert not list(tmp_path.glob("*x*"))
+
+    def test_any_error_of_an_exporter_is_one_line(
+        self, run: Path, samecurve: Samecurve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise torch.jit.TracingCheckError("graph " * 999, "\nx" * 999)
+
+        monkeypatch.setitem(FORMATS, "torchscript", Format(".torchscript.pt", fail, FORMATS["torchscript"].load))
+        _, err = samecurve("export", str(run), "--to", "torchscript", code=2)
+        assert (
+            err.count("\n") == 1
+            and "lenet cannot be written as torchscript (Tracing failed sanity checks! ERROR: Graphs" in err
+            and len(err) < 400
+        )
+        assert not [path for path in (run / "export").iterdir() if path.name.startswith(".")]
 
     def test_out_with_another_suffix(self, run: Path) -> None:
         with pytest.raises(ExportError, match=r"ends in \.onnx"):

@@ -1,6 +1,7 @@
 """Tests that a failing tracker does not fail a run."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,8 +67,14 @@ def test_tracker_that_cannot_start_is_left_out(tmp_path: Path, monkeypatch: pyte
     assert isinstance(tracker, MetricsFile) and "W&B has failed (RuntimeError: Could not determine" in lines[0]
 
 
-def test_file_in_place_of_the_tensorboard_folder_costs_only_tensorboard(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").write_text("")
+@pytest.mark.parametrize("problem", ["file", "no access"])
+def test_unusable_tensorboard_folder_costs_only_tensorboard(
+    problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if problem == "file":
+        (tmp_path / "tensorboard").write_text("")
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)  # for root every folder is writable
     lines: list[str] = []
     config = load_config([], ["run.name=x", "log.wandb=off"])
     metrics, tensorboard = trackers.build_trackers(config, RunFolder(tmp_path), 0, "", lines.append)

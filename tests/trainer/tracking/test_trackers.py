@@ -55,6 +55,12 @@ def test_wandb_online_with_wandb_mode_disabled_is_refused(folder: RunFolder, mon
         wandb_run_id(config("log.wandb=online"), folder, checkpoint_run_id="")
 
 
+def test_id_is_given_although_it_cannot_be_stored(folder: RunFolder) -> None:
+    (folder.path / "wandb").write_text("")  # in place of the folder
+    assert re.fullmatch("[0-9a-f]{8}", wandb_run_id(config("log.wandb=offline"), folder, checkpoint_run_id=""))
+    assert wandb_run_id(config("log.wandb=offline"), folder, checkpoint_run_id="abcd1234") == "abcd1234"
+
+
 def test_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:
     offline, off = config("log.wandb=offline"), config("log.wandb=off")
     path = folder.path / "wandb" / "run-id"
