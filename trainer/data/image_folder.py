@@ -177,7 +177,10 @@ def _list_split(
                 f"class folder {folder} is empty: expected image files ({', '.join(EXTENSIONS)}); "
                 "add some or remove the folder from train/ and test/"
             )
-        listed.files += sorted(files, key=lambda file: (_canonical(file.path), file.path))
+        files.sort(key=lambda file: file.path)
+        if not all(file.path.isascii() for file in files):
+            files.sort(key=lambda file: _canonical(file.path))
+        listed.files += files
     if split == "train":
         listed.files = _interleave_classes(listed.files)
     return listed

@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,6 @@ def load_or_decode(
     """
     name = PackName(group, image_size, channels, pack.fingerprint(image_size, channels, files))
     shape = (len(files), image_size, image_size, channels)
-    paths = [os.path.join(root, file.path) for file in files]
     with contextlib.ExitStack() as stack:
         earlier, rows = None, {}
         for found, is_same in _open_packs(folder, name, shape[1:], stack):
@@ -52,16 +51,16 @@ def load_or_decode(
                     images = found.read_images()
                     found.keep_locked()
                     return DecodedFiles(images, found.checksums, {})
-                if is_same and (errors := _retry(found, paths, shape)):
+                if is_same and (errors := _retry(found, root, files, shape)):
                     return DecodedFiles(np.empty((0, *shape[1:]), np.uint8), found.checksums, errors)
                 earlier, rows = found, found.rows()
                 break
         try:
-            return _decode_and_pack(folder, name, files, paths, shape, earlier, rows)
+            return _decode_and_pack(folder, name, root, files, shape, earlier, rows)
         except OSError as error:
             problem = f"cannot cache decoded images in {folder} ({error.strerror})"
     images = np.empty(shape, np.uint8)
-    decoded = decode_files(paths, range(len(paths)), shape[1:], images)
+    decoded = decode_files(_paths(root, files), range(len(files)), shape[1:], images)
     notes = (f"{problem}; set data.cache_dir to start faster next time", *_describe_bits(decoded.grey_bits))
     return DecodedFiles(images, decoded.checksums, decoded.errors, notes)
 
@@ -77,19 +76,24 @@ def _open_packs(
             yield found, path.name.endswith(f"-{name.fingerprint}.npy")
 
 
-def _retry(found: Pack, paths: Sequence[str], shape: tuple[int, ...]) -> dict[int, str]:
+def _paths(root: str, files: Iterable[ImageFile]) -> list[str]:
+    return [os.path.join(root, file.path) for file in files]
+
+
+def _retry(found: Pack, root: str, files: Sequence[ImageFile], shape: tuple[int, ...]) -> dict[int, str]:
     """Decodes the damaged files of a pack again, which another version of Pillow may read. Returns what fails."""
     damaged = list(found.errors)
     images = np.empty((len(damaged), *shape[1:]), np.uint8)
-    errors = decode_files([paths[row] for row in damaged], range(len(damaged)), shape[1:], images).errors
+    paths = _paths(root, (files[row] for row in damaged))
+    errors = decode_files(paths, range(len(damaged)), shape[1:], images).errors
     return {damaged[position]: reason for position, reason in errors.items()}
 
 
 def _decode_and_pack(
     folder: Path,
     name: PackName,
+    root: str,
     files: Sequence[ImageFile],
-    paths: Sequence[str],
     shape: tuple[int, ...],
     earlier: Pack | None,
     rows: dict[tuple[str, int, int], int],
@@ -110,7 +114,8 @@ def _decode_and_pack(
             _copy_rows(earlier, known, output, shape[1:])
             checksums[list(known)] = earlier.checksums[list(known.values())]
         missing = [position for position in range(len(files)) if position not in known]
-        decoded = decode_files([paths[position] for position in missing], missing, shape[1:], output)
+        paths = _paths(root, (files[position] for position in missing))
+        decoded = decode_files(paths, missing, shape[1:], output)
         checksums[missing] = decoded.checksums
         errors = {missing[index]: reason for index, reason in decoded.errors.items()}
         pack.append_index(partial, output.start + int(np.prod(shape)), checksums, files, errors)
