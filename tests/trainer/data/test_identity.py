@@ -211,11 +211,12 @@ def test_without_lists_the_counts_and_classes_are_compared(root: Path, tmp_path:
     assert "train has as many images of each class, but other ones" in refusal(before, load(root))
 
 
-def test_damaged_list_is_not_used(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda _: gzip.compress(b"{}"), lambda _: b""])
+def test_damaged_list_is_not_used(root: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     identity = load(root)
     store(identity, tmp_path / "run")
     for path in (tmp_path / "run" / "data").iterdir():
-        path.write_bytes(path.read_bytes()[:-20])
+        path.write_bytes(damage(path.read_bytes()))
     assert all(split.samples_json is None for split in store(identity, tmp_path / "run", False).splits.values())
 
 
