@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.data.dataset import ArraySplit, checksum_images, list_names
-from trainer.data.images.files import one_line
 from trainer.errors import DataError, FolderError
 from trainer.run.files import replace_file
+from trainer.text.escape import escape
 
 DATA_FILE = "data.json"
 TRAINING_ADVICE = "choose another run.name to train on this one"
@@ -230,20 +230,20 @@ def _file_differences(old: dict[str, _Content], new: dict[str, _Content]) -> Ite
     added_by_checksum = {new[name].checksum: name for name in reversed(added) if new[name].checksum is not None}
     moved = {name: added_by_checksum[old[name].checksum] for name in missing if old[name].checksum in added_by_checksum}
     changed = sorted(name for name in old.keys() & new if old[name].differs(new[name]))
-    yield from _first(moved, lambda name: f"is now {one_line(moved[name])}")
+    yield from _first(moved, lambda name: f"is now {escape(moved[name])}")
     yield from _first([name for name in missing if name not in moved], lambda _: "is missing")
     yield from _first([name for name in added if name not in moved.values()], lambda _: "is new")
     yield from _first(changed, lambda name: f"has other content ({_describe_sizes(old[name], new[name])})")
     if not (missing or added or changed):
         first = next((name for name, other in zip(old, new, strict=True) if name != other), None)
         if first is not None:
-            yield f"the images are in another order, from {one_line(first)} on"
+            yield f"the images are in another order, from {escape(first)} on"
 
 
 def _first(names: Collection[str], describe: Callable[[str], str]) -> Iterator[str]:
     for name in list(names)[:1]:
         more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
-        yield f"{one_line(name)} {describe(name)}{more}"
+        yield f"{escape(name)} {describe(name)}{more}"
 
 
 def _describe_sizes(old: _Content, new: _Content) -> str:

@@ -21,7 +21,7 @@ from trainer.config.schema import DataSettings
 from trainer.data.dataset import ArrayDataset, ArraySplit, check_known_classes
 from trainer.data.identity import DataIdentity, identify_listed
 from trainer.data.images.cache import DecodedFiles, load_or_decode
-from trainer.data.images.files import EXTENSIONS, describe_skipped, find_images, is_hidden, one_line, unreadable
+from trainer.data.images.files import EXTENSIONS, describe_skipped, find_images, is_hidden, unreadable
 from trainer.data.images.pack import ImageFile
 from trainer.errors import DataError
 
@@ -240,7 +240,7 @@ def _decode(data: DataSettings, splits: Sequence[_Split]) -> tuple[list[ArraySpl
 
 def _check_damage(root: Path, splits: Sequence[_Split], decoded: Sequence[DecodedFiles]) -> None:
     damaged = [
-        f"{one_line(split.files[position].path)} ({reason})"
+        f"{split.files[position].path} ({reason})"
         for split, result in zip(splits, decoded, strict=True)
         for position, reason in sorted(result.errors.items())
     ]

@@ -96,7 +96,7 @@ def evaluate(
         notes = (*notes, f"the {split} set has no images of {classes}: {list_names(missing)}")
     if world.is_rank0:
         for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {escape(note)}", file=sys.stderr)
     augment = Augment(data, metadata.normalization, 0, world.device, tensor_split.images.shape[1:])
     module = world.accelerator.prepare_model(model.module, device_placement=False, evaluation_mode=True)
     evaluation, _ = evaluate_split(

@@ -20,6 +20,7 @@ from trainer.data import digits, image_folder
 from trainer.data.dataset import ArrayDataset, ArraySplit
 from trainer.data.identity import DataIdentity, check_same_data, identify_split, read_identity
 from trainer.errors import DataError
+from trainer.text.escape import escape
 
 CLASSES = ("class10", "class2", "été")
 NAMES = (
@@ -83,8 +84,7 @@ def pick(root: Path, rng: random.Random, split: str = "train") -> Path:
 
 def name_of(path: Path, root: Path) -> str:
     """The name of an image file as a message shows it."""
-    name = normalize("NFC", path.relative_to(root).as_posix())
-    return name if name.isprintable() else ascii(name)
+    return escape(normalize("NFC", path.relative_to(root).as_posix()))
 
 
 Change = Callable[[Path, random.Random], list[str]]

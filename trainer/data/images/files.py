@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.errors import DataError
+from trainer.text.escape import escape
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff",
@@ -47,7 +48,7 @@ def find_images(
 
 def unreadable(path: str, error: OSError) -> DataError:
     """Returns the error for a file or folder that cannot be read."""
-    return DataError(f"cannot read {one_line(path)} ({error.strerror}); repair or remove it")
+    return DataError(f"cannot read {path} ({error.strerror}); repair or remove it")
 
 
 def describe_skipped(skipped: Counter[str]) -> str:
@@ -61,11 +62,6 @@ def describe_skipped(skipped: Counter[str]) -> str:
     return f"skipped {files} ({listed})"
 
 
-def one_line(name: str) -> str:
-    """Returns a name as it is, or with escapes if it would break or garble the line that it is printed in."""
-    return name if name.isprintable() else ascii(name)
-
-
 def _kind(name: str) -> str:
     extension = Path(name).suffix.lower()
-    return one_line(extension) if extension else "without ending"
+    return escape(extension) if extension else "without ending"
