@@ -1,8 +1,8 @@
 """Plans and runs the ranks of one machine: the torchrun command, its environment variables and its exit code."""
 
 import os
+import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from launch.forecast import RankLayout
@@ -11,13 +11,19 @@ from launch.plan import EnvironmentVariable, LaunchPlan
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import without_launchers
 from trainer.errors import WorldError
+from trainer.process.temporary import temporary_folder
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
+from trainer.run.stop import handled_signals
 from trainer.text.escape import escape
 from trainer.text.streams import close_again
 
 # Long enough to finish a step and save a checkpoint; torchrun's default of 30 s would lose them.
 SHUTDOWN_TIMEOUT_SECONDS = 600
-FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+FORWARDED_SIGNALS = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+)  # fmt: skip
+LOG_VARIABLE = "PET_LOG_DIR"
+"""torchrun's folder for its ranks; by default it leaves one behind in the temporary folder"""
 # On one machine the ranks meet on its loopback address. With --standalone, torchrun would look up the machine's own
 # name and the name localhost, which need not be known.
 ONE_MACHINE_OPTIONS = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
@@ -87,10 +93,9 @@ def threads_variable(config: RunConfig, cores: int, ranks: int) -> EnvironmentVa
 
 def torchrun_variables() -> list[EnvironmentVariable]:
     """Returns the variables that let torchrun's ranks save a checkpoint when they are stopped."""
+    names = ",".join(number.name for number in handled_signals(FORWARDED_SIGNALS))  # torchrun would handle all of them
     return [
-        EnvironmentVariable(
-            "PET_SIGNALS_TO_HANDLE", FORWARDED_SIGNALS, "signals for the ranks; SIGUSR1 would kill torchrun"
-        ),
+        EnvironmentVariable("PET_SIGNALS_TO_HANDLE", names, "signals for the ranks; SIGUSR1 would kill torchrun"),
         EnvironmentVariable(
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
             str(SHUTDOWN_TIMEOUT_SECONDS),
@@ -114,10 +119,10 @@ def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADV
         os.execve(plan.argv[0], plan.argv, environment)
     from launch.signals import SignalForwarder  # lazy import: psutil
 
-    with tempfile.TemporaryDirectory(prefix="samecurve-") as temporary_folder:
-        outcome_path = Path(temporary_folder) / "outcome.json"
-        forwarder = SignalForwarder()
-        torchrun_code = forwarder.run(plan.argv, environment | {OUTCOME_VARIABLE: str(outcome_path)})
+    with temporary_folder() as folder_of_launch:
+        outcome_path = folder_of_launch / "outcome.json"
+        variables = {OUTCOME_VARIABLE: str(outcome_path), LOG_VARIABLE: str(folder_of_launch / "logs")}
+        torchrun_code = SignalForwarder().run(plan.argv, variables | environment)
         return _report_exit(torchrun_code, read_outcome(outcome_path), folder, failure_advice)
 
 

@@ -29,11 +29,16 @@ else
     # With --standalone, torchrun would look up the machine's own name, which need not be known.
     rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1)
 fi
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2
+signals=
+for name in SIGTERM SIGINT SIGHUP SIGQUIT SIGUSR1 SIGUSR2; do
+    # torchrun would handle also what this script was started to ignore, such as SIGHUP by nohup.
+    [[ $(trap -p "$name") == "trap -- '' $name" ]] || signals+=${signals:+,}$name
+done
+export PET_SIGNALS_TO_HANDLE=$signals
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 if [ -z "${SAMECURVE_OUTCOME:-}" ]; then # ranks record an error here that a restart would only repeat
-    SAMECURVE_OUTCOME=$(mktemp -d "${TMPDIR:-/tmp}/samecurve-XXXXXX")/outcome.json
-    export SAMECURVE_OUTCOME
+    folder=$(mktemp -d "${TMPDIR:-/tmp}/samecurve-XXXXXX") # the ranks remove it
+    export SAMECURVE_OUTCOME=$folder/outcome.json PET_LOG_DIR=${PET_LOG_DIR:-$folder}
 fi
 exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" "$here/../trainer/main.py" "$@"

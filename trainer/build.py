@@ -13,6 +13,7 @@ from trainer.config.durations import Durations
 from trainer.config.schema import ModelSettings, RunConfig
 from trainer.data.augment import Augment
 from trainer.data.identity import DataIdentity, check_same_data, read_identity
+from trainer.data.loader import check_shared_memory
 from trainer.data.normalization import Normalization, resolve_normalization
 from trainer.data.sampler import BatchSampler
 from trainer.data.splits import DataSplits, TensorSplit, load_splits, move_to_device
@@ -113,6 +114,7 @@ def build_components(
     durations = Durations.from_config(config, batches.steps_per_epoch)
     num_epochs = -(-durations.total_steps // batches.steps_per_epoch)
     augment = Augment(config.data, normalization, config.run.seed, world.device, image_shape, num_epochs)
+    world.raise_together(lambda: check_shared_memory(splits.train, augment.uses_partners, config, world))
     module = _build_network(model, config, world, splits, batches)
     optimizer = _build_optimizer(module, config, world, splits, normalization, saved)
     step, prepared_optimizer = _build_step(config, world, module, optimizer, augment, watchdog)

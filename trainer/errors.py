@@ -52,7 +52,7 @@ class TrainingError(UserError):
 
 
 class PeerError(_OneLineError):
-    """Another rank has ended or cannot be reached.
+    """Another rank, or a data worker of this one, has ended or cannot be reached.
 
     Neither the user nor this process is at fault, so a launcher may restart the ranks.
     """

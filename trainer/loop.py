@@ -16,7 +16,7 @@ from trainer.optim.optimizers import set_learning_rates
 from trainer.report.writer import NullReportWriter
 from trainer.run.checkpoint import Progress, TrainingState
 from trainer.run.checkpoint_writer import CheckpointWriter
-from trainer.run.stop import StepTimes, StopCheck
+from trainer.run.stop import StepTimes, StopCheck, StopWhileWaiting
 from trainer.run.watchdog import NullWatchdog
 from trainer.timer import build_timer
 from trainer.tracking.console import NullConsole
@@ -72,6 +72,13 @@ class Trainer:
             raise TrainingError(error)
         self.metric_logger.start()
         self.meter.start()
+        try:
+            return self._take_steps()
+        except StopWhileWaiting as stop:
+            return str(stop)
+
+    def _take_steps(self) -> str:
+        """Does the work of run()."""
         total_steps = self.components.durations.total_steps
         step_start = self._before_batch()
         for shards in self._batches():
@@ -217,6 +224,9 @@ class Trainer:
             )
             self.checkpoint_writer.save(state, best_step)
 
-    def wait_for_checkpoint(self) -> None:
-        """Waits for the last checkpoint. Raises FolderError on all ranks when it could not be written."""
-        self.world.raise_together(self.checkpoint_writer.finish)
+    def wait_for_checkpoint(self, has_final_weights: bool = False) -> None:
+        """Waits for the last checkpoint. Raises FolderError on all ranks when it could not be written.
+
+        has_final_weights: model.safetensors is written.
+        """
+        self.world.raise_together(lambda: self.checkpoint_writer.finish(has_final_weights))

@@ -19,6 +19,7 @@ from trainer.config.load import as_overrides, find_config_file, help_text, load_
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import read_environment
 from trainer.errors import ConfigError, PeerError, UserError
+from trainer.process.temporary import LauncherFolder, remove_stale_folders
 from trainer.run.exit import (
     exit_process,
     is_outcome_requested,
@@ -27,7 +28,7 @@ from trainer.run.exit import (
     would_repeat_failure,
     write_outcome,
 )
-from trainer.run.stop import StopSignals
+from trainer.run.stop import LAUNCHER_END, StopSignals
 from trainer.text.streams import protect_streams
 
 _RANK0_EXIT_SECONDS = 1.0  # rank 0 exits first: a launcher ends all ranks as soon as one has exited
@@ -58,8 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:  # perhaps on this machine only, so its first rank reports it
         return report_user_error(error, is_reporter=env.local_rank == 0)
     signals = StopSignals(is_reporter=env.rank == 0)
+    remove_stale_folders()
+    launcher_folder = LauncherFolder(signals.launcher_pid if env.local_rank == 0 else 0)
     try:
-        return _train(config, signals)
+        code = _train(config, signals)
+        if code in (0, _STOPPED):
+            launcher_folder.remove()
+        return code
     except KeyboardInterrupt:
         if env.rank == 0:
             print(f"interrupted before training started; {config.folder} is unchanged", file=sys.stderr)
@@ -95,6 +101,8 @@ def _train(config: RunConfig, signals: StopSignals) -> int:
             write_outcome(_STOPPED if stopped else 0, stopped)
         if stopped and not world.is_rank0:
             time.sleep(_RANK0_EXIT_SECONDS)
+        if stopped == LAUNCHER_END and env.restarts_left and not signals.has_lost_launcher:
+            return 1  # another machine has lost its launcher; ours starts the ranks again without it
         # Any other code makes a launcher with restarts left start the run again.
         return _STOPPED if stopped and not env.restarts_left and not is_outcome_requested() else 0
 

@@ -1,6 +1,10 @@
 """One session of a run, which is one start of it: builds the training loop and records how the session ends."""
 
 import contextlib
+import functools
+import os
+import sys
+import time
 
 from accelerate.utils import set_seed
 
@@ -9,6 +13,7 @@ from trainer.config.load import flatten
 from trainer.config.schema import RunConfig
 from trainer.config.validate import check_ranks
 from trainer.data.identity import DATA_FILE
+from trainer.data.loader import lost_worker
 from trainer.distributed.world import World
 from trainer.errors import FolderError, PeerError
 from trainer.loop import Trainer
@@ -17,13 +22,14 @@ from trainer.optim.schedule import describe_changed_length
 from trainer.report.writer import NullReportWriter, build_report_writer
 from trainer.run.checkpoint import Progress
 from trainer.run.checkpoint_writer import BackgroundCheckpointWriter, CheckpointWriter, NullCheckpointWriter
-from trainer.run.files import disk_errors_as_user_errors
+from trainer.run.files import disk_errors_as_user_errors, error_reason
 from trainer.run.folder import RunFolder
+from trainer.run.lock import LockEvent
 from trainer.run.rank_log import RankLog
 from trainer.run.record import RunRecord
 from trainer.run.resume import load_checkpoint_to_resume
 from trainer.run.sessions import append_session, describe_environment
-from trainer.run.stop import StepTimes, StopCheck, StopSignals, find_deadline
+from trainer.run.stop import FOLDER_MOVED, StepTimes, StopCheck, StopSignals, find_deadline
 from trainer.run.watchdog import NullWatchdog, build_watchdog
 from trainer.summary import build_summary, write_final_weights
 from trainer.tracking.console import Console, NullConsole
@@ -32,6 +38,10 @@ from trainer.tracking.logger import MetricLogger
 from trainer.tracking.profiler import build_profiler
 from trainer.tracking.trackers import build_trackers, wandb_run_id
 
+# Ranks whose launcher was killed need some seconds to save, and another machine's lock a minute to be given up.
+_FOLDER_WAIT_SECONDS = 60.0
+_FOLDER_POLL_SECONDS = 0.5
+_RESULT_BYTES = 1 << 18  # room for the small files of a result
 # Paths and W&B's variables may differ between machines; all other settings must be the same on all ranks.
 _MACHINE_SETTINGS = {"data.root", "data.cache_dir", "run.root", "log.project"}
 
@@ -49,11 +59,12 @@ def train(config: RunConfig, world: World, signals: StopSignals) -> str:
     folder = RunFolder(config.folder)
     rank_log = RankLog(folder.path, world.rank)
     watchdog = build_watchdog(
-        world.rank, world.size, world.attempt_id, config.train.hang_timeout_seconds, folder, rank_log.write
+        world.rank, world.size, world.attempt_id, config.train.hang_timeout_seconds, folder, rank_log.write, signals
     )
+    folder.on_lost = functools.partial(_end_without_folder, folder, signals)
     watchdog.start()
     try:
-        world.broadcast_from_rank0(lambda: folder.acquire(config))
+        _acquire_folder(config, world, folder, watchdog)
         session = Session(config, world, folder, signals, watchdog, rank_log)
         if session.is_finished():
             session.print_result()
@@ -69,6 +80,50 @@ def train(config: RunConfig, world: World, signals: StopSignals) -> str:
         folder.release()
 
 
+def _acquire_folder(config: RunConfig, world: World, folder: RunFolder, watchdog: NullWatchdog) -> None:
+    """Locks the run folder on rank 0. Waits up to a minute for another process that holds it: perhaps it is saving the
+    last checkpoint of a run that was stopped.
+
+    Raises FolderError on every rank, as RunFolder.acquire().
+    """
+    deadline = time.monotonic() + _FOLDER_WAIT_SECONDS
+    is_first = True
+    while holder := world.broadcast_from_rank0(lambda: folder.try_acquire(config)):
+        if world.broadcast_from_rank0(lambda: time.monotonic() > deadline):
+            raise folder.in_use_error(holder)
+        if is_first and world.is_rank0:
+            print(
+                f"samecurve: run folder {folder.path} is in use by {holder}; waiting up to {_FOLDER_WAIT_SECONDS:g} s "
+                "for its end",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        is_first = False
+        watchdog.heartbeat(0, "start")
+        time.sleep(_FOLDER_POLL_SECONDS)
+
+
+def _end_without_folder(folder: RunFolder, signals: StopSignals, event: LockEvent, detail: str) -> None:
+    """Stops the run if its folder was renamed; ends it at once if another process has taken the folder.
+
+    Runs in a thread on rank 0.
+    """
+    if event == "moved":
+        old_path = folder.path
+        folder.follow_if_moved()
+        print(
+            f"samecurve: run folder {old_path} was renamed to {detail} during the run; stopping with a checkpoint",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        signals.request_stop(FOLDER_MOVED)
+        return
+    print(
+        f"samecurve: this run was suspended, and {detail} has taken run folder {folder.path} meanwhile; ending without "
+        "a checkpoint",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(1)  # two processes must never write to one folder
+
+
 class Session:
     """Builds and owns the objects of one session. Every rank makes the same calls; only rank 0 writes files."""
 
@@ -82,7 +137,7 @@ class Session:
         rank_log: RankLog,
     ) -> None:
         self.config, self.world, self.folder = config, world, folder
-        self.watchdog, self.rank_log = watchdog, rank_log
+        self.watchdog, self.rank_log, self.signals = watchdog, rank_log, signals
         self.console = Console(rank_log.write) if world.is_rank0 else NullConsole()
         log = self.console.log
         set_seed(config.run.seed)
@@ -98,15 +153,15 @@ class Session:
                 folder, config.checkpoint.keep, self.progress, self.metric_logger.flush, log
             )
             self.report_writer = build_report_writer(folder, config, self.components, self.metric_logger, log)
-        self.trainer = self._build_trainer(signals)
+        self.trainer = self._build_trainer()
 
-    def _build_trainer(self, signals: StopSignals) -> Trainer:
+    def _build_trainer(self) -> Trainer:
         world, config = self.world, self.config
         skipped_steps, step_times = SkippedSteps(world.device), StepTimes()
         self.stop_check = StopCheck(
-            signals,
+            self.signals,
             folder=self.folder.path if world.is_rank0 else None,
-            deadline=find_deadline(config.train.time_limit_seconds, signals.since) if world.is_rank0 else None,
+            deadline=find_deadline(config.train.time_limit_seconds, self.signals.since) if world.is_rank0 else None,
             step_times=step_times,
             world_size=world.size,
             all_reduce_max=world.all_reduce_max,
@@ -153,7 +208,7 @@ class Session:
                 self._finish()
             return reason
         except BaseException as error:
-            lost_peer = self.watchdog.peer_lost(error)
+            lost_peer = self.watchdog.peer_lost(error) or lost_worker(error)
             try:
                 # Rank 0 records a failure. If it has died without that, the ranks that are left do.
                 if self.world.is_rank0 or (lost_peer.startswith("rank 0") and not self._is_failure_recorded()):
@@ -184,6 +239,7 @@ class Session:
                 self.metric_logger.logged_splits = folder.remove_rows_after(step)
                 self.metric_logger.best = RunRecord(folder.path).best
                 self.progress.wandb_run_id = wandb_run_id(config, folder, self.progress.wandb_run_id)
+                self._reserve_room()
             log, run_id = self.console.log, self.progress.wandb_run_id
             self.metric_logger.bad_steps_file = JsonLines(folder.bad_steps, log)
             self.metric_logger.trackers = build_trackers(config, folder, step, run_id, log)
@@ -210,28 +266,43 @@ class Session:
         )
         self.watchdog.heartbeat(step, "waiting for data")
 
+    def _reserve_room(self) -> None:
+        """Keeps room on the disk for the final weights, which must not fail because checkpoints have filled it."""
+        num_bytes = sum(tensor.nbytes for tensor in self.components.module.state_dict().values())
+        try:
+            self.folder.reserve_room(num_bytes + _RESULT_BYTES)
+        except OSError as error:
+            self.console.log(
+                f"no room could be reserved in {self.folder.path} for the final weights, {num_bytes >> 20} MB "
+                f"({error_reason(error)})"
+            )
+
     def _stop(self, reason: str) -> None:
         """Saves a checkpoint and sets the status to `stopped`."""
         self.trainer.save_checkpoint()
         self.trainer.wait_for_checkpoint()
 
-        def write_status() -> None:
+        def write_status() -> str:
+            self.folder.follow_if_moved()
             with disk_errors_as_user_errors(f"status.json in {self.folder.path}"):
                 self.folder.write_status("stopped", self.progress.step, reason)
                 self.stop_check.remove_stop_file()
             self.report_writer.on_stop()
+            return "" if self.folder.path == self.config.folder else f"rename it back to {self.config.folder}, and "
 
-        self.world.broadcast_from_rank0(write_status)
+        advice = self.world.broadcast_from_rank0(write_status)
         self.world.raise_together(self._close)  # all ranks raise: the launcher kills the rest as soon as one exits
         self.console.log(
             f"stopped by {reason} after step {self.progress.step:,}, with a checkpoint in {self.folder.path}; "
-            "run the same command again to continue"
+            f"{advice}run the same command again to continue"
         )
 
     def _finish(self) -> None:
         """Writes the final weights and the summary, and prints the result."""
         progress, folder = self.progress, self.folder
-        self.trainer.wait_for_checkpoint()
+        self.watchdog.heartbeat(progress.step, "checkpoint")
+        self.world.broadcast_from_rank0(self._write_final_weights)
+        self.trainer.wait_for_checkpoint(has_final_weights=True)
         self.watchdog.heartbeat(progress.step, "result")
         samples_per_second = self.trainer.meter.mean_samples_per_second or progress.last_line["samples_per_second"]
         steps_per_epoch = self.components.durations.steps_per_epoch
@@ -239,7 +310,6 @@ class Session:
 
         def write_result() -> None:
             with disk_errors_as_user_errors(f"the result in {folder.path}"):
-                folder.write_file("model.safetensors", lambda path: write_final_weights(path, self.components))
                 folder.write_json("summary.json", summary)
                 folder.write_status("finished", progress.step)
                 self.stop_check.remove_stop_file()
@@ -249,6 +319,16 @@ class Session:
         self.world.broadcast_from_rank0(write_result)
         self.world.raise_together(self._close)
         self.console.log_summary(summary, folder.path)
+
+    def _write_final_weights(self) -> None:
+        """Writes model.safetensors. On a full disk, older checkpoints give way."""
+        folder = self.folder
+        folder.follow_if_moved()
+        folder.release_room()
+        with disk_errors_as_user_errors(f"model.safetensors in {folder.path}"):
+            self.checkpoint_writer.write_with_room(
+                lambda: folder.write_file("model.safetensors", lambda path: write_final_weights(path, self.components))
+            )
 
     def _is_failure_recorded(self) -> bool:
         """Returns whether status.json says already that the run failed."""

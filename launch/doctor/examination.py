@@ -16,7 +16,8 @@ class Examination:
     facts: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """result of node/server.py by node, with `received_at` by this machine's clock"""
     reach: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """by node: `unreachable` maps other nodes to reasons, `shared_problem` is why it could not use the run folder"""
+    """by node: `unreachable` maps other nodes to reasons, `shared_problem` is why it could not use the run folder,
+    `has_own_flock` whether it does not see the flock of the first node"""
     answered: frozenset[int] = frozenset()
     """nodes whose answer in the run folder is visible on this machine"""
     shared_problem: str = ""

@@ -1,11 +1,13 @@
 """Checks that all nodes share the run folder: each node copies a token file in run.root, and the first node looks."""
 
+import contextlib
+import fcntl
 import secrets
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from launch.doctor.node.server import SHARED_SECONDS
 
@@ -20,12 +22,18 @@ class SharedFolder:
         self.token = secrets.token_hex(_TOKEN_BYTES)
         self.folder = root / f".doctor-{self.token}"
         self.problem = ""
+        self._file: IO[str] | None = None
         self._created = [folder for folder in (self.folder, root, *root.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True)
-            (self.folder / "token").write_text(self.token)
+            self._file = (self.folder / "token").open("w")
+            self._file.write(self.token)
+            self._file.flush()
         except OSError as error:
             self.problem = f"{root}: {error.strerror}"
+            return
+        with contextlib.suppress(OSError):  # facts.lock_problem() reports it
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the other nodes must see it
 
     def answered_nodes(self, reach: Mapping[int, Any]) -> frozenset[int]:
         """Returns the nodes whose answer file is visible here.
@@ -51,6 +59,8 @@ class SharedFolder:
 
     def remove(self) -> None:
         """Removes the folder, and the parent folders that this check created."""
+        if self._file is not None:
+            self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         for folder in self._created[1:]:
             try:

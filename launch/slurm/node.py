@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 from launch.hardware import this_machine
 from launch.slurm import retry
-from launch.torchrun import ONE_MACHINE_OPTIONS, config_arguments
+from launch.torchrun import LOG_VARIABLE, ONE_MACHINE_OPTIONS, config_arguments
+from trainer.process.temporary import temporary_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,13 +44,16 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return forwarder.run([machine.python, *script], environment)
     argv = [machine.python, str(machine.install_root / "launch" / "elastic.py"), f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
-        return forwarder.run([*argv, *ONE_MACHINE_OPTIONS, *script], environment)
-    is_host = os.environ.get("SLURM_NODEID") == "0"
-    # A machine's own name often resolves to loopback, so the first node looks up its route to the second one.
-    address = local_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])
-    argv += [f"--nnodes={arguments.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={arguments.endpoint}"]
-    argv += [f"--rdzv-id={arguments.id}", f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]
-    return forwarder.run([*argv, *script], interface_variables(address) | environment)
+        argv += ONE_MACHINE_OPTIONS
+    else:
+        is_host = os.environ.get("SLURM_NODEID") == "0"
+        # A machine's own name often resolves to loopback, so the first node looks up its route to the second one.
+        address = local_address(arguments.second if is_host else arguments.endpoint.rpartition(":")[0])
+        argv += [f"--nnodes={arguments.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={arguments.endpoint}"]
+        argv += [f"--rdzv-id={arguments.id}", f"--rdzv-conf=is_host={is_host}", f"--local-addr={address}"]
+        environment = interface_variables(address) | environment
+    with temporary_folder() as folder:
+        return forwarder.run([*argv, *script], {LOG_VARIABLE: str(folder / "logs")} | environment)
 
 
 def correct_job_end(environment: Mapping[str, str], controller_time: float) -> dict[str, str]:

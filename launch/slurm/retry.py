@@ -138,8 +138,8 @@ def decide(
         return Decision("end", STOPPED, reason, record)
     # With a grace time, SLURM signals a preemption to the ranks at once but to this job only after the grace time.
     time_is_over = received == signal.SIGUSR1 or is_preempted or is_job_end
-    # launch/signals.py stops the ranks of a killed torchrun by SIGTERM: the user did not request this stop.
-    is_orphaned = outcome is not None and outcome[1] == "SIGTERM" and code >= 128
+    # Neither the end of the launcher nor launch/signals.py's SIGTERM to its ranks is a stop that the user requested.
+    is_orphaned = outcome is not None and (outcome[1] == stop.LAUNCHER_END or (outcome[1] == "SIGTERM" and code >= 128))
     if not time_is_over and not is_orphaned and (outcome is not None or received is not None):
         cause = outcome[1] if outcome else signal.Signals(received or 0).name
         return Decision("end", STOPPED, f"stopped by {cause}", record)

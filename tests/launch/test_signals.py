@@ -42,18 +42,19 @@ def launchers() -> Iterator[list["subprocess.Popen[str]"]]:
         process.communicate()
 
 
-def start(launchers: list["subprocess.Popen[str]"], delay_seconds: float = 0.5) -> "subprocess.Popen[str]":
-    """Starts a launcher and waits until its command handles signals."""
+def start(
+    launchers: list["subprocess.Popen[str]"], delay_seconds: float = 0.5, ignored: signal.Signals | None = None
+) -> "subprocess.Popen[str]":
+    """Starts a launcher and waits until its command handles signals. ignored: a signal that it is started to ignore."""
     argv = [sys.executable, "-c", LAUNCHER, COMMAND.format(delay=delay_seconds)]
-    launchers.append(subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True))
+    prefix = [] if ignored is None else ["sh", "-c", f'trap "" {ignored.name[3:]}; exec "$@"', "sh"]
+    launchers.append(subprocess.Popen([*prefix, *argv], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True))
     assert launchers[-1].stdout is not None
     assert launchers[-1].stdout.readline() == "ready\n"
     return launchers[-1]
 
 
-@pytest.mark.parametrize(
-    ("sent", "received"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGHUP", "SIGTERM")]
-)  # a closed terminal stops the command like SIGTERM
+@pytest.mark.parametrize(("sent", "received"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT"), ("SIGHUP", "SIGHUP")])
 def test_repeated_stop_signal_is_forwarded_once(
     launchers: list["subprocess.Popen[str]"], sent: str, received: str
 ) -> None:
@@ -63,6 +64,16 @@ def test_repeated_stop_signal_is_forwarded_once(
     launcher.send_signal(signal.Signals[sent])
     output, _ = launcher.communicate(timeout=60)
     assert output == f"received {received}\ncode 7\n"
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_ignored_signal_is_not_forwarded(launchers: list["subprocess.Popen[str]"], ignored: signal.Signals) -> None:
+    launcher = start(launchers, ignored=ignored)
+    launcher.send_signal(ignored)
+    time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    output, _ = launcher.communicate(timeout=60)
+    assert output == "received SIGTERM\ncode 7\n"
 
 
 def test_second_ctrl_c_after_a_second_kills_the_command(launchers: list["subprocess.Popen[str]"]) -> None:

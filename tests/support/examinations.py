@@ -41,6 +41,7 @@ def node_facts(name: str, **changes: Any) -> dict[str, Any]:
         "shm": space,
         "disk": {"run folder": space, "temp": space},
         "write_problem": "",
+        "lock_problem": "",
         "data": {"problem": "", "summary": "two classes"},
         "own_name_problem": "",
         "wandb": {"has_key": True, "problem": "", "server": "https://wandb.example"},
@@ -57,7 +58,7 @@ def facts_with(node: int, **changes: Any) -> dict[int, Any]:
 
 def reach_of(*nodes: int) -> dict[int, dict[str, Any]]:
     """The replies of nodes that reach all others and share the run folder."""
-    return {node: {"unreachable": {}, "shared_problem": ""} for node in nodes}
+    return {node: {"unreachable": {}, "shared_problem": "", "has_own_flock": False} for node in nodes}
 
 
 def examination(request: dict[str, Any] | None = None, **changes: Any) -> Examination:

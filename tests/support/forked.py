@@ -60,6 +60,16 @@ def run_rank(env: dict[str, str], log: str, argv: list[str], fault: str) -> None
     os._exit(code)  # a normal exit would run pytest's exit handlers
 
 
+def run_rank_of_launcher(env: dict[str, str], log: str, argv: list[str], fault: str) -> None:
+    """Runs the trainer as a child of this process, which takes the part of torchrun. The child's pid is in a file."""
+    pid = os.fork()
+    if not pid:
+        Path(log).with_name(f"pid-{env.get('RANK', '0')}").write_text(str(os.getpid()))
+        run_rank(env | {"TORCHELASTIC_RUN_ID": "x"}, log, argv, fault)
+    _, status = os.waitpid(pid, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
 def call_before_images(action: Callable[[int], None]) -> None:
     """Makes Step._prepare_images call `action` first, with the number of the call, from 1."""
     prepare_images = Step._prepare_images
@@ -167,6 +177,22 @@ def endless_step() -> None:
     call_before_images(sleep_in_second_step)
 
 
+def no_batch() -> None:
+    """The third chunk of images never comes; the file `waiting` tells that it is waited for. Chunks have one step."""
+    tiny_network()
+    loader._CHUNK_BYTES = 1  # type: ignore[misc]
+    calls = itertools.count(1)
+    fetch = loader._ChunkDataset._fetch
+
+    def fetch_or_wait(self: loader._ChunkDataset, ids: torch.Tensor) -> Samples:
+        if next(calls) == 3:
+            Path("waiting").touch()
+            time.sleep(600)
+        return fetch(self, ids)
+
+    loader._ChunkDataset._fetch = fetch_or_wait  # type: ignore[method-assign]
+
+
 def late_rank() -> None:
     """Rank 1 takes 0.15 s longer for each batch."""
     tiny_network()
@@ -223,5 +249,6 @@ FAULTS = {
     "slow_data": slow_data,
     "slow_steps": slow_steps,
     "endless_step": endless_step,
+    "no_batch": no_batch,
     "slow_result": slow_result,
 }

@@ -242,7 +242,7 @@ class TrainSettings:
     )
     hang_timeout_seconds: float = setting(
         300.0,
-        "several ranks: seconds without progress of a rank until the run ends and names that rank; 0: no limit",
+        "seconds awake without progress of a rank until the run ends and names that rank; 0: no limit",
         minimum=0.0,
         maximum=1e7,
         may_change=True,

@@ -9,8 +9,11 @@ once, because a small batch would spend more time on the overhead of each call t
 """
 
 import itertools
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,8 +26,10 @@ from trainer.data.augment import Augment
 from trainer.data.sampler import BatchSampler
 from trainer.data.splits import TensorSplit
 from trainer.distributed import sharding
+from trainer.distributed.environment import read_environment
 from trainer.distributed.sharding import ShardLayout
 from trainer.distributed.world import World
+from trainer.errors import DataError
 from trainer.run import stop
 
 _SAMPLES_PER_ORDER_CALL = 1 << 14  # of this rank: computing sample ids has a fixed cost per call
@@ -32,6 +37,9 @@ _CHUNK_BYTES = 3 << 20  # uint8 images of a chunk: a thousand of 32 pixels, whic
 # On a GPU every call costs the same, so chunks are larger. The limit lets the crop count in 32 bits: it indexes a view
 # with about 80 elements per byte of images (32 pixels, flipped, data.crop_padding=2).
 _GPU_CHUNK_BYTES = 16 << 20
+
+_SHARED_MEMORY = Path("/dev/shm")
+_CHUNKS_PER_WORKER = 2  # DataLoader's prefetch_factor
 
 
 class Samples(NamedTuple):
@@ -228,6 +236,36 @@ def train_loader(
         chunk_shards = _split_chunk(_Chunk(spec, samples, partners))
         for step_specs in spec.steps:
             yield list(itertools.islice(chunk_shards, len(step_specs)))
+
+
+def _chunk_bytes(split: TensorSplit, config: RunConfig, world: World) -> int:
+    """Returns the most bytes of images in a chunk: at least those of one step."""
+    image_bytes = split.images[0].numel()
+    step_bytes = image_bytes * -(-config.data.global_batch_size // world.size)
+    return int(min(max(_CHUNK_BYTES, step_bytes), image_bytes * len(split)))
+
+
+def check_shared_memory(split: TensorSplit, uses_partners: bool, config: RunConfig, world: World) -> None:
+    """Raises DataError if /dev/shm cannot hold the chunks that the data workers prepare. They would wait for ever."""
+    if not config.data.workers or not _SHARED_MEMORY.is_dir():
+        return
+    chunk_bytes = _chunk_bytes(split, config, world)
+    num_chunks = read_environment().local_world_size * config.data.workers * _CHUNKS_PER_WORKER
+    needed = num_chunks * chunk_bytes * (2 if uses_partners else 1)
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free < needed:
+        raise DataError(
+            f"data.workers={config.data.workers} needs {needed / 1e6:.1f} MB of shared memory, but {_SHARED_MEMORY} "
+            f"has {free / 1e6:.1f} MB free. Set data.workers=0, or enlarge it (a container: --shm-size=1g)"
+        )
+
+
+def lost_worker(error: BaseException) -> str:
+    """Returns which data worker has died if that caused the error; empty for any other error."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not re.match(r"DataLoader worker \(pid", text):
+        return ""
+    return f"a data worker is gone ({text[:160]}); if that happens again, lower data.workers"
 
 
 def _augment_samples(samples: Samples, augment: Augment, epoch: int) -> Samples:

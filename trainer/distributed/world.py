@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=2)  # for all ranks to arrive: a rank that failed at its start never does
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for one collective: the other ranks wait while rank 0 decodes a data set
+# The watchdog ends ranks that hang, and knows a suspended rank, for which a collective may have to wait for long.
+_WATCHED_TIMEOUT = timedelta(days=7)
 # The group forms under the short timeout and then gets the long one. torch before 2.15 cannot change the timeout.
 _CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
 _GROUP_TIMEOUT = _RENDEZVOUS_TIMEOUT if _CAN_SET_TIMEOUT else _COLLECTIVE_TIMEOUT
@@ -85,10 +87,11 @@ class World:
         _check_group(env, self.size)
         self._cpu_group: Any = None
         if self.size > 1:
+            timeout = _WATCHED_TIMEOUT if train.hang_timeout_seconds else _COLLECTIVE_TIMEOUT
             if on_gpu:
                 self._cpu_group = _create_cpu_group(self.device)
-                _set_collective_timeout(self._cpu_group)
-            _set_collective_timeout()
+                _set_collective_timeout(timeout, self._cpu_group)
+            _set_collective_timeout(timeout)
 
     def raise_together(self, work: Callable[[], T]) -> T:
         """Runs `work` on every rank and returns its result.
@@ -230,10 +233,10 @@ def _create_cpu_group(gpu: torch.device) -> Any:
     return cpu_group
 
 
-def _set_collective_timeout(group: Any = None) -> None:
+def _set_collective_timeout(timeout: timedelta, group: Any = None) -> None:
     """Gives a formed group, by default the group of all ranks, the timeout of collectives."""
     if _CAN_SET_TIMEOUT:
-        torch.distributed.set_timeout(_COLLECTIVE_TIMEOUT, group)
+        torch.distributed.set_timeout(timeout, group)
 
 
 def _shorten(error: Exception) -> str:

@@ -245,6 +245,28 @@ def prune(folder: Path, keep: int, newest: Path, keep_steps: set[int], is_valid:
             shutil.rmtree(path)
 
 
+def remove_oldest(
+    folder: Path, last_step: int, keep: int, prefer_to_keep: int, is_valid: dict[str, bool]
+) -> Path | None:
+    """Removes the oldest valid checkpoint and returns its path; None if only the newest `keep` ones are left.
+
+    last_step: checkpoints of later steps are neither counted nor removed, and neither are damaged ones.
+    prefer_to_keep: step of the checkpoint to remove last.
+    is_valid: as in prune().
+    """
+    valid_checkpoints = []
+    for path in list_checkpoints(folder):
+        if _step(path) <= last_step:
+            if path.name not in is_valid:
+                is_valid[path.name] = not find_damage(path)
+            valid_checkpoints += [path] if is_valid[path.name] else []
+    candidates = sorted(valid_checkpoints[keep:], key=lambda path: (_step(path) == prefer_to_keep, _step(path)))
+    if not candidates:
+        return None
+    shutil.rmtree(candidates[0])
+    return candidates[0]
+
+
 def _step(path: Path) -> int:
     """Returns the step in a checkpoint's name; -1 if it is not a checkpoint's name."""
     match = _NAME.fullmatch(path.name)

@@ -2,7 +2,8 @@
 state is copied.
 
 One save runs at a time; the next one waits for it. If a save fails, the writer logs the reason and keeps the earlier
-checkpoints, and the next save that is due is attempted normally.
+checkpoints, and the next save that is due is attempted normally. On a full disk, older checkpoints give way, but never
+the newest valid one.
 """
 
 import copy
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from torch import Tensor
 from trainer.errors import FolderError
 from trainer.run import checkpoint
 from trainer.run.checkpoint import Progress, TrainingState
-from trainer.run.files import DISK_ERRORS, error_reason, write_error
+from trainer.run.files import DISK_ERRORS, error_reason, is_disk_full, write_error
 from trainer.run.folder import RunFolder
+
+T = TypeVar("T")
 
 _FIRST_ESTIMATE_SECONDS = 1.0  # until the first save has been timed
 
@@ -36,8 +39,17 @@ class CheckpointWriter(Protocol):
     def wait(self) -> None:
         """Waits until the current save has succeeded, or has failed and logged why."""
 
-    def finish(self) -> None:
-        """Waits for the current save. Raises FolderError if it failed, for example on a full disk."""
+    def finish(self, has_final_weights: bool = False) -> None:
+        """Waits for the current save. Raises FolderError if it failed, for example on a full disk.
+
+        has_final_weights: model.safetensors is on the disk, so that on a full disk all older checkpoints may give way.
+        """
+
+    def write_with_room(self, write: Callable[[], object]) -> None:
+        """Calls `write`, on a full disk again and again, each time without one more of the older checkpoints.
+
+        Raises the last error of `write` when only the newest valid checkpoint is left.
+        """
 
 
 class NullCheckpointWriter:
@@ -47,7 +59,8 @@ class NullCheckpointWriter:
 
     def save(self, state: TrainingState, best_step: int | None) -> None: ...
     def wait(self) -> None: ...
-    def finish(self) -> None: ...
+    def finish(self, has_final_weights: bool = False) -> None: ...
+    def write_with_room(self, write: Callable[[], object]) -> None: ...
 
 
 class BackgroundCheckpointWriter:
@@ -69,6 +82,8 @@ class BackgroundCheckpointWriter:
         self._snapshot = Snapshot()
         self._thread: Thread | None = None
         self._error: BaseException | None = None
+        self._unsaved: tuple[TrainingState, int | None] | None = None  # did not fit on a full disk
+        self._last_step = progress.step
         self._written_step = progress.step if progress.step else -1  # -1: none
         self._best_step = progress.best.step if progress.best else -1
         self._validity_by_name: dict[str, bool] = {}
@@ -86,8 +101,11 @@ class BackgroundCheckpointWriter:
         self._thread = Thread(target=self._write, args=(snapshot, best_step, start), name="checkpoint")
         self._thread.start()
 
-    def finish(self) -> None:
+    def finish(self, has_final_weights: bool = False) -> None:
         self.wait()
+        if self._unsaved is not None and has_final_weights and self._has_flushed_rows():
+            # The room of the last checkpoint is enough for this one, which has the same size.
+            self._write(*self._unsaved, time.perf_counter(), keep=0)
         if self._error is not None:
             raise self._error
 
@@ -96,19 +114,38 @@ class BackgroundCheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, state: TrainingState, best_step: int | None, start: float) -> None:
+    def write_with_room(self, write: Callable[[], object]) -> None:
+        self.wait()
+        self._write_with_room(write)
+
+    def _write_with_room(self, write: Callable[[], T], keep: int = 1) -> T:
+        """keep: number of checkpoints that do not give way."""
+        while True:
+            try:
+                return write()
+            except DISK_ERRORS as error:
+                if not is_disk_full(error):
+                    raise
+                removed = checkpoint.remove_oldest(
+                    self._folder.checkpoints, self._last_step, keep, self._best_step, self._validity_by_name
+                )
+                if removed is None:
+                    raise
+                self._log(f"the disk is full; removed the older checkpoint {removed} to make room")
+
+    def _write(self, state: TrainingState, best_step: int | None, start: float, keep: int = 1) -> None:
         """Runs in the thread. Logs an error at once and stores it for finish() to raise."""
-        step, folder = state.progress.step, self._folder
+        self._last_step = step = state.progress.step
+        folder = self._folder
         name = f"checkpoint of step {step:,} in {folder.checkpoints}"
-        self._error = None
+        self._error = self._unsaved = None
         try:
             if folder.restore_if_removed():
                 self._log(f"run folder {folder.path} was removed during the run; created it again")
-            # Rows before the checkpoint: a run that resumes from it does not log them again, so they must be on disk.
-            self._flush_rows()
-            path = checkpoint.save(folder.checkpoints, state)
+            path = self._write_with_room(lambda: self._save(state), keep)
             self._written_step = step
         except (*DISK_ERRORS, FolderError) as error:
+            self._unsaved = (state, best_step) if is_disk_full(error) else None
             self._error = error if isinstance(error, FolderError) else write_error(name, error)
             self._log(f"{name} was not written ({error_reason(error)}); training continues")
         except BaseException as error:  # a bug: the next save() or finish() raises it in the main thread
@@ -119,6 +156,18 @@ class BackgroundCheckpointWriter:
         seconds = time.perf_counter() - start
         self.slowest_save_seconds = max(self.slowest_save_seconds, seconds) if self._has_timed_save else seconds
         self._has_timed_save = True
+
+    def _has_flushed_rows(self) -> bool:
+        try:
+            self._flush_rows()
+        except DISK_ERRORS:
+            return False
+        return True
+
+    def _save(self, state: TrainingState) -> Path:
+        # Rows before the checkpoint: a run that resumes from it does not log them again, so they must be on disk.
+        self._flush_rows()
+        return checkpoint.save(self._folder.checkpoints, state)
 
     def _prune(self, newest: Path, best_step: int | None) -> None:
         """Removes old checkpoints. Keeps the best checkpoint until a better one has been written."""

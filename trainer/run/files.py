@@ -1,6 +1,7 @@
 """Writes files that are either complete or absent, and turns disk errors into messages for the user."""
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -52,6 +53,24 @@ def write_problem(folder: Path) -> str:
     except OSError as error:
         return error_reason(error)
     return ""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether a disk error means that the disk, or the user's share of it, is full."""
+    return error_reason(error) in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+def reserve_room(path: Path, num_bytes: int) -> None:
+    """Reserves room on a disk by a file without content. Raises OSError, without a file, if that is impossible."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            else:  # macOS
+                file.write(b"\0" * num_bytes)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def error_reason(error: BaseException) -> str:

@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from trainer.config.changes import changed_settings
 from trainer.config.load import to_yaml
 from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
-from trainer.run import lock
-from trainer.run.files import finite_json, replace_file, write_problem
+from trainer.run.files import finite_json, replace_file, reserve_room, write_problem
+from trainer.run.lock import LOCK_FILE, FolderLock, LockEvent, is_held
 from trainer.run.record import RunRecord
 
 
@@ -20,25 +20,44 @@ class RunFolder:
     """The folder run.root/run.name. docs/run_folder.md lists its files; RunRecord reads them."""
 
     def __init__(self, path: Path) -> None:
+        self._set_path(path)
+        self._lock = FolderLock(path)
+        self._is_held = False
+        self._created: list[Path] = []  # folders of this process, as long as the run has not begun
+        self.on_lost: Callable[[LockEvent, str], None] = lambda event, detail: None
+        """called in a thread when this process loses the folder that it holds; see FolderLock.try_acquire()"""
+        self._config_yaml = ""
+        self._environment: dict[str, object] = {}
+        os.register_at_fork(after_in_child=self.release)  # DataLoader workers live seconds longer than a killed process
+
+    def _set_path(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.bad_steps = path / "bad_steps.jsonl"
-        self._lock: IO[str] | None = None
-        self._config_yaml = ""
-        self._environment: dict[str, object] = {}
-        self._created: list[Path] = []  # folders of this process, as long as the run has not begun
-        # DataLoader workers live seconds longer than a killed process.
-        os.register_at_fork(after_in_child=self._drop_lock)
+        self._reserve = path / ".reserve.partial"  # write_settings() removes it after a kill
 
     def acquire(self, config: RunConfig) -> None:
         """Creates the folder if needed and locks it until release() or the end of the process.
 
         Raises FolderError if another process holds it, if it cannot be written, or as check_settings().
         """
-        self._check_place()
-        self._acquire_lock()
+        if holder := self.try_acquire(config):
+            raise self.in_use_error(holder)
+
+    def try_acquire(self, config: RunConfig) -> str:
+        """Does the same as acquire(), but returns the name of the process that holds the folder; empty on success."""
+        self.check_settings(config)  # before a wait, which would be for nothing
+        if not self._try_acquire_lock():
+            return self._lock.holder
         self.check_settings(config)
+        return ""
+
+    def in_use_error(self, holder: str) -> FolderError:
+        """Returns the error for a folder that another process holds."""
+        return FolderError(
+            f"run folder {self.path} is in use by {holder}; wait for its end, or choose another run.name"
+        )
 
     def check_settings(self, config: RunConfig) -> None:
         """Raises FolderError if the folder contains a run that a run with these settings cannot continue, or if it lies
@@ -82,40 +101,56 @@ class RunFolder:
         if inner is not None:
             raise FolderError(f"run folder {self.path} contains the run {inner.parent}; choose another run.name")
 
-    def _acquire_lock(self) -> None:
+    def _try_acquire_lock(self) -> bool:
         self.release()
         try:
             missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._created = missing
-            self._lock = lock.acquire(self.path)
-        except BlockingIOError:
-            raise FolderError(
-                f"run folder {self.path} is in use by another process; wait for it, or choose another run.name"
-            ) from None
+            self._is_held = self._lock.try_acquire(self.on_lost)
         except OSError as error:
             raise FolderError(
                 f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a writable folder"
             ) from None
+        return self._is_held
 
     def is_in_use(self) -> bool:
         """Returns whether a process holds the folder, as far as this machine can see."""
-        return lock.is_held(self.path)
+        return is_held(self.path)
 
     def release(self) -> None:
-        """Releases the lock, if there is one, and removes what acquire() has created if the run has not begun."""
-        if self._lock is not None and self._created:
-            with contextlib.suppress(OSError):  # somebody has put a file there
-                (self.path / lock.LOCK_FILE).unlink()
-                for folder in self._created:
-                    folder.rmdir()
-        self._drop_lock()
+        """Releases the lock and the reserved room, and removes what acquire() has created if the run has not begun.
 
-    def _drop_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        Does nothing without a lock, and in a forked process.
+        """
+        if not self._is_held or not self._lock.is_owner:
+            self._lock.release()
+            return
+        self._is_held, created = False, self._created
         self._created = []
+        self.release_room()
+        if created:  # before the end of the lease, which keeps others from using the folder
+            (self.path / LOCK_FILE).unlink(missing_ok=True)
+        self._lock.release()
+        with contextlib.suppress(OSError):  # somebody has put a file there
+            for folder in created:
+                folder.rmdir()
+
+    def reserve_room(self, num_bytes: int) -> None:
+        """Reserves room on the disk until release_room(). Raises OSError if the disk has too little."""
+        reserve_room(self._reserve, num_bytes)
+
+    def release_room(self) -> None:
+        self._reserve.unlink(missing_ok=True)
+
+    def follow_if_moved(self) -> bool:
+        """Uses the new path of the folder if somebody has renamed it. Returns whether it was renamed."""
+        moved_to = self._lock.moved_to() if self._is_held else None
+        if moved_to is None:
+            return False
+        self._set_path(moved_to)
+        self._lock.folder = moved_to
+        return True
 
     def write_settings(self, config: RunConfig, environment: dict[str, object]) -> None:
         """Begins the run: writes config.yaml and environment.json, and removes partial files of killed processes."""
@@ -130,14 +165,16 @@ class RunFolder:
         self.write_json("environment.json", self._environment)
 
     def restore_if_removed(self) -> bool:
-        """Creates the folder again if somebody removed it during the run. Returns whether it did. Raises OSError."""
-        try:
-            lock_inode = (self.path / lock.LOCK_FILE).stat().st_ino
-            if self._lock is not None and os.fstat(self._lock.fileno()).st_ino == lock_inode:
-                return False
-        except FileNotFoundError:
-            pass
-        self._acquire_lock()
+        """Creates the folder again if somebody removed it during the run. Returns whether it did.
+
+        Raises OSError, and FolderError if somebody has renamed the folder: nothing must be written to the old path.
+        """
+        if self._is_held and (moved_to := self._lock.moved_to()):
+            raise FolderError(f"run folder {self.path} was renamed to {moved_to}")
+        if self._is_held and not self._lock.is_removed:
+            return False
+        if not self._try_acquire_lock():
+            raise self.in_use_error(self._lock.holder)
         self._write_settings_files()
         return True
 

@@ -5,8 +5,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from threading import get_ident
+
+from trainer.process.identity import process_state
 
 HANG_REPORT = "hang-report.txt"
 # In the order of a step: of two ranks in the same step, the one in the earlier phase is late.
@@ -82,13 +83,3 @@ def format_stacks(main_thread: int) -> str:
         name = "main thread" if thread == main_thread else f"thread {thread}"
         stacks.append(f"   {name}\n" + "".join(traceback.format_stack(frames[thread])))
     return "\n".join(stacks)
-
-
-def process_state(pid: int) -> str:
-    """Returns Linux's letter for the state of a process on this machine, "gone" without one, "?" without /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone" if Path("/proc").is_dir() else "?"
-    except (OSError, IndexError):
-        return "?"

@@ -1,5 +1,5 @@
-"""Decides at the end of each step whether a run stops: because of a signal, a file `stop` in the run folder, or a
-deadline. All ranks decide the same.
+"""Decides at the end of each step whether a run stops: because of a signal, the end of the launcher, a file `stop` in
+the run folder, or a deadline. All ranks decide the same.
 
 The signal handler only notes the signal: saving a checkpoint inside a handler can deadlock. A thread notes it, so that
 a second Ctrl-C works while the main thread waits in an exchange.
@@ -11,16 +11,23 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from trainer.process.identity import ProcessIdentity
+from trainer.process.launcher import find_launcher, wait_for_end
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _STOP_FILE, _TIME_LIMIT = "the file `stop` in the run folder", "the time limit"
 JOB_END = "the end of the SLURM job"
-REASONS = ("", *(number.name for number in _SIGNALS), _STOP_FILE, _TIME_LIMIT, JOB_END)
+LAUNCHER_END = "the end of the launcher"
+FOLDER_MOVED = "a new name of the run folder"
+REASONS = (
+    "", *(number.name for number in _SIGNALS), LAUNCHER_END, _STOP_FILE, _TIME_LIMIT, JOB_END, FOLDER_MOVED,
+)  # fmt: skip
 """Why a run stops. The ranks agree on the highest index of any of them, so later reasons take precedence."""
 # The terminal sends a Ctrl-C to the ranks, and torchrun sends it to them again: two within this time are the same one.
 _SAME_INTERRUPT_SECONDS = 1.0
@@ -31,8 +38,21 @@ _SLOWEST_STEP_WINDOW = 100  # a slow step counts for the next 100 to 200 steps
 _TYPICAL_STEP_WINDOW = 20  # the typical time is a mean of about this many steps
 
 
+class StopWhileWaiting(BaseException):
+    """Raised in the main thread while it waits for data that do not come. Its text is one of REASONS."""
+
+
+def handled_signals(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Returns those of some signals that this process was not started to ignore.
+
+    `nohup` ignores SIGHUP, and a script ignores SIGINT for its background jobs: what the user asked for stays so.
+    """
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopSignals:
-    """Notes the first signal that asks the run to stop. Create it once, in the main thread, as early as possible."""
+    """Notes the first signal that asks the run to stop, or the end of the launcher. Create it once, in the main thread,
+    as early as possible."""
 
     def __init__(self, is_reporter: bool) -> None:
         """is_reporter: this process prints what a Ctrl-C does."""
@@ -42,25 +62,62 @@ class StopSignals:
         self._is_training = False
         self._first_interrupt: float | None = None
         self._original_handlers: dict[int, Any] = {}
+        self._launcher: ProcessIdentity | None = None
+        self._interrupts_wait: Callable[[], bool] = lambda: False
         self.received = ""
-        """name of the first signal; empty without one"""
+        """name of the first signal, or another one of REASONS; empty without one"""
         if current_thread() is not main_thread():  # called from a program with signal handlers of its own
             return
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
-        self._original_handlers.update({number: signal.signal(number, self._handle) for number in _SIGNALS})
+        self._original_handlers.update(
+            {number: signal.signal(number, self._handle) for number in handled_signals(_SIGNALS)}
+        )
         self._original_wakeup_fd = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         Thread(target=self._listen, name="signals", daemon=True).start()
+        if pid := find_launcher():
+            self._launcher = ProcessIdentity.of(pid)
+            Thread(target=self._watch_launcher, args=(pid,), name="launcher watch", daemon=True).start()
+
+    @property
+    def launcher_pid(self) -> int:
+        """0 for a process without a launcher."""
+        return 0 if self._launcher is None else self._launcher.pid
+
+    @property
+    def has_lost_launcher(self) -> bool:
+        """Whether the launcher of this process has ended before it. The store of the ranks may have ended with it."""
+        return self._launcher is not None and self._launcher.is_gone
+
+    def _watch_launcher(self, pid: int) -> None:
+        """Runs in a thread. Nobody else can tell a rank that its launcher was killed."""
+        wait_for_end(pid)
+        if not self._is_training:
+            print(f"samecurve: the launcher (process {pid}) has ended before training", file=sys.stderr, flush=True)
+            os._exit(128 + signal.SIGTERM)
+        self.request_stop(LAUNCHER_END)
+
+    def request_stop(self, reason: str) -> None:
+        """Stops the run at the end of this step. reason: one of REASONS."""
+        self.received = self.received or reason
 
     @contextlib.contextmanager
     def stop_at_step_end(self) -> Iterator[None]:
-        """Inside, signals stop the run at the end of a step. Outside, SIGINT and SIGTERM end the process at once,
-        because there is nothing to save."""
+        """Inside, signals stop the run at the end of a step. Outside, SIGINT, SIGTERM and SIGHUP end the process
+        at once, because there is nothing to save."""
         self._is_training = True
         try:
             yield
         finally:
             self._is_training = False
+
+    def interrupt_wait(self, is_waiting: Callable[[], bool]) -> None:
+        """Raises StopWhileWaiting in the main thread if is_waiting() is true there."""
+        self._interrupts_wait = is_waiting
+        wake_signals = set(self._original_handlers) - {signal.SIGINT}  # a second SIGINT would end the process
+        wake_signal = min(wake_signals, default=None)
+        if wake_signal is not None:
+            signal.pthread_kill(main_thread().ident or 0, wake_signal)
 
     def close(self) -> None:
         """Restores the signal handlers."""
@@ -73,6 +130,9 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, as soon as that runs Python code again."""
+        is_waiting, self._interrupts_wait = self._interrupts_wait, lambda: False
+        if is_waiting():
+            raise StopWhileWaiting(self.received)
         if number == signal.SIGINT and not self._is_training:
             raise KeyboardInterrupt
 
@@ -84,16 +144,20 @@ class StopSignals:
 
     def _note(self, number: int) -> None:
         now = time.monotonic()
-        if number == signal.SIGTERM and not self._is_training:
+        if number in (signal.SIGTERM, signal.SIGHUP) and not self._is_training:
             os._exit(128 + number)
+        if (
+            number == signal.SIGTERM and self.has_lost_launcher
+        ):  # from `samecurve train`, to the ranks of a killed torchrun
+            self.request_stop(LAUNCHER_END)
         if number == signal.SIGINT:
             if self._first_interrupt is not None and now - self._first_interrupt > _SAME_INTERRUPT_SECONDS:
                 os._exit(130)
             is_first, self._first_interrupt = self._first_interrupt is None, self._first_interrupt or now
             if is_first and self._is_reporter and self._is_training:
                 print("stopping after this step, with a checkpoint; Ctrl-C again exits at once", file=sys.stderr)
-        if number in _SIGNALS and not self.received:
-            self.received = signal.Signals(number).name
+        if number in self._original_handlers:
+            self.request_stop(signal.Signals(number).name)
 
 
 def ignore_signals_in_worker(worker: int) -> None:

@@ -168,11 +168,20 @@ def _data(exam: Examination) -> Iterator[Finding]:
             yield Finding("data", name, "warning", f"{check['problem']}; the run will download it", expected)
 
 
+_LEASE_NOTE = (
+    "nothing: runs are locked by lease files instead; after a run was killed on one machine, another machine waits a "
+    "minute before it continues the run"
+)
+
+
 def _run_folder(exam: Examination) -> Iterator[Finding]:
     fix = "make it writable for you on this node (is it read-only or full? a quota?), or set run.root to another folder"
     for node, facts in exam.facts.items():
         if problem := facts["write_problem"]:
             yield Finding("run folder", exam.name(node), "fail", problem, "a new file can be created there", fix)
+        elif problem := facts["lock_problem"]:
+            got = f"writable, but flock does not work there ({problem})"
+            yield Finding("run folder", exam.name(node), "warning", got, "flock works", _LEASE_NOTE)
         else:
             yield Finding("run folder", exam.name(node), "ok", "writable")
 
@@ -187,7 +196,10 @@ def _shared(exam: Examination) -> Iterator[Finding]:
         yield Finding("shared", "", "warning", f"not checked: {exam.shared_problem}", expected)
         return
     for node, reply in exam.reach.items():
-        if node in exam.answered:
+        if node in exam.answered and reply["has_own_flock"]:
+            got = "the same folder, but this node does not see the flock of the first node"
+            yield Finding("shared", exam.name(node), "warning", got, "all nodes share their flocks", _LEASE_NOTE)
+        elif node in exam.answered:
             yield Finding("shared", exam.name(node), "ok", "the same folder")
         elif not exam.facts[node]["write_problem"]:
             got = reply["shared_problem"] or "the first node does not see its file"

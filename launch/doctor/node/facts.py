@@ -4,6 +4,7 @@ Imports only the standard library and modules that need nothing else, so that it
 exception is wandb, which knows its server: a broken one is a fact.
 """
 
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -49,6 +50,7 @@ def collect(request: Mapping[str, Any], is_first: bool) -> dict[str, Any]:
             "temp": disk_space(Path(tempfile.gettempdir())),
         },
         "write_problem": write_problem(run_folder),
+        "lock_problem": lock_problem(run_folder),
         "data": check_data(request["data"]),
         "own_name_problem": own_name_problem(),
         "wandb": wandb_access(request["wandb"]) if is_first and request["wandb"] in ("auto", "online") else None,
@@ -116,6 +118,16 @@ def write_problem(run_folder: Path) -> str:
             os.fsync(file.fileno())
     except OSError as error:
         return f"{folder}: {error.strerror}"
+    return ""
+
+
+def lock_problem(run_folder: Path) -> str:
+    """Returns why flock does not work where the run folder is or will be; empty when it works."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=nearest_folder(run_folder), prefix=".doctor-") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.strerror or str(error)
     return ""
 
 

@@ -4,6 +4,7 @@ The requests come in this order: `facts`, then `reach` with the addresses of all
 start. The end of the input ends the server.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -80,7 +81,21 @@ def _reach(request: Mapping[str, Any], node: int) -> dict[str, Any]:
     listeners = {
         int(number): (address, port) for number, (address, port) in request["listeners"].items() if int(number) != node
     }
-    return {"unreachable": reach.unreachable(listeners), "shared_problem": _answer_token(request["shared"], node)}
+    return {
+        "unreachable": reach.unreachable(listeners),
+        "shared_problem": _answer_token(request["shared"], node),
+        "has_own_flock": _has_own_flock(Path(request["shared"]["folder"]) / "token"),
+    }
+
+
+def _has_own_flock(token_file: Path) -> bool:
+    """Returns whether this node can lock the token file by flock, although the first node has locked it."""
+    try:
+        with token_file.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _answer_token(shared: Mapping[str, str], node: int) -> str:

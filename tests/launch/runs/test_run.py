@@ -1,9 +1,11 @@
 """The state of runs from their files, locks and SLURM's queue; finding runs; reading the end of long files."""
 
+import contextlib
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from launch.runs.find import NoRunError, find_run, find_runs
 from launch.runs.run import Run, build_run, read_runs
 from launch.slurm.queue import Queue, QueueEntry, read_queue
 from trainer.run import lock
+from trainer.run.lock import FolderLock
 from trainer.run.record import Job, RunRecord
 
 HERE = socket.gethostname()
@@ -117,13 +120,22 @@ def test_silent_run_on_another_machine_has_died() -> None:
     assert state_of(path).state == "died" and "on another" in state_of(path).reason
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Holds a run folder as a run does."""
+    folder_lock = FolderLock(path)
+    assert folder_lock.try_acquire(lambda event, detail: None)
+    yield
+    folder_lock.release()
+
+
 def test_held_folder_is_starting_running_or_ending() -> None:
     path = make_run_folder("x", ("stopped", 3), {})
     minute_ago = time.time() - 60
     (path / lock.LOCK_FILE).touch()
     os.utime(path / lock.LOCK_FILE, (minute_ago - 9, minute_ago - 9))
     os.utime(path / "status.json", (minute_ago, minute_ago))
-    with lock.acquire(path):
+    with held(path):
         assert state_of(path).state == "starting" and not state_of(path).is_over
         (path / "status.json").write_text('{"state": "running", "step": 3, "reason": ""}')
         time.sleep(0.02)
@@ -143,16 +155,15 @@ def test_reader_of_a_lock_does_not_block_a_run(tmp_path: Path, monkeypatch: pyte
         fcntl.flock(reader, fcntl.LOCK_SH)
         # The reader releases its shared lock while the run waits.
         monkeypatch.setattr(lock.time, "sleep", lambda _: fcntl.flock(reader, fcntl.LOCK_UN))
-        lock.acquire(tmp_path).close()
-        with lock.acquire(tmp_path), pytest.raises(BlockingIOError):
-            lock.acquire(tmp_path)
+        with held(tmp_path):
+            assert not FolderLock(tmp_path).try_acquire(lambda event, detail: None)
 
 
 def test_numbers_come_from_the_last_complete_rows() -> None:
     rows = row("train", 10, samples_per_second=64.0) + row("test", 10, accuracy=0.5)
     rows += row("train", 20, samples_per_second=128.0) + row("train", 30, samples_per_second=640.0)
     path = make_run_folder("x", ("running", 0), {}, rows=rows + '{"split": "train", "step": 3')
-    with lock.acquire(path):
+    with held(path):
         os.utime(path / "status.json", (time.time() + 1, time.time() + 1))
         run = state_of(path)
     assert (run.step, run.total_steps, run.epoch, run.accuracy, run.world_size) == (30, 90, 3.0, 0.5, 2)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from support.processes import ENDLESS, SMALL, Ranks
 
 from launch.verify.compare import read_rows
@@ -103,6 +105,30 @@ def test_run_fails_if_its_last_checkpoint_does_not_fit(ranks: Ranks, small_disk:
     assert "cannot be written (No space left on device). Free space" in line
     path, messages = checkpoint.find_newest_valid(folder / "checkpoints")
     assert path is not None and not messages
+    assert load_file(folder / "model.safetensors")  # room for the final weights was kept
+
+
+@pytest.mark.parametrize("num_checkpoints", [1, 2])
+def test_older_checkpoints_give_way_on_a_full_disk(ranks: Ranks, small_disk: Path, num_checkpoints: int) -> None:
+    """With one checkpoint on the disk no other one fits, until the final weights are written."""
+    folder = small_disk / "x"
+    settings = [*RUN, f"run.root={small_disk}", "checkpoint.every_steps=100", "checkpoint.every_epochs=0"]
+    started = ranks.start(1, *settings, "checkpoint.keep=3", "log.every_steps=100", "train.max_steps=600", fault="")
+    path = folder / "checkpoints" / f"step-{100 * num_checkpoints:08}"
+    ranks.wait_until("a checkpoint", path.is_dir)
+    checkpoint_bytes = sum(file.stat().st_blocks * 512 for file in path.iterdir())
+    filler = fill_disk(small_disk)
+    with filler.open("r+b") as file:  # room for the small files, but not for a checkpoint
+        file.truncate(filler.stat().st_size - checkpoint_bytes // 4)
+    assert ranks.join(started) == [0], ranks.log.read_text()
+    output = ranks.log.read_text()
+    assert "the disk is full; removed the older checkpoint" in output
+    assert ("training continues" in output) is (num_checkpoints == 1)
+    newest, *older = checkpoint.list_checkpoints(folder / "checkpoints")
+    assert newest.name == "step-00000600" and not checkpoint.find_damage(newest) and len(older) == num_checkpoints - 1
+    weights = load_file(newest / "model.safetensors")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+    assert not list(folder.glob(".*.partial"))
 
 
 def test_training_continues_while_the_disk_is_read_only(ranks: Ranks, small_disk: Path) -> None:

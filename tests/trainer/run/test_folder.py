@@ -113,7 +113,7 @@ def test_wandb_key_is_not_written(started_folder: RunFolder, monkeypatch: pytest
 
 def test_folder_in_use_is_refused_until_it_is_released(started_folder: RunFolder) -> None:
     second = RunFolder(started_folder.path)
-    with pytest.raises(FolderError, match="in use by another process"):
+    with pytest.raises(FolderError, match=f"in use by process {os.getpid()} on "):
         second.acquire(config())
     started_folder.release()
     second.acquire(config())

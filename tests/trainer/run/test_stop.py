@@ -2,14 +2,15 @@
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from trainer.run import stop
-from trainer.run.stop import StepTimes, StopCheck, StopSignals
+from trainer.run.stop import StepTimes, StopCheck, StopSignals, StopWhileWaiting
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def step_times_of(*seconds: float) -> StepTimes:
     return step_times
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
 def test_signal_is_the_stop_reason(signals: StopSignals, number: signal.Signals) -> None:
     check = StopCheck(signals, None, None, step_times_of(10.0), 1, single_rank)
     assert check(1, 0.0, never) == ""
@@ -44,6 +45,56 @@ def test_signal_is_the_stop_reason(signals: StopSignals, number: signal.Signals)
     while not signals.received and time.monotonic() < deadline:
         time.sleep(0.001)
     assert check(2, 0.0, never) == number.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_signal_that_the_process_was_started_to_ignore_stays_ignored(number: signal.Signals) -> None:
+    original = signal.signal(number, signal.SIG_IGN)
+    try:
+        stop_signals = StopSignals(is_reporter=False)
+        with stop_signals.stop_at_step_end():
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == signal.SIG_IGN
+            other = signal.SIGUSR1 if number != signal.SIGUSR1 else signal.SIGUSR2
+            os.kill(os.getpid(), other)
+            wait_until(lambda: stop_signals.received)
+            assert stop_signals.received == other.name
+        stop_signals.close()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, original)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_wait_for_data_is_interrupted_only_while_it_lasts(signals: StopSignals) -> None:
+    signals.request_stop("SIGTERM")
+    signals.interrupt_wait(lambda: False)
+    time.sleep(0.05)
+    with pytest.raises(StopWhileWaiting, match=r"^SIGTERM$"):
+        signals.interrupt_wait(lambda: True)
+        time.sleep(10)
+    signals.interrupt_wait(lambda: False)
+    time.sleep(0.05)
+
+
+def test_end_of_the_launcher_is_the_stop_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(stop, "find_launcher", lambda: launcher.pid)
+    signals = StopSignals(is_reporter=False)
+    with signals.stop_at_step_end():
+        assert not signals.received and not signals.has_lost_launcher
+        launcher.kill()
+        wait_until(lambda: signals.received)
+        assert signals.received == stop.LAUNCHER_END and signals.has_lost_launcher
+        launcher.wait()
+        assert signals.has_lost_launcher
+    signals.close()
 
 
 def test_close_restores_the_signal_handlers() -> None:

@@ -31,6 +31,7 @@ def test_healthy_nodes_give_no_problem() -> None:
         ({"disk": SMALL_DISK}, "warning", "disk"),
         ({"disk": FULL_TEMP}, "warning", "disk"),
         ({"limits": {"nofile": 1024, "memlock": -1, "nproc": -1}}, "warning", "limits"),
+        ({"lock_problem": "Function not implemented"}, "warning", "run folder"),
         ({"write_problem": "/runs: Read-only file system"}, "fail", "run folder"),
         ({"data": {"problem": "/photos/train: No such file", "summary": ""}}, "fail", "data"),
         ({"data": DOWNLOAD | {"server_problem": "no route"}}, "fail", "data"),

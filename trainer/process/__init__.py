@@ -1,0 +1,1 @@
+"""This process and those around it: identity, launcher, time awake, temporary folders."""
