@@ -106,7 +106,7 @@ def test_every_state_of_a_job_has_a_state_and_a_sentence(job_state: str) -> None
 def test_suspended_run_has_no_time_left_although_it_holds_its_folder(job_state: str) -> None:
     rows = row("train", 10, samples_per_second=64.0)
     path = make_run_folder("x", ("running", 10), IN_JOB, JOB, rows=rows)
-    with lock.acquire(path):
+    with held(path):
         os.utime(path / "status.json", (time.time() + 1, time.time() + 1))
         assert state_of(path, queue_with("RUNNING")).seconds_left is not None
         run = state_of(path, queue_with(job_state))

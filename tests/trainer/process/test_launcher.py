@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from trainer.process import launcher
+from trainer.process.identity import process_state
 
 # Prints the launcher's pid, from a process that a shell script of the launcher starts.
 CHILD = "from trainer.process.launcher import find_launcher; print(find_launcher())"
@@ -49,10 +49,10 @@ def test_end_of_a_process_that_is_no_child_is_noticed(has_pidfd: bool, monkeypat
     if not has_pidfd:
         monkeypatch.setattr(launcher.os, "pidfd_open", lambda pid: (_ for _ in ()).throw(PermissionError()))
         monkeypatch.setattr(launcher, "_POLL_SECONDS", 0.01)
-    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '1.5'], stdout=subprocess.DEVNULL).pid)"
+    program = "import subprocess, sys; print(subprocess.Popen(['sleep', '1.5'], stdout=-3, stderr=-3).pid)"
     pid = int(subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True).stdout)
     start = time.monotonic()
     launcher.wait_for_end(pid)
-    assert 0.02 < time.monotonic() - start < 10 and not Path(f"/proc/{pid}").exists()
+    assert 0.02 < time.monotonic() - start < 10 and process_state(pid) in ("gone", "Z")
     launcher.wait_for_end(pid)  # at once
     assert os.getpid() != pid
