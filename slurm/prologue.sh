@@ -21,7 +21,8 @@ if [ -n "$site" ]; then
     trap - TERM
     if [ -n "${samecurve_signal:-}" ]; then # launch/slurm/batch.py acts on it
         export SAMECURVE_SIGNAL=$samecurve_signal
-        echo "samecurve: SLURM's warning came while site file $site was running; it took $SECONDS s" >&2
+        echo "samecurve: SLURM's warning before the time limit came while site file $site was running, which took" \
+            "$SECONDS s; request more --time, or a later warning by --signal=B:USR1@60" >&2
     fi
 fi
 python=${SAMECURVE_PYTHON:-$(type -P python || type -P python3 || true)}

@@ -77,7 +77,7 @@ def test_warning_while_the_site_file_runs_requeues_the_job(cluster: Cluster) -> 
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.logs()
     assert restarts(cluster, job) == 1
-    assert "SLURM's warning came while site file" in cluster.log(job)
+    assert "SLURM's warning before the time limit came while site file" in cluster.log(job)
     assert "the time of this job is over" in cluster.log(job)
 
 
@@ -142,7 +142,7 @@ def test_submit_queues_nothing_that_cannot_run(cluster: Cluster) -> None:
     refused = {
         ("run.root=/proc/x",): "cannot be written",
         ("model.name=torchvision/resnet19",): "no classifier 'resnet19'",
-        ("run.resume=/nonexistent",): "manifest.json is missing",
+        ("run.resume=/nonexistent",): "no such folder",
         ("--after", "999999"): "SLURM does not know this job",
     }
     for words, message in refused.items():

@@ -200,7 +200,7 @@ def test_warning_while_the_site_file_runs_reaches_python(project: Path) -> None:
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=20)
     assert process.returncode == 0 and '"SAMECURVE_SIGNAL": "USR1"' in out
-    assert "SLURM's warning came while site file" in out
+    assert "SLURM's warning before the time limit came while site file" in out
 
 
 def test_end_of_the_job_while_the_site_file_runs_is_logged(project: Path) -> None:
