@@ -42,7 +42,7 @@ REFUSED = {
         "cannot process images of 4 pixels",
     ),
     "precision": (["train.precision=fp16", "train.device=auto"], "a CPU has no fp16 training"),
-    "resume": (["run.resume=/nonexistent"], "run.resume=/nonexistent: no such folder"),
+    "resume": (["run.resume=/no/such/run"], "run.resume=/no/such/run: no such folder"),
     "pretrained": (["model.name=vgg16", "data.channels=3", "model.pretrained=/nowhere.pth"], "no file /nowhere.pth"),
     "no weights": (
         ["model.name=torchvision/resnet18", "data.channels=3", "model.pretrained=empty.pth"],

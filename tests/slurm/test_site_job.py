@@ -142,7 +142,7 @@ def test_submit_queues_nothing_that_cannot_run(cluster: Cluster) -> None:
     refused = {
         ("run.root=/proc/x",): "cannot be written",
         ("model.name=torchvision/resnet19",): "no classifier 'resnet19'",
-        ("run.resume=/nonexistent",): "no such folder",
+        ("run.resume=/no/such/run",): "no such folder",
         ("--after", "999999"): "SLURM does not know this job",
     }
     for words, message in refused.items():
