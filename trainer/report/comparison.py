@@ -21,6 +21,9 @@ from trainer.run.record import RunRecord
 _NOT_PART_OF_EXPERIMENT = MAY_CHANGE - {"train.epochs", "train.max_steps"} | {"run.name", "run.seed"}
 
 
+_MAX_SETTING_COLUMNS = 6  # more runs do not fit side by side
+
+
 class Experiment(NamedTuple):
     """Runs with the same settings, apart from the seed and those in _NOT_PART_OF_EXPERIMENT."""
 
@@ -32,8 +35,9 @@ class Experiment(NamedTuple):
 def comparison_page(records: Sequence[RunRecord], problems: Sequence[str] = ()) -> str:
     """Returns the HTML page for several runs. problems: what could not be read, a line each."""
     title = f"{len(records)} run{'' if len(records) == 1 else 's'}"
-    experiments = find_experiments(records)
     split = selection_split(records)
+    records = _ranked(records, split)
+    experiments = find_experiments(records)
     sections = [
         f"<header><h1>{title}</h1>{problem_list(problems)}</header>",
         section("Results", _results(records, experiments, split)),
@@ -80,7 +84,17 @@ def _common_name(records: Sequence[RunRecord]) -> str:
         return names[0]
     stems = {name.rpartition("-seed-")[0] for name in names}
     stem = stems.pop() if len(stems) == 1 else ""
-    return stem or ", ".join(names)
+    return stem or ", ".join(sorted(names))
+
+
+def _ranked(records: Sequence[RunRecord], split: str) -> list[RunRecord]:
+    """Returns the runs, highest accuracy on the split first, those without it last."""
+
+    def rank(record: RunRecord) -> float:
+        accuracy = last_row(record, split).get("accuracy")
+        return 1.0 if accuracy is None else -float(accuracy)
+
+    return sorted(records, key=rank)
 
 
 def _results(records: Sequence[RunRecord], experiments: Sequence[Experiment], split: str) -> str:
@@ -88,13 +102,8 @@ def _results(records: Sequence[RunRecord], experiments: Sequence[Experiment], sp
     has_validation = any(last_row(record, "validation") for record in records)
     headers = ["run", "state", *(["validation accuracy"] if has_validation else []), "test accuracy", "test loss"]
     headers += [f"best {split} accuracy", "at step", "steps", "time", "images/s", "ranks"]
-
-    def rank(record: RunRecord) -> float:
-        accuracy = last_row(record, split).get("accuracy")
-        return 1.0 if accuracy is None else -float(accuracy)
-
     rows = []
-    for record in sorted(records, key=rank):
+    for record in records:
         results = read_results(record)
         name = f'<span class="key c{colors[id(record)] % NUM_COLORS}"></span>{html.escape(record.name)}'
         has_best = results.best_split == split
@@ -170,7 +179,11 @@ def _different_settings(records: Sequence[RunRecord]) -> str:
             rows.append([name, *values])
     if not rows:
         return "<p>The runs differ only in their names.</p>"
-    return table(("setting", *(record.name for record in records)), rows)
+    columns = [["setting", *(record.name for record in records)], *rows]
+    if len(records) > _MAX_SETTING_COLUMNS:  # a row for each run instead
+        columns = [list(column) for column in zip(*columns, strict=True)]
+        columns[0][0] = "run"
+    return table(columns[0], columns[1:])
 
 
 def _mean_over_seeds(experiments: Sequence[Experiment], split: str) -> str:

@@ -96,7 +96,7 @@ td:first-child { min-width: 6rem; }
 @media (max-width: 40rem) { .hint { display: block; }
   td:first-child { min-width: 4rem; }
   .numbers td + td, .numbers th + th { padding-left: .8rem; }
-  .numbers td:first-child { white-space: normal; max-width: 9rem; overflow-wrap: anywhere; } }
+  .numbers.names td:first-child { white-space: normal; min-width: 9rem; } }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .75rem; }
 .gallery img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: .3rem; display: block;
   border: 2px solid transparent; }
@@ -130,7 +130,8 @@ def table(
     header_row = f"<tr>{header_cells}</tr>" if header_cells else ""
     cells = [[str(cell) if cells_are_html else html.escape(str(cell)) for cell in row] for row in rows]
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
-    css_class = "numbers" if numeric else "values"
+    # A first column that says "run" holds names of any length.
+    css_class = ("numbers names" if headers[0] == "run" else "numbers") if numeric else "values"
     return f'<div class="wide"><table class="{css_class}">{header_row}{body}</table></div>'
 
 
