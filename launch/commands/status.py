@@ -1,4 +1,7 @@
-"""`samecurve status [RUN]`: prints a table of all runs, or the facts about one run and the commands to use next."""
+"""`samecurve status [RUN]`: prints a table of all runs, or the facts about one run and the commands to use next.
+
+What cannot be read of a run is named on stderr, and the other runs are shown.
+"""
 
 import argparse
 import dataclasses
@@ -23,7 +26,8 @@ _TITLES = ("run", "state", "step", "epoch", "validation", "test", "images/s", "l
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run_argument(parser, "name of the run under --root, or path of its folder; default: all runs", optional=True)
+    text = "name of a run or of a folder of runs, such as a sweep, under --root, or its path; default: all runs"
+    add_run_argument(parser, text, optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON: a list of runs, or one object for RUN")
 
 

@@ -1,5 +1,6 @@
 """Reads an HTML page for tests: its text and the addresses of its resources."""
 
+import collections
 import html.parser
 
 
@@ -14,15 +15,22 @@ class HtmlPage(html.parser.HTMLParser):
         self._words: list[str] = []
         self.sources: list[str] = []
         """values of all src and href attributes"""
+        self.elements: collections.Counter[str] = collections.Counter()
+        """number of elements by tag and names of their attributes"""
         self.feed(text)
         assert not self._open_elements, f"not closed: {self._open_elements}"
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        self._count(tag, attributes)
         if tag not in self._VOID_ELEMENTS:
             self._open_elements.append(tag)
 
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None: ...
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self._count(tag, attributes)
+
+    def _count(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href")]
+        self.elements[" ".join([tag, *sorted(name for name, _ in attributes)])] += 1
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in self._VOID_ELEMENTS:

@@ -1,8 +1,10 @@
 """The report page of one run shows what the run's files contain and needs no other files."""
 
+import itertools
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -161,3 +163,36 @@ def test_lines_of_metrics_that_are_no_rows_are_skipped_and_named(finished: Path,
     (problem,) = write_report([folder], folder / "report.html")
     assert "metrics.jsonl: 2 lines are skipped (expected a whole number as step, got 'x')" in problem
     assert problem in HtmlPage((folder / "report.html").read_text()).text
+
+
+HOSTILE = [
+    "</svg><script>alert(1)</script>",
+    '"><img src=http://x/y onerror=a>',
+    "'><b>",
+    "</style><p>",
+    "&lt;i&gt;",
+    "]]>",
+]
+
+
+def test_text_of_a_run_never_becomes_elements(finished: Path, tmp_path: Path) -> None:
+    sane = report_of(shutil.copytree(finished, tmp_path / "sane"))
+    folder = shutil.copytree(finished, tmp_path / "hostile")
+    hostile = itertools.cycle(HOSTILE)
+    settings = re.sub("name: .*<b>.*", f"name: {json.dumps(next(hostile))}", (folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(re.sub("project: .*", f"project: {json.dumps(next(hostile))}", settings))
+    (folder / "status.json").write_text(json.dumps({"state": next(hostile), "step": 92, "reason": next(hostile)}))
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for row in evaluation["classes"]:
+        row["name"] = next(hostile)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    environment = json.loads((folder / "environment.json").read_text())
+    environment |= {"command": next(hostile), "directory": next(hostile), "platform": next(hostile)}
+    (folder / "environment.json").write_text(json.dumps(environment | {"hosts": [next(hostile)]}))
+    page = report_of(folder)
+    assert page.elements - sane.elements == Counter({"tr": 1, "td": 3})  # log.project differs from its default
+    assert not sane.elements - page.elements and all(source.startswith("data:image/png") for source in page.sources)
+    assert HOSTILE[0] in page.text and HOSTILE[1] in page.text
+    write_report([folder, finished], tmp_path / "both.html")
+    page = HtmlPage((tmp_path / "both.html").read_text())
+    assert not page.sources and not {"script", "img onerror src", "b", "i"} & set(page.elements)
