@@ -147,6 +147,7 @@ def _server_command(machine: Machine, node: int) -> tuple[str, ...]:
 
 def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Target) -> dict[str, Any]:
     """Returns what the run needs. Paths are absolute, as a node's server may start in another folder."""
+    from launch.slurm import client
     from trainer.config.validate import check_ranks
     from trainer.distributed.environment import read_environment
     from trainer.tracking.wandb_mode import resolve_mode
@@ -182,6 +183,7 @@ def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Targe
         "wandb_problem": wandb_problem,
         "settings": settings_problem,
         "launcher": launcher_problem,
+        "clock_offset": client.clock_offset() if "SLURM_JOB_ID" in os.environ else None,
     }
 
 

@@ -12,7 +12,8 @@ class Examination:
     names: tuple[str, ...]
     """name of each node, used until the node reports its own"""
     request: Mapping[str, Any]
-    """what the run needs: gpus_per_node, ranks_per_node, device, run_root, data, wandb, workers, seconds, settings"""
+    """what the run needs: gpus_per_node, ranks_per_node, device, run_root, data, wandb, workers, seconds, settings;
+    clock_offset: seconds that this machine's clock is ahead of SLURM's controller, None if unknown"""
     facts: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """result of node/server.py by node, with `received_at` by this machine's clock"""
     reach: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

@@ -21,6 +21,7 @@ REQUEST = {
     "wandb_problem": "",
     "settings": "",
     "launcher": "",
+    "clock_offset": None,
 }
 
 

@@ -207,17 +207,22 @@ def _shared(exam: Examination) -> Iterator[Finding]:
 
 
 def _clock(exam: Examination) -> Iterator[Finding]:
-    """Compares each clock with the median: a reply may arrive late, so that one node's clock alone proves nothing."""
+    """Compares each clock with the median: a reply may arrive late, so that one node's clock alone proves nothing.
+
+    Where that median is more than a minute from the clock of SLURM's controller, the controller's clock counts.
+    """
     offsets = {node: facts["clock"] - facts["received_at"] for node, facts in exam.facts.items()}
-    median = statistics.median(offsets.values()) if offsets else 0.0
+    right, whose = statistics.median(offsets.values()) if offsets else 0.0, "the other nodes"
+    if (ahead := exam.request["clock_offset"]) is not None and abs(right + ahead) >= _SKEW_FAIL_SECONDS:
+        right, whose = -ahead, "SLURM's controller"
     for node, offset in offsets.items():
-        skew = offset - median
+        skew = offset - right
         if abs(skew) < _SKEW_WARNING_SECONDS:
             yield Finding("clock", exam.name(node), "ok", f"within {_SKEW_WARNING_SECONDS:g} s")
         else:
             state = "warning" if abs(skew) < _SKEW_FAIL_SECONDS else "fail"
             got = f"{abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
-            expected = f"within {_SKEW_WARNING_SECONDS:g} s of the other nodes"
+            expected = f"within {_SKEW_WARNING_SECONDS:g} s of {whose}"
             yield Finding("clock", exam.name(node), state, got, expected, "start chrony or ntpd on it")
 
 

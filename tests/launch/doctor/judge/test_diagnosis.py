@@ -1,5 +1,6 @@
 """Findings about nodes, made from examinations with one planted problem."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -98,6 +99,17 @@ def test_node_that_cannot_write_has_no_second_failure() -> None:
 def test_wrong_clock_of_the_coordinator_is_no_problem_of_the_nodes() -> None:
     facts = {node: node_facts(f"n{node + 1}", received_at=4000.0) for node in range(3)}
     assert problems(examination(facts=facts)) == []
+
+
+def test_wrong_clocks_are_found_by_that_of_the_controller() -> None:
+    # The first node, where the doctor runs, is two hours ahead. Of two nodes, each could be the wrong one.
+    facts = {0: node_facts("n1"), 1: node_facts("n2", clock=1000.0 - 7200)}
+    exam = examination({"clock_offset": 7200.0}, facts=facts, reach=reach_of(0, 1), answered=frozenset({0, 1}))
+    exam = dataclasses.replace(exam, names=("n1", "n2"))
+    assert problems(exam) == [("fail", "clock", "n1")]
+    assert [finding.got for finding in findings_of(exam, "fail")] == ["7200.0 s ahead"]
+    assert problems(examination({"clock_offset": -300.0})) == [("fail", "clock", f"n{node}") for node in (1, 2, 3)]
+    assert problems(examination({"clock_offset": 20.0})) == []
 
 
 def test_token_file_that_cannot_be_written_is_a_warning() -> None:
