@@ -18,7 +18,7 @@ from unicodedata import normalize
 import numpy as np
 
 from trainer.config.schema import DataSettings
-from trainer.data.dataset import ArrayDataset, ArraySplit, check_known_classes
+from trainer.data.dataset import ArrayDataset, ArraySplit, find_labels
 from trainer.data.identity import DataIdentity, identify_listed
 from trainer.data.images.cache import DecodedFiles, load_or_decode
 from trainer.data.images.files import EXTENSIONS, describe_skipped, find_images, is_hidden, unreadable
@@ -56,9 +56,8 @@ def load_split(data: DataSettings, split: str, classes: Sequence[str]) -> tuple[
     """
     root = Path(data.root).expanduser()
     folders = _find_class_folders(root, split)
-    check_known_classes(sorted(folders), classes)
-    folder_of_class = {normalize("NFC", name): name for name in classes}
-    labels = {name: classes.index(folder_of_class[name]) for name in folders}
+    names = sorted(folders)
+    labels = dict(zip(names, find_labels(names, classes), strict=True))
     files = _list_split(root, split, folders, labels, allow_empty=True)
     if not files.files:
         raise DataError(f"no images in {root / split}: expected {split}/<class>/ with image files. Set data.root")

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer import rng
 from trainer.config.plugins import DATASETS, load_plugin
 from trainer.config.schema import DataSettings
-from trainer.data.dataset import ArraySplit, check_known_classes
+from trainer.data.dataset import ArraySplit, find_labels
 from trainer.data.identity import DataIdentity, identify_split
 from trainer.data.image_counts import check_batch_size, count_held_out
 from trainer.distributed.world import World
@@ -98,9 +98,8 @@ def _load_source(data: DataSettings, source: str, classes: Sequence[str]) -> tup
         array_split, notes = module.load_split(data, source, classes)
         return array_split, notes
     dataset = module.load(data)
-    check_known_classes(dataset.classes, classes)
     array_split = getattr(dataset, source)
-    labels = np.array([classes.index(name) for name in dataset.classes])[array_split.labels]
+    labels = np.array(find_labels(dataset.classes, classes))[array_split.labels]
     return replace(array_split, labels=labels), dataset.notes
 
 

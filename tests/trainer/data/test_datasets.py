@@ -11,7 +11,7 @@ import torchvision
 
 from trainer.config.schema import DataSettings, TrainSettings
 from trainer.data import cifar10, digits
-from trainer.data.image_counts import count_training_images
+from trainer.data.image_counts import check_batch_size, count_training_images
 from trainer.data.splits import load_splits
 from trainer.distributed.world import World
 from trainer.errors import DataError
@@ -46,6 +46,20 @@ def test_count_training_images_equals_loaded_training_split(fraction: float) -> 
     data = DataSettings(name="digits", validation_fraction=fraction)
     splits = load_splits(data, seed=0, world=World(TrainSettings(device="cpu")))
     assert count_training_images(data) == len(splits.train)
+
+
+def test_training_set_without_images_is_refused_as_such() -> None:
+    with pytest.raises(DataError, match="the training set has no images; add some"):
+        check_batch_size(DataSettings(), 0)
+
+
+def test_class_with_one_image_cannot_be_held_out(image_folder: Path) -> None:
+    for path in sorted((image_folder / "train").rglob("*.png")):
+        if path.name != "0.png":
+            path.unlink()
+    data = DataSettings(name="image_folder", root=str(image_folder), validation_fraction=0.1)
+    with pytest.raises(DataError, match=r"too few to hold some out for validation; add some, or set data\."):
+        count_training_images(data)
 
 
 class TestCifar10:

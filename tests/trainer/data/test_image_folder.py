@@ -253,6 +253,14 @@ def test_other_endings_are_read(image_folder: Path, name: str) -> None:
     assert len(load(image_folder).train) == 13
 
 
+def test_pipes_are_skipped(image_folder: Path) -> None:
+    """Opening one would wait for ever."""
+    os.mkfifo(image_folder / "train" / "cat" / "pipe.png")
+    (image_folder / "train" / "cat" / "link.png").symlink_to("pipe.png")
+    data = load(image_folder)
+    assert len(data.train) == 12 and "2 .png" in data.notes[0]
+
+
 class TestClasses:
     def rename(self, root: Path, new_names: dict[str, str], splits: tuple[str, ...] = ("train", "test")) -> None:
         for split in splits:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 _PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another JPEG library may round pixels differently
 _MAX_MEGAPIXELS = 500
@@ -27,6 +27,7 @@ _TRANSPOSE_OF_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and its value for 0 as white
 # 16-bit files often hold fewer bits: 8 from a conversion, 12 from a camera, a microscope or an X-ray detector.
 _GREY_BITS = (8, 12, 16)
 
@@ -80,7 +81,7 @@ def fit_image(image: Image.Image, image_size: int, channels: int) -> NDArray[np.
 def _fit(image: Image.Image, image_size: int, channels: int) -> tuple[NDArray[np.uint8], int]:
     """Returns the pixels, and the bits of the grey values as decode_file does."""
     if isinstance(image, ImageFile.ImageFile) and image.tile and ";16" in str(image.tile[0].args):
-        _check_16_bit_colors(image)
+        _check_16_bits(image)
     if "exif" in image.info or image.format in ("PNG", "TIFF", "MPO"):  # parsing EXIF costs as much as a small JPEG
         image = _rotate_upright(image)
     image, bits = _reduce_grey(image)
@@ -158,9 +159,14 @@ def _reduce_grey(image: Image.Image) -> tuple[Image.Image, int]:
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8)), bits
 
 
-def _check_16_bit_colors(image: Image.Image) -> None:
-    """Raises ValueError for 16-bit colors whose upper 8 bits, which Pillow reads, are as good as empty."""
-    if image.mode.startswith("I"):  # grey, of which Pillow reads all 16 bits
+def _check_16_bits(image: ImageFile.ImageFile) -> None:
+    """Raises ValueError for 16-bit values that Pillow does not read as they are meant.
+
+    It reads the upper 8 bits of colors, which may be as good as empty, and does not invert grey that counts from white.
+    """
+    if image.mode.startswith("I"):
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            raise ValueError("its 16-bit grey counts from white to black; convert it to 8 bits")
         return
     extrema = image.getextrema()
     colors = extrema[:3] if isinstance(extrema[0], tuple) else (extrema,)

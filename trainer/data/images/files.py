@@ -38,12 +38,17 @@ def find_images(
                     skipped["hidden"] += 1
                 elif entry.is_dir():
                     yield from find_images(entry.path, skipped, path)
-                elif entry.name.lower().endswith(EXTENSIONS):
+                elif entry.name.lower().endswith(EXTENSIONS) and not _is_special(entry):
                     yield path, entry
                 else:
                     skipped[_kind(entry.name)] += 1
     except OSError as error:  # a circular link, or a folder without permission
         raise unreadable(str(error.filename), error) from None
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Returns whether reading an entry could wait for ever: a pipe, a socket or a device, or a link to one."""
+    return not entry.is_file() and Path(entry.path).exists()
 
 
 def unreadable(path: str, error: OSError) -> DataError:

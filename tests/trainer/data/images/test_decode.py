@@ -167,6 +167,11 @@ class TestDeepImages:
         with pytest.raises(ImageError, match="expected 0 to 65535; convert it to 8 or 16 bits"):
             decoded(saved(Image.fromarray(np.array(pixels, np.int32)), "TIFF"))
 
+    def test_grey_that_counts_from_white_is_refused(self) -> None:
+        content = saved(Image.fromarray(np.full((2, 2), 300, np.uint16)), "TIFF", tiffinfo={262: 0})
+        with pytest.raises(ImageError, match="counts from white to black; convert it to 8 bits"):
+            decoded(content)
+
     @pytest.mark.parametrize("highest", [1.0, 255.0, 1e6])
     def test_fractions_are_refused(self, highest: float) -> None:
         content = saved(Image.fromarray(np.array([[0, highest]], np.float32)), "TIFF")
