@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.images import write_image
-from support.processes import MAIN, REPOSITORY, CommandResult, finished_run
+from support.processes import MAIN, REPOSITORY, SMALL, CommandResult, finished_run
 
+from trainer import main as trainer_main
 from trainer.config.schema import DataSettings
 from trainer.data import digits
+from trainer.inference.evaluate import main as evaluate_main
 
 Evaluate = Callable[..., CommandResult]
 SAMECURVE = [sys.executable, str(REPOSITORY / "launch" / "main.py")]
@@ -92,51 +94,76 @@ def folder_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = itertools.product(("train", "test"), ("cat", "dog"), ("0.png", "1.png", "2.png"))
     for seed, (split, name, file) in enumerate(files):
         write_image(folder / "images" / split / name / file, seed=seed)
-    settings = ["data.name=image_folder", f"data.root={folder / 'images'}", "data.global_batch_size=4"]
-    return finished_run(folder, *settings, "train.max_steps=1")
+    words = ["data.name=image_folder", f"data.root={folder / 'images'}", "data.global_batch_size=4", "train.device=cpu"]
+    assert trainer_main.main([*SMALL, *words, "train.max_steps=1", "run.name=x", f"run.root={folder}"]) == 0
+    return folder / "x"
+
+
+@pytest.fixture
+def copy(folder_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run and its images; the settings name the copied images."""
+    shutil.copytree(folder_run.parent, tmp_path / "copy")
+    config = tmp_path / "copy" / "x" / "config.yaml"
+    config.write_text(config.read_text().replace(str(folder_run.parent), str(tmp_path / "copy")))
+    return config.parent
 
 
 class TestDataOfAnImageFolder:
     @pytest.fixture
-    def copy(self, folder_run: Path, tmp_path: Path) -> Path:
-        """A copy of the run and its images; the settings name the copied images."""
-        shutil.copytree(folder_run.parent, tmp_path / "copy")
-        config = tmp_path / "copy" / "x" / "config.yaml"
-        config.write_text(config.read_text().replace(str(folder_run.parent), str(tmp_path / "copy")))
-        return config.parent
+    def evaluate_run(self, copy: Path, capfd: pytest.CaptureFixture[str]) -> Evaluate:
+        """Runs trainer/inference/evaluate.py in this process, as the launcher starts it."""
 
-    def test_only_the_evaluated_split_is_needed(self, evaluate: Evaluate, copy: Path) -> None:
+        def evaluate_here(*words: str, of_run: bool = True) -> CommandResult:
+            capfd.readouterr()
+            data_of = ["--data-of", str(copy)] if of_run else []
+            code = evaluate_main([str(copy), "--json", *data_of, "--config", str(copy / "config.yaml"), *words])
+            return CommandResult(code, *capfd.readouterr())
+
+        return evaluate_here
+
+    def test_only_the_evaluated_split_is_needed(self, evaluate_run: Evaluate, copy: Path) -> None:
         for split, other in (("test", "train"), ("train", "test")):
             (copy.parent / "images" / other).rename(copy.parent / "hidden")
-            assert parse_scores(evaluate("--json", "--split", split, path=copy))["num_samples"] == 6
+            assert parse_scores(evaluate_run("--split", split))["num_samples"] == 6
             (copy.parent / "hidden").rename(copy.parent / "images" / other)
 
-    @pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
-    def test_changed_data_of_the_run_are_refused(self, evaluate: Evaluate, copy: Path, ranks: str) -> None:
+    def test_changed_data_of_the_run_are_refused(self, evaluate_run: Evaluate, copy: Path) -> None:
         root = copy.parent / "images"
         shutil.copy(root / "test" / "cat" / "0.png", root / "test" / "dog" / "0.png")
-        result = evaluate("--ranks", ranks, path=copy)
+        result = evaluate_run()
         assert "the data set is not the one that run" in result.err and "test/dog/0.png has other content" in result.err
-        assert "set data.root to the data set to evaluate" in result.err and result.code != 0
-        assert evaluate(f"data.root={root}", path=copy).code == 0  # named by the user
-        assert evaluate("--split", "train", path=copy).code == 0
+        assert "set data.root to the data set to evaluate" in result.err and result.code == 2
+        assert evaluate_run("--split", "train").code == 0
+        assert evaluate_run(of_run=False).code == 0
 
-    def test_added_test_images_are_accepted_with_the_setting(self, evaluate: Evaluate, copy: Path) -> None:
+    def test_added_test_images_are_accepted_with_the_setting(self, evaluate_run: Evaluate, copy: Path) -> None:
         write_image(copy.parent / "images" / "test" / "dog" / "9.png", seed=3)
-        assert evaluate(path=copy).code == 2
-        result = evaluate("--json", "data.accept_added_test_images=true", path=copy)
+        assert evaluate_run().code == 2
+        result = evaluate_run("data.accept_added_test_images=true")
         assert parse_scores(result)["num_samples"] == 7 and "test/dog/9.png is new" in result.err
 
-    def test_missing_classes_are_noted_and_unknown_ones_refused(
-        self, evaluate: Evaluate, copy: Path, tmp_path: Path
-    ) -> None:
+    def test_missing_classes_are_noted_and_unknown_ones_refused(self, evaluate_run: Evaluate, tmp_path: Path) -> None:
         write_image(tmp_path / "other" / "test" / "dog" / "0.png", seed=3)
-        result = evaluate("--json", f"data.root={tmp_path / 'other'}", path=copy)
+        result = evaluate_run(f"data.root={tmp_path / 'other'}", of_run=False)
         assert parse_scores(result)["num_samples"] == 1
         assert "note: the test set has no images of 1 class: cat" in result.err
         write_image(tmp_path / "other" / "test" / "emu" / "0.png", seed=3)
-        result = evaluate(f"data.root={tmp_path / 'other'}", path=copy)
+        result = evaluate_run(f"data.root={tmp_path / 'other'}", of_run=False)
         assert result.code == 2 and "expected cat, dog; got dog, emu" in result.err
+
+    def test_run_of_an_older_version_is_noted(self, evaluate_run: Evaluate, copy: Path) -> None:
+        (copy / "data.json").unlink()
+        assert "recorded no data set" in evaluate_run().err
+
+    @pytest.mark.slow
+    def test_command_compares_the_data_of_the_run_unless_the_user_names_others(
+        self, evaluate: Evaluate, copy: Path
+    ) -> None:
+        root = copy.parent / "images"
+        shutil.copy(root / "test" / "cat" / "0.png", root / "test" / "dog" / "0.png")
+        result = evaluate("--ranks", "2", path=copy)
+        assert "test/dog/0.png has other content" in result.err and result.code != 0
+        assert evaluate(f"data.root={root}", path=copy).code == 0
 
 
 class TestRefusals:
