@@ -253,6 +253,18 @@ def test_other_endings_are_read(image_folder: Path, name: str) -> None:
     assert len(load(image_folder).train) == 13
 
 
+def test_range_of_16_bit_grey_is_noted_at_every_start(image_folder: Path) -> None:
+    for name, highest in (("8.png", 255), ("12.png", 4000), ("16.png", 50_000)):
+        pixels = np.full((8, 8), highest, np.uint16)
+        Image.fromarray(pixels).save(image_folder / "train" / "cat" / name)
+    counts = "1 as 0 to 255, 1 as 0 to 4,095, 1 as 0 to 65,535"
+    note = f"images of 16-bit grey are scaled by the values that each one uses: {counts}"
+    assert load(image_folder).notes == load(image_folder).notes == (note,)
+    write_image(image_folder / "train" / "cat" / "new.png", seed=1)
+    data = load(image_folder)
+    assert data.notes == (note,) and data.train.images.max(axis=(1, 2, 3)).min() > 190
+
+
 def test_pipes_are_skipped(image_folder: Path) -> None:
     """Opening one would wait for ever."""
     os.mkfifo(image_folder / "train" / "cat" / "pipe.png")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainer.data.images import pack
 from trainer.data.images.pack import ImageFile, Pack, PackName
-from trainer.data.images.pool import OutputFile, decode_files, write_rows
+from trainer.data.images.pool import Decoded, OutputFile, decode_files, write_rows
 
 _COPIED_ROWS = 256  # at once, from an earlier pack
 
@@ -50,7 +49,7 @@ def load_or_decode(
                 if is_same and not found.errors:
                     images = found.read_images()
                     found.keep_locked()
-                    return DecodedFiles(images, found.checksums, {})
+                    return DecodedFiles(images, found.checksums, {}, _describe_bits(found.grey_bits))
                 if is_same and (errors := _retry(found, root, files, shape)):
                     return DecodedFiles(np.empty((0, *shape[1:]), np.uint8), found.checksums, errors)
                 earlier, rows = found, found.rows()
@@ -109,16 +108,17 @@ def _decode_and_pack(
         pack.delete_superfluous(folder, name)
         output = OutputFile(partial, pack.reserve(partial, shape))
         known = {position: rows[file[:3]] for position, file in enumerate(files) if file[:3] in rows}
-        checksums = np.zeros(len(files), np.uint32)
+        every = Decoded(np.zeros(len(files), np.uint32), np.zeros(len(files), np.uint8))
         if earlier is not None:
             _copy_rows(earlier, known, output, shape[1:])
-            checksums[list(known)] = earlier.checksums[list(known.values())]
+            every.checksums[list(known)] = earlier.checksums[list(known.values())]
+            every.grey_bits[list(known)] = earlier.grey_bits[list(known.values())]
         missing = [position for position in range(len(files)) if position not in known]
         paths = _paths(root, (files[position] for position in missing))
         decoded = decode_files(paths, missing, shape[1:], output)
-        checksums[missing] = decoded.checksums
-        errors = {missing[index]: reason for index, reason in decoded.errors.items()}
-        pack.append_index(partial, output.start + int(np.prod(shape)), checksums, files, errors)
+        every.checksums[missing], every.grey_bits[missing] = decoded.checksums, decoded.grey_bits
+        every.errors |= {missing[index]: reason for index, reason in decoded.errors.items()}
+        pack.append_index(partial, output.start + int(np.prod(shape)), files, every)
         partial.replace(path)  # atomic, so that no process reads an incomplete pack
     finally:
         partial.unlink(missing_ok=True)
@@ -127,9 +127,9 @@ def _decode_and_pack(
     if written is None:
         raise OSError(None, "another process has removed them")
     with contextlib.closing(written):
-        images = np.empty((0, *shape[1:]), np.uint8) if errors else written.read_images()
+        images = np.empty((0, *shape[1:]), np.uint8) if every.errors else written.read_images()
         written.keep_locked()
-    return DecodedFiles(images, checksums, errors, _describe_bits(decoded.grey_bits))
+    return DecodedFiles(images, every.checksums, every.errors, _describe_bits(every.grey_bits))
 
 
 def _copy_rows(earlier: Pack, rows: dict[int, int], output: OutputFile, image_shape: tuple[int, ...]) -> None:
@@ -141,9 +141,10 @@ def _copy_rows(earlier: Pack, rows: dict[int, int], output: OutputFile, image_sh
         write_rows(output, part, np.frombuffer(pixels, np.uint8).reshape(len(part), *image_shape))
 
 
-def _describe_bits(grey_bits: Counter[int]) -> tuple[str, ...]:
+def _describe_bits(grey_bits: NDArray[np.uint8]) -> tuple[str, ...]:
     """Returns a line for the user if files with more than 8 bits of grey were not all scaled by 16 bits."""
-    if not grey_bits.keys() - {16}:
+    counts = dict(enumerate(np.bincount(grey_bits, minlength=17).tolist()))
+    if not counts[8] and not counts[12]:
         return ()
-    counts = ", ".join(f"{grey_bits[bits]:,} with values up to {(1 << bits) - 1:,}" for bits in sorted(grey_bits))
-    return (f"images with 16-bit grey are scaled by the range that each one uses: {counts}",)
+    parts = [f"{counts[bits]:,} as 0 to {(1 << bits) - 1:,}" for bits in (8, 12, 16) if counts[bits]]
+    return (f"images of 16-bit grey are scaled by the values that each one uses: {', '.join(parts)}",)

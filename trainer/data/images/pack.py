@@ -2,6 +2,7 @@
 
     images     uint8 [N, image_size, image_size, channels]
     checksums  uint32 [N], CRC-32 of each image file
+    grey_bits  uint8 [N], what decode_file returned
     errors     the reason for each file that could not be decoded, by row
     index      path, size and modification time of each image file
 
@@ -24,6 +25,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainer.data.images.pool import Decoded
 
 _FORMAT = 2
 _NAME = re.compile(r".+-\d+x\d-[0-9a-f]{32}\.npy")
@@ -88,6 +91,7 @@ class Pack:
         self._start, self._bytes_per_image = file.tell(), int(np.prod(shape))
         file.seek(self._start + full_shape[0] * self._bytes_per_image)
         self.checksums: NDArray[np.uint32] = np.load(file, allow_pickle=False)
+        self.grey_bits: NDArray[np.uint8] = np.load(file, allow_pickle=False)
         self.errors: dict[int, str] = {int(row): reason for row, reason in _load_json(file).items()}
         """reason why a file could not be decoded, by row"""
         self._index_position = file.tell()
@@ -173,14 +177,13 @@ def reserve(path: Path, shape: tuple[int, ...]) -> int:
         return file.tell()
 
 
-def append_index(
-    path: Path, end: int, checksums: NDArray[np.uint32], files: Sequence[ImageFile], errors: dict[int, str]
-) -> None:
-    """Completes a pack. end: position behind the last image in bytes. errors: as in Pack. Raises OSError."""
+def append_index(path: Path, end: int, files: Sequence[ImageFile], decoded: Decoded) -> None:
+    """Completes a pack. end: position behind the last image in bytes. Raises OSError."""
     with path.open("r+b") as file:
         file.seek(end)
-        np.save(file, checksums)
-        _save_json(file, errors)
+        np.save(file, decoded.checksums)
+        np.save(file, decoded.grey_bits)
+        _save_json(file, decoded.errors)
         _save_json(file, [image_file[:3] for image_file in files])
 
 

@@ -4,7 +4,6 @@ import io
 import os
 import time
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -38,10 +37,10 @@ class Decoded:
 
     checksums: NDArray[np.uint32]
     """[N], CRC-32 of each file"""
+    grey_bits: NDArray[np.uint8]
+    """[N], what decode_file returns"""
     errors: dict[int, str] = field(default_factory=dict)
     """why a file could not be decoded, by its position"""
-    grey_bits: Counter[int] = field(default_factory=Counter)
-    """number of files with more than 8 bits of grey, by the bits in use"""
 
 
 class _Task(NamedTuple):
@@ -58,9 +57,9 @@ class _TaskResult(NamedTuple):
     images: NDArray[np.uint8]
     """of all files of the task; none if they were written to the output file"""
     checksums: list[int]
+    grey_bits: list[int]
     errors: dict[int, str]
     """by position in the task"""
-    grey_bits: Counter[int]
 
 
 def decode_files(
@@ -81,7 +80,7 @@ def decode_files(
         for start, end in pairwise(bounds)
         if end > start
     ]
-    decoded, num_done = Decoded(np.zeros(len(paths), dtype=np.uint32)), 0
+    decoded, num_done = Decoded(np.zeros(len(paths), dtype=np.uint32), np.zeros(len(paths), dtype=np.uint8)), 0
     columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -91,8 +90,8 @@ def decode_files(
                 output[list(task.rows)] = result.images
             end = num_done + len(task.paths)
             decoded.checksums[num_done:end] = result.checksums
+            decoded.grey_bits[num_done:end] = result.grey_bits
             decoded.errors |= {num_done + position: reason for position, reason in result.errors.items()}
-            decoded.grey_bits += result.grey_bits
             num_done = end
             progress.update(bar, completed=num_done)
     return decoded
@@ -124,22 +123,21 @@ def _decode_task(task: _Task) -> _TaskResult:
     Raises OSError when the images cannot be written.
     """
     images = np.zeros((len(task.paths), *task.image_shape), dtype=np.uint8)
-    checksums, errors, grey_bits = [0] * len(task.paths), {}, Counter[int]()
+    checksums, grey_bits, errors = [0] * len(task.paths), [0] * len(task.paths), {}
     for position, path in enumerate(task.paths):
         try:
             with io.FileIO(path) as file:  # one read of the whole file is faster than Pillow's reads
                 content = file.read()
             checksums[position] = zlib.crc32(content)
-            if bits := decode_file(content, images[position]):
-                grey_bits[bits] += 1
+            grey_bits[position] = decode_file(content, images[position])
         except ImageError as error:
             errors[position] = str(error)
         except OSError as error:
             errors[position] = error.strerror or str(error)
     if task.output is None:
-        return _TaskResult(images, checksums, errors, grey_bits)
+        return _TaskResult(images, checksums, grey_bits, errors)
     write_rows(task.output, task.rows, images)
-    return _TaskResult(images[:0], checksums, errors, grey_bits)
+    return _TaskResult(images[:0], checksums, grey_bits, errors)
 
 
 def write_rows(output: OutputFile, rows: Sequence[int], images: NDArray[np.uint8]) -> None:
