@@ -181,13 +181,12 @@ class DisturbedRun:
 
 
 def _rank_of(process: psutil.Process) -> int | None:
-    """Returns the rank of a process of the trainer; None for a launcher, a data worker or another process."""
+    """Returns the rank of a process of the trainer; None for another process."""
     with contextlib.suppress(psutil.Error):
         words, environment = process.cmdline(), process.environ()
-        if MAIN in words and not _is_agent(process) and "RANK" in environment:
-            parent = process.parent()
-            is_worker = parent is not None and MAIN in parent.cmdline() and not _is_agent(parent)
-            return None if is_worker else int(environment["RANK"])
+        is_trainer = any(word.endswith("trainer/main.py") for word in words) and not _is_agent(process)
+        if is_trainer and "RANK" in environment:
+            return int(environment["RANK"])
     return None
 
 

@@ -7,6 +7,7 @@ are as real as torchrun's: separate processes, a gloo group and the launcher's v
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from trainer.data.augment import Augment
 from trainer.data.dataset import ArrayDataset
 from trainer.data.loader import Samples, Shard
 from trainer.nonfinite import SkippedSteps
+from trainer.run import checkpoint
 from trainer.run.watchdog import Watchdog
 from trainer.step import Step
 from trainer.tracking import wandb, wandb_mode
@@ -193,6 +195,46 @@ def no_batch() -> None:
     loader._ChunkDataset._fetch = fetch_or_wait  # type: ignore[method-assign]
 
 
+def signal_in_phase() -> None:
+    """Rank SIGNAL_RANK sends itself the signal SIGNAL when it enters SIGNAL_PHASE for the third time, or the first
+    time if there is only one: a phase of the watchdog, `start` (reading the data set), `writing` (a checkpoint) or
+    `end` (after the result)."""
+    tiny_network()
+    number, phase = signal.Signals[os.environ["SIGNAL"]], os.environ["SIGNAL_PHASE"]
+    if os.environ.get("RANK", "0") != os.environ["SIGNAL_RANK"]:
+        return
+    calls = itertools.count(1)
+
+    def enter(entered: str, is_only: bool = False) -> None:
+        if entered == phase and next(calls) == (1 if is_only else 3):
+            os.kill(os.getpid(), number)
+            time.sleep(0.05)
+
+    heartbeat, load_splits, write = Watchdog.heartbeat, build.load_splits, checkpoint._write
+    log_end = MetricLogger.close
+
+    def heartbeat_after_signal(self: Watchdog, step: int, name: str) -> None:
+        enter(name, is_only=name == "result")
+        heartbeat(self, step, name)
+
+    def load_splits_after_signal(*arguments: Any) -> Any:
+        enter("start", is_only=True)
+        return load_splits(*arguments)
+
+    def write_after_signal(*arguments: Any) -> None:
+        write(*arguments)
+        enter("writing")
+
+    def close_after_signal(self: MetricLogger, failed: bool = False) -> None:
+        enter("end", is_only=True)
+        log_end(self, failed)
+
+    Watchdog.heartbeat = heartbeat_after_signal  # type: ignore[method-assign]
+    build.load_splits = load_splits_after_signal
+    checkpoint._write = write_after_signal
+    MetricLogger.close = close_after_signal  # type: ignore[method-assign]
+
+
 def late_rank() -> None:
     """Rank 1 takes 0.15 s longer for each batch."""
     tiny_network()
@@ -250,5 +292,6 @@ FAULTS = {
     "slow_steps": slow_steps,
     "endless_step": endless_step,
     "no_batch": no_batch,
+    "signal_in_phase": signal_in_phase,
     "slow_result": slow_result,
 }

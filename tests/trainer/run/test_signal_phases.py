@@ -1,0 +1,75 @@
+"""Each signal in each phase of a run: it ends as it should, and the same command ends it with the same bits."""
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from support.processes import Ranks
+from support.runs import VIRTUAL, difference_between, read_status
+
+from trainer.run import checkpoint
+
+PHASES = (
+    "start", "waiting for data", "forward pass", "backward pass", "evaluation", "checkpoint", "writing",
+    "agreement on stopping", "result", "end",
+)  # fmt: skip
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")
+RUN = [*VIRTUAL, "train.max_steps=120", "log.tensorboard=false"]
+
+
+def sample(seed: int, count: int) -> list[tuple[str, str]]:
+    """Draws pairs of a phase and a signal; each phase once before any phase twice."""
+    generator = random.Random(seed)
+    columns = [generator.sample(SIGNALS, len(SIGNALS)) for _ in PHASES]
+    rounds = [[(phase, column[turn]) for phase, column in zip(PHASES, columns, strict=True)] for turn in range(6)]
+    return [pair for pairs in rounds for pair in generator.sample(pairs, len(pairs))][:count]
+
+
+def expected_code(phase: str, name: str) -> int:
+    """Returns the exit code of a single process."""
+    number = signal.Signals[name]
+    if number == signal.SIGKILL:
+        return -9
+    if phase == "start" and number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        return 128 + number
+    return 0 if phase in ("result", "end") else 75
+
+
+def check(ranks: Ranks, world_size: int, phase: str, name: str) -> None:
+    """Sends the signal to the last rank, continues the run, and compares it with an undisturbed one."""
+    last_rank = str(world_size - 1)
+    started = ranks.start(
+        world_size, *RUN, "run.name=x", fault="signal_in_phase", SIGNAL=name, SIGNAL_PHASE=phase, SIGNAL_RANK=last_rank
+    )
+    codes = ranks.join(started, timeout_seconds=60)
+    log = ranks.log.read_text()
+    assert codes[-1] == expected_code(phase, name), log
+    assert "Traceback" not in log
+    if codes[-1] == 75:
+        assert set(codes) == {75}, log
+        status = read_status("x")
+        assert (status["state"], status["reason"]) == ("stopped", name)
+        newest, damaged = checkpoint.find_newest_valid(Path("runs/x/checkpoints"))
+        assert newest is not None and newest.name == f"step-{status['step']:08}" and not damaged
+    ranks.run(world_size, *RUN, "run.name=x")
+    ranks.run(world_size, *RUN, "run.name=whole")
+    assert not difference_between("whole", "x")
+
+
+@pytest.mark.parametrize(("phase", "name"), sample(seed=1, count=3))
+def test_signal_in_any_phase_keeps_the_bits(ranks: Ranks, phase: str, name: str) -> None:
+    check(ranks, 1, phase, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "name"), sample(seed=2, count=6))
+def test_signal_in_each_phase_keeps_the_bits(ranks: Ranks, phase: str, name: str) -> None:
+    check(ranks, 1, phase, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "name"), [pair for pair in sample(seed=3, count=10) if pair[0] != "writing"][:3])
+def test_signal_to_one_of_two_ranks_keeps_the_bits(ranks: Ranks, phase: str, name: str) -> None:
+    """Rank 1 writes no checkpoint."""
+    check(ranks, 2, phase, name)
