@@ -16,6 +16,9 @@ from support.processes import MAIN, REPOSITORY, SMALL, CommandResult, Ranks, Sam
 from support.runs import read_status
 
 from trainer import main
+from trainer.config.schema import DataSettings
+from trainer.data import image_folder
+from trainer.errors import DataError
 from trainer.text.escape import is_visible
 from trainer.text.streams import protect_streams
 
@@ -87,9 +90,8 @@ def test_single_process_with_a_closed_stderr_logs_what_was_lost(launch: Callable
 
 
 NAMES = [
-    "[cat]", "[/]", "[bold red]", ":smile:", "\x1b[31mred", "\x1b]0;t\a", "a\nb", "a\tb", "\u202egpj", "\u200b", "猫",
-    "é",
-    "=1+1", "@SUM(A1)", "-1", "<script>alert(1)</script>", "$x$", "%s{0}", "a b", "'\"",
+    "[cat]", "[bold]", "[bold red]", "[link=x.example]", ":smile:", "猫", "é", "=1+1", "@SUM(A1)", "-1", "+1", "a;=1",
+    "<script>alert(1)", "$x$", "%s{0}", "a b", "'\"", "\\x1b[31m", "\u3164", "a\ufe0f",
 ]  # fmt: skip
 
 
@@ -98,7 +100,7 @@ def test_twenty_odd_class_names_pass_through_a_run_and_all_commands(ranks: Ranks
     for split, count in (("train", 4), ("test", 1)):
         for label, name in enumerate(NAMES):
             for index in range(count):
-                write_image(Path("images") / split / name / f"={index}\x1b.png", seed=100 * label + index)
+                write_image(Path("images") / split / name / f"={index}\x1b\u202e.png", seed=100 * label + index)
     settings = [
         "data.name=image_folder",
         "data.root=images",
@@ -109,7 +111,7 @@ def test_twenty_odd_class_names_pass_through_a_run_and_all_commands(ranks: Ranks
     output = ranks.run(1, *RUN, *settings, "run.name=[a] 猫")
     assert all(character == "\n" or is_visible(character) for character in output)
     folder = Path("runs/[a] 猫")
-    assert "[cat]" in output and ":smile:" in output and "\\x1b[31mred" in output
+    assert "[cat]" in output and ":smile:" in output and "\\u3164" in output
     report = (folder / "report.html").read_text()
     assert "<script>alert" not in report and "\x1b" not in report and "\u202e" not in report
     assert "[cat]" in HtmlPage(report).text
@@ -123,3 +125,12 @@ def test_twenty_odd_class_names_pass_through_a_run_and_all_commands(ranks: Ranks
     assert len(rows) == 1 + 3 * len(NAMES) and not any(
         cell.lstrip()[:1] in tuple("=+-@") for row in rows for cell in row
     )
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\x1b]0;t\a", "a\nb", "\u202egpj", "\u200b", "\udcff"])
+def test_class_name_that_acts_on_a_terminal_is_refused_with_one_line(name: str) -> None:
+    write_image(Path("images") / "train" / name / "a.png", seed=1)
+    with pytest.raises(DataError) as caught:
+        image_folder.count_per_class(DataSettings(name="image_folder", root="images"))
+    text = str(caught.value)
+    assert text.isprintable() and "rename it" in text
