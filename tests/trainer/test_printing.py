@@ -108,7 +108,7 @@ def test_twenty_odd_class_names_pass_through_a_run_and_all_commands(ranks: Ranks
         "log.figures=true",
         "log.tensorboard=true",
     ]
-    output = ranks.run(1, *RUN, *settings, "run.name=[a] 猫")
+    output = ranks.run(1, *RUN, *settings, "run.name=[a] 猫", fault="")
     assert all(character == "\n" or is_visible(character) for character in output)
     folder = Path("runs/[a] 猫")
     assert "[cat]" in output and ":smile:" in output and "\\u3164" in output

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+
+from trainer.errors import DataError
 
 _PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another JPEG library may round pixels differently
 _MAX_MEGAPIXELS = 500
@@ -96,12 +99,23 @@ def _fit(image: Image.Image, image_size: int, channels: int) -> tuple[NDArray[np
 def fit_images(images: NDArray[np.uint8], image_size: int, channels: int) -> NDArray[np.uint8]:
     """Applies fit_image to each image of an array.
 
-    Takes uint8 [N, H, W, C], returns uint8 [N, image_size, image_size, channels].
+    Takes uint8 [N, H, W, C], returns uint8 [N, image_size, image_size, channels]. Raises DataError if they do not fit
+    into the memory of this machine.
     """
     if images.shape[1:] == (image_size, image_size, channels):
         return images
+    num_bytes, memory_bytes = len(images) * image_size**2 * channels, _memory_bytes()
+    if num_bytes > memory_bytes:
+        raise DataError(
+            f"data.image_size={image_size}: {len(images):,} images need {num_bytes / 1e9:,.0f} GB, but this machine has "
+            f"{memory_bytes / 1e9:,.0f} GB of memory; lower it"
+        )
     pil_images = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
     return np.stack([fit_image(image, image_size, channels) for image in pil_images])
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def decode_plain_jpeg(content: bytes, out: NDArray[np.uint8]) -> bool:

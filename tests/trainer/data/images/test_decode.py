@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from trainer.data.images import decode
-from trainer.data.images.decode import ImageError, decode_file, decode_plain_jpeg, fit_image
+from trainer.data.images.decode import ImageError, decode_file, decode_plain_jpeg, fit_image, fit_images
+from trainer.errors import DataError
 
 
 def test_fit_image_scales_and_crops_the_center() -> None:
@@ -243,3 +244,9 @@ def test_damaged_files_raise_image_error_or_decode(seed: int) -> None:
         decoded(bytes(content), channels=3, size=16)
     except ImageError as error:
         assert str(error) and "\n" not in str(error)
+
+
+def test_images_that_memory_cannot_hold_are_refused_before_they_are_scaled() -> None:
+    images = np.zeros((100_000, 1, 1, 1), np.uint8)
+    with pytest.raises(DataError, match=r"data\.image_size=8192: 100,000 images need 20,133 GB, but this machine has"):
+        fit_images(images, 8192, 3)
