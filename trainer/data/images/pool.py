@@ -1,7 +1,6 @@
 """Decodes many image files, on all cores if that saves time."""
 
 import io
-import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -142,10 +141,8 @@ def _decode_task(task: _Task) -> _TaskResult:
 
 def write_rows(output: OutputFile, rows: Sequence[int], images: NDArray[np.uint8]) -> None:
     """Writes images to their rows of an output file. Raises OSError."""
-    bytes_per_image = images[0].nbytes
-    descriptor = os.open(output.path, os.O_WRONLY)
-    try:
-        for row, image in zip(rows, images, strict=True):
-            os.pwrite(descriptor, image.data, output.start + row * bytes_per_image)
-    finally:
-        os.close(descriptor)
+    is_one_block = rows[-1] - rows[0] == len(rows) - 1  # the rows ascend
+    with output.path.open("r+b") as file:
+        for row, block in [(rows[0], images)] if is_one_block else zip(rows, images, strict=True):
+            file.seek(output.start + row * images[0].nbytes)
+            file.write(block.data)
