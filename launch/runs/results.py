@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.config.schema import RunConfig
 from trainer.errors import FolderError
+from trainer.run.files import disk_errors_as_user_errors
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 from trainer.text.escape import escape
@@ -105,7 +106,7 @@ def _mean_and_deviation(accuracies: list[float | None]) -> tuple[float | None, f
 
 
 def write_results(root: Path, results: list[Result]) -> None:
-    """Writes results.json into the sweep's folder. Raises OSError."""
+    """Writes results.json into the sweep's folder. Raises FolderError if it cannot be written."""
     groups = []
     for group, members in rank_groups(results):
         content = summarize(members) | {"settings": group}
@@ -113,7 +114,9 @@ def write_results(root: Path, results: list[Result]) -> None:
         if "mean_validation_accuracy" in content:
             content["validation_accuracy"] = {result.name: result.validation_accuracy for result in members}
         groups.append(content)
-    RunFolder(root).write_json("results.json", {"ranked_by": f"{selection_split(results)} accuracy", "groups": groups})
+    with disk_errors_as_user_errors(str(root / "results.json")):
+        ranked_by = f"{selection_split(results)} accuracy"
+        RunFolder(root).write_json("results.json", {"ranked_by": ranked_by, "groups": groups})
 
 
 def print_table(title: str, results: list[Result]) -> None:

@@ -25,10 +25,12 @@ def escape(text: object, keep: str = "") -> str:
     text = str(text)
     if text.isprintable() and not _INVISIBLE.search(text):
         return text
-    return "".join(
-        character if character in keep or is_visible(character) else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    escapes = {  # by the characters that occur, because a report page has hundreds of thousands
+        ord(character): character.encode("unicode_escape").decode()
+        for character in set(text) - set(keep)
+        if not is_visible(character)
+    }
+    return text.translate(escapes)
 
 
 def is_visible(character: str) -> bool:
