@@ -219,6 +219,6 @@ def test_files_that_this_user_may_not_read_are_named(runs: Path, samecurve: Same
     assert states == {"good": "finished", "bad": "finished", "half": "unreadable", "locked": "unreadable"}
     assert f"{root / 'closed'} is skipped, because it cannot be read (Permission denied)" in err
     assert f"{root / 'half' / 'status.json'} cannot be read as a file of a run (Permission denied)" in err
-    assert f"{root / 'locked'}" in err and err.count("\n") == 3
+    assert f"{root / 'locked'}" in err and "Traceback" not in err, err
     assert f"{root / 'report.html'} cannot be written (Permission denied)" in report_err
     assert "Traceback" not in report_err + one
