@@ -16,6 +16,7 @@ from launch.runs import tail
 from launch.runs.find import find_run
 from launch.runs.run import Run, RunPoller, read_runs
 from trainer.errors import UserError
+from trainer.run.record import is_file
 from trainer.text.escape import escape
 
 _POLL_SECONDS = 0.2
@@ -51,11 +52,12 @@ def _log_path(run: Run, rank: int) -> Path:
     path = folder / f"rank-{rank}.log"
     if path.is_file():
         return path
-    ranks = sorted(int(log.stem.removeprefix("rank-")) for log in folder.glob("rank-*.log"))
+    numbers = (log.stem.removeprefix("rank-") for log in folder.glob("rank-*.log"))
+    ranks = sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
     if ranks:
         listed = ", ".join(map(str, ranks))
         raise UserError(f"rank {rank} of {run.name} has no log; {folder} has the logs of rank {listed}")
-    if run.log and Path(run.log).is_file():
+    if run.log and is_file(Path(run.log)):
         note = f"samecurve: {run.name} has no logs of ranks yet; this is the output of job {run.job}, {run.log}"
         print(escape(note), file=sys.stderr)
         return Path(run.log)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch.hardware import INSTALL_ROOT, Machine, this_machine
 from trainer.errors import ConfigError, UserError, WorldError
+from trainer.text.escape import escape
 
 if TYPE_CHECKING:  # the servers on the nodes start from this file too, and need none of these
     from launch.doctor.examination import Examination
@@ -98,7 +99,8 @@ def _examine_and_report(arguments: argparse.Namespace, config: "RunConfig") -> i
     else:
         nodes = f"{len(names)} nodes ({', '.join(names)})" if len(names) > 1 else names[0]
         ranks = f"{target.ranks_per_node} rank{'s' if target.ranks_per_node > 1 else ''} each"
-        print(findings.to_text(results, f"samecurve doctor: {nodes}, {ranks}, {seconds:.1f} s"), flush=True)
+        text = findings.to_text(results, f"samecurve doctor: {nodes}, {ranks}, {seconds:.1f} s")
+        print(escape(text, keep="\n"), flush=True)
     return int(findings.has_failure(results))
 
 

@@ -28,6 +28,7 @@ from trainer.distributed.environment import without_launchers
 from trainer.errors import FolderError, WorldError
 from trainer.run.exit import OUTCOME_VARIABLE, read_outcome
 from trainer.run.folder import RunFolder
+from trainer.text.escape import escape
 
 _PORTS = range(20000, 30000)  # below the ports that Linux assigns to outgoing connections
 _PORT_CANDIDATES = 100
@@ -102,7 +103,7 @@ def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecor
         clock_offset, start = client.clock_offset(), time.monotonic()
         controller_time = time.time() - (clock_offset or 0.0)
         plan = plan_srun(job, addresses, free_port(allocation.job_number), controller_time)
-        print(plan, flush=True)
+        print(escape(plan, keep="\n"), flush=True)
         outcome_path.unlink(missing_ok=True)
         environment = without_launchers(os.environ) | plan.assignments
         environment[OUTCOME_VARIABLE] = str(outcome_path.resolve())
@@ -125,7 +126,7 @@ def _run_attempts(job: TrainingJob, forwarder: SignalForwarder, record: JobRecor
                     f"{decision.reason}; giving up after {client.restart_count()} restarts, which cannot be counted"
                 )
                 decision = replace(decision, action="end", reason=reason)
-        print(f"samecurve: job {allocation.job_id}: {decision.reason}", file=sys.stderr, flush=True)
+        print(f"samecurve: job {allocation.job_id}: {escape(decision.reason)}", file=sys.stderr, flush=True)
         if decision.action != "restart":
             return _requeue(allocation, decision) if decision.action == "requeue" else decision.code
 

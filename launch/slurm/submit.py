@@ -18,6 +18,7 @@ from trainer.errors import ConfigError, FolderError
 from trainer.run.files import write_problem
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
+from trainer.text.escape import escape
 
 # Options that sbatch has under the same name and that do not affect the ranks.
 _SBATCH_OPTIONS = ("time", "partition", "account", "qos", "mem", "constraint", "nodelist", "exclude")
@@ -72,7 +73,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     plan = plan_submission(arguments, overrides, tasks, machine)
     environment = scripts.site_environment(plan.environment, machine.install_root)
     if arguments.dry_run:
-        print(plan)
+        print(escape(plan, keep="\n"))
         return 0
     job_id = call_sbatch(plan, environment, machine)
     print(f"job {job_id}: {plan.title.removeprefix('samecurve submit ')}", flush=True)

@@ -178,6 +178,18 @@ def test_logs_keep_lines_and_tabs_and_escape_the_rest(samecurve: Samecurve) -> N
     assert "  a\tb\n  \\x1b[31mred\\r\n  猫\\xff\\x9b\n" in samecurve("status", "x")[0]
 
 
+def test_files_with_odd_names_beside_the_logs_are_ignored(samecurve: Samecurve) -> None:
+    path = make_run_folder("x", ("finished", 3), {}, {"log": "y" * 5000})
+    (path / "logs").mkdir()
+    for name in ("rank-x.log", "rank-\u0663.log", "rank-.log", "rank-2.log"):
+        (path / "logs" / name).write_text("a line\n")
+    assert "has the logs of rank 2" in samecurve("logs", "x", code=2)[1]
+    for name in ("rank-2.log", "rank-\u0663.log"):
+        (path / "logs" / name).unlink()
+    assert "has no logs yet" in samecurve("logs", "x", code=2)[1]
+    samecurve("status", "x")
+
+
 def test_character_on_the_border_of_two_blocks_is_whole(samecurve: Samecurve) -> None:
     path = make_run_folder("x", ("finished", 3), {})
     (path / "logs").mkdir()

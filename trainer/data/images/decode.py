@@ -107,8 +107,8 @@ def fit_images(images: NDArray[np.uint8], image_size: int, channels: int) -> NDA
     num_bytes, memory_bytes = len(images) * image_size**2 * channels, _memory_bytes()
     if num_bytes > memory_bytes:
         raise DataError(
-            f"data.image_size={image_size}: {len(images):,} images need {num_bytes / 1e9:,.0f} GB, but this machine has "
-            f"{memory_bytes / 1e9:,.0f} GB of memory; lower it"
+            f"data.image_size={image_size}: {len(images):,} images need {num_bytes / 1e9:,.0f} GB, but this machine "
+            f"has {memory_bytes / 1e9:,.0f} GB of memory; lower it"
         )
     pil_images = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
     return np.stack([fit_image(image, image_size, channels) for image in pil_images])
