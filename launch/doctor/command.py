@@ -75,7 +75,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         if not torchrun.is_first():
             return torchrun.serve(arguments.timeout_seconds)
-    elif "SLURM_JOB_ID" not in os.environ and (arguments.nodes or arguments.partition):
+    elif not _is_in_job() and (arguments.nodes or arguments.partition):
         from launch.doctor import job
 
         return job.submit(arguments, overrides)
@@ -108,13 +108,18 @@ def _find_target(arguments: argparse.Namespace, device: str, machine: Machine) -
     """Returns the nodes of torchrun, of the current job, or this machine. Raises UserError when they do not fit."""
     if "RANK" in os.environ:
         return _torchrun_target(arguments, device, machine)
-    if "SLURM_JOB_ID" in os.environ:
+    if _is_in_job():
         return _job_target(arguments, machine)
     on_gpu = machine.gpus > 0 and device != "cpu"
     gpus = arguments.gpus_per_node
     ranks = arguments.ranks or gpus or (machine.gpus if on_gpu else 1)
     gpus = (ranks if on_gpu or device == "cuda" else 0) if gpus is None else gpus
     return Target((os.uname().nodename,), "127.0.0.1", ranks, gpus, (_server_command(machine, 0),))
+
+
+def _is_in_job() -> bool:
+    """Returns whether SLURM started this process. A shell may have SLURM_JOB_ID alone."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
 
 
 def _torchrun_target(arguments: argparse.Namespace, device: str, machine: Machine) -> Target:

@@ -85,7 +85,7 @@ def _read_rank_variables() -> tuple[int, int, int, int]:
     values = {name: os.environ[name] for name in _RANK_VARIABLES if name in os.environ}
     if not values:
         return 0, 1, 0, 1
-    numbers = {name: _parse_int(value) for name, value in values.items()}
+    numbers = {name: parse_int(value) for name, value in values.items()}
     for name, number in numbers.items():
         if number is None:
             raise _inconsistent(f"{name} is not a number", values)
@@ -104,7 +104,7 @@ def _read_rank_variables() -> tuple[int, int, int, int]:
     if world_size > 1:
         if not os.environ.get("MASTER_ADDR", "").strip():
             raise _inconsistent("MASTER_ADDR is not set", values)
-        if not 0 < (_parse_int(os.environ.get("MASTER_PORT", "")) or 0) <= _MAX_PORT:
+        if not 0 < (parse_int(os.environ.get("MASTER_PORT", "")) or 0) <= _MAX_PORT:
             raise _inconsistent("MASTER_PORT is not the number of a port", values)
     return rank, world_size, local_rank, local_world_size
 
@@ -123,7 +123,7 @@ def _check_other_launchers(world_size: int) -> None:
     Each of them would train the whole run alone. Variables that announce a number but no rank are left over.
     """
     for launcher, (rank_variable, size_variable) in _OTHER_LAUNCHERS.items():
-        rank, size = (_parse_int(os.environ.get(name, "")) for name in (rank_variable, size_variable))
+        rank, size = (parse_int(os.environ.get(name, "")) for name in (rank_variable, size_variable))
         if rank is not None and size is not None and rank < size and size > world_size:
             raise WorldError(
                 f"{launcher} started {size} processes ({rank_variable}={rank}, {size_variable}={size}), but the world "
@@ -178,10 +178,10 @@ def available_cores() -> int:
 
 
 def _read_int(variable: str, default: int) -> int:
-    number = _parse_int(os.environ.get(variable, ""))
+    number = parse_int(os.environ.get(variable, ""))
     return default if number is None else number
 
 
-def _parse_int(text: str) -> int | None:
+def parse_int(text: str) -> int | None:
     """Returns the number that a launcher would write; None for any other text."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None

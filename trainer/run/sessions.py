@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from trainer.distributed.environment import parse_int
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 
@@ -46,11 +47,10 @@ def session_summary(folder: RunFolder) -> dict[str, object]:
 
 def _slurm_job() -> dict[str, object]:
     """Returns the SLURM job of this process. A task of an array has the array's id and a task number, too."""
-    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     return {
         "job": os.environ.get("SLURM_JOB_ID"),
         "array_job": os.environ.get("SLURM_ARRAY_JOB_ID"),
-        "array_task": int(task) if task.isdigit() else None,
+        "array_task": parse_int(os.environ.get("SLURM_ARRAY_TASK_ID", "")),
     }
 
 

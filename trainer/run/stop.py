@@ -17,6 +17,7 @@ from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+from trainer.distributed.environment import parse_int
 from trainer.process.identity import ProcessIdentity
 from trainer.process.launcher import find_launcher, wait_for_end
 
@@ -280,7 +281,7 @@ Deadline = tuple[float, str]
 def find_deadline(time_limit_seconds: float | None, start: float) -> Deadline | None:
     """Returns the earlier of the run's time limit and the end of its SLURM job. start: in seconds since 1970."""
     deadlines = [] if time_limit_seconds is None else [(start + time_limit_seconds, _TIME_LIMIT)]
-    job_end = os.environ.get("SLURM_JOB_END_TIME", "")
-    if job_end.isdigit():
+    job_end = parse_int(os.environ.get("SLURM_JOB_END_TIME", ""))
+    if job_end is not None and job_end > start:  # an earlier end is that of another job, left over in the shell
         deadlines.append((float(job_end), JOB_END))
     return min(deadlines, default=None)

@@ -224,5 +224,6 @@ def test_earlier_of_time_limit_and_job_end_is_the_deadline(monkeypatch: pytest.M
     assert stop.find_deadline(None, 1000.0) is None and stop.find_deadline(60.0, 1000.0) == (1060.0, "the time limit")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1030")
     assert stop.find_deadline(60.0, 1000.0) == stop.find_deadline(None, 1000.0) == (1030.0, stop.JOB_END)
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "not yet known")
-    assert stop.find_deadline(60.0, 1000.0) == (1060.0, "the time limit")
+    for text in ("not yet known", "²", "999"):  # 999: the end of another job
+        monkeypatch.setenv("SLURM_JOB_END_TIME", text)
+        assert stop.find_deadline(60.0, 1000.0) == (1060.0, "the time limit")
