@@ -247,12 +247,12 @@ def _draw_mistakes(mistakes: Sequence[Example], title: str) -> NDArray[np.uint8]
 
 
 def _tile(images: NDArray[np.uint8]) -> "Picture":
-    """Tiles the first 64 images, uint8 [n, H, W, C], into a nearly square grid with white lines between them."""
+    """Tiles the first 64 images, uint8 [n, H, W, C], into a nearly square grid with gray lines between them."""
     images = images[:_MAX_TILES]
     count, height, width, channels = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = -(-count // columns)
-    grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, dtype=np.uint8)
+    grid = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 128, dtype=np.uint8)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top, left = row * (height + 1), column * (width + 1)
