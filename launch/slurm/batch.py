@@ -67,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Runs the job until it ends or goes back into the queue. Returns an exit code as trainer/main.py does."""
-    forwarder = SignalForwarder(
-        lambda number: signal.SIGUSR1
-    )  # any signal becomes SIGUSR1: on SIGTERM srun kills its tasks
+    # slurm/prologue.sh has it ignored, so that it cannot end this process before, and what is ignored is not forwarded.
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    # Any signal becomes SIGUSR1: on SIGTERM srun kills its tasks.
+    forwarder = SignalForwarder(lambda number: signal.SIGUSR1)
     if os.environ.pop("SAMECURVE_SIGNAL", ""):  # SLURM's warning came before Python started (slurm/prologue.sh)
         os.kill(os.getpid(), signal.SIGUSR1)
     allocation = client.read_allocation()

