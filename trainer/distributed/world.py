@@ -5,6 +5,7 @@ group: each of them would train the whole run alone, and all would write to the 
 """
 
 import os
+import re
 import socket
 import sys
 import time
@@ -45,6 +46,7 @@ _WATCHED_TIMEOUT = timedelta(days=7)
 _CAN_SET_TIMEOUT = hasattr(torch.distributed, "set_timeout")
 _GROUP_TIMEOUT = _RENDEZVOUS_TIMEOUT if _CAN_SET_TIMEOUT else _COLLECTIVE_TIMEOUT
 _POLL_SECONDS = 0.01
+_LOST_STORE = re.compile("likely closed|reset by peer|Broken pipe")
 _LOOPBACK_INTERFACES = ("lo", "lo0")  # Linux, macOS
 _SHOWN_DIFFERENCES, _SHOWN_CHARACTERS = 3, 80
 
@@ -258,7 +260,8 @@ def _prepare_variables(env: RankEnvironment, threads: int) -> None:
 def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> tuple[str, Accelerator]:
     """Forms the process group; returns the attempt id ("" without a launcher's store) and the Accelerator.
 
-    Raises WorldError if some processes never arrive, PeerError if those that arrive cannot form a group.
+    Raises WorldError if some processes never arrive, PeerError if those that arrive cannot form a group, or if the
+    launcher whose store they use has gone.
     """
     start = time.monotonic()
     try:
@@ -274,6 +277,8 @@ def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> t
             ],
         )
     except (torch.distributed.DistError, TimeoutError) as error:
+        if _LOST_STORE.search(str(error)):
+            raise PeerError(f"the launcher of rank 0 ended before all processes had met ({_shorten(error)})") from None
         raise WorldError(
             f"expected {env.world_size} processes, but not all arrived within "
             f"{time.monotonic() - start:.0f} s ({_shorten(error)}). Check the output of the other processes and "

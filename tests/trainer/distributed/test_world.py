@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,7 +19,7 @@ from trainer.distributed import device, world
 from trainer.distributed.device import choose_kernels
 from trainer.distributed.environment import available_cores
 from trainer.distributed.world import World
-from trainer.errors import WorldError
+from trainer.errors import PeerError, WorldError
 
 WORKER = str(REPOSITORY / "tests" / "support" / "workers" / "world.py")
 
@@ -103,6 +104,21 @@ def test_missing_rank_is_a_world_error_after_the_timeout(monkeypatch: pytest.Mon
     monkeypatch.setattr(world, "_GROUP_TIMEOUT", timedelta(seconds=2))
     with pytest.raises(WorldError, match=r"expected 2 processes, but not all arrived within [23] s.*other processes"):
         World(TrainSettings(device="cpu"))
+
+
+def test_launcher_that_ends_before_all_ranks_have_met_is_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attempt may succeed, so this is no error of the user."""
+    port = free_port()
+    lines = f"import torch, time; s = torch.distributed.TCPStore('127.0.0.1', {port}, is_master=True, "
+    lines += "wait_for_workers=False); print(flush=True); time.sleep(1); import os; os._exit(0)"
+    with subprocess.Popen([sys.executable, "-c", lines], stdout=subprocess.PIPE) as store:
+        assert store.stdout is not None
+        store.stdout.readline()
+        set_rank(monkeypatch, rank=0, world_size=2)
+        for name, value in (("TORCHELASTIC_USE_AGENT_STORE", "True"), ("MASTER_PORT", str(port))):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(PeerError, match="the launcher of rank 0 ended before all processes had met"):
+            World(TrainSettings(device="cpu"))
 
 
 def test_ranks_that_cannot_form_a_group_exit_with_1(
