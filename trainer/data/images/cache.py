@@ -122,7 +122,6 @@ def _decode_and_pack(
         partial.replace(path)  # atomic, so that no process reads an incomplete pack
     finally:
         partial.unlink(missing_ok=True)
-    pack.delete_superfluous(folder, name)
     written = pack.open_pack(path, shape[1:])
     if written is None:
         raise OSError(None, "another process has removed them")
