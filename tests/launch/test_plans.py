@@ -72,7 +72,7 @@ LAYOUTS: dict[str, Callable[[], LaunchPlan]] = {
         "--gpus-per-node", "8", "--cpus-per-task", "6", "--time", "2:00:00", "--partition", "gpu", "--doctor"
     ),
     "submit_4_nodes_hostile": lambda: submit_plan(
-        "--nodes", "4", "--gpus-per-node", "8", "--after", "12", "run.name=it's $(here)\nor not", "log.project=a b"
+        "--nodes", "4", "--gpus-per-node", "8", "--after", "12", "run.name=it's $(here) or not", "log.project=a b"
     ),
     "submit_array": lambda: submit_plan("--gpus-per-node", "1", "--array", "0-4%2", "--config", "tudui"),
     "job_1_node_8_gpus": lambda: job_plan(make_allocation(1, 8, 64, end_time=1800000000), "--config", "cifar10"),
