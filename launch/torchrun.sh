@@ -37,7 +37,10 @@ done
 export PET_SIGNALS_TO_HANDLE=$signals
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 if [ -z "${SAMECURVE_OUTCOME:-}" ]; then # ranks record an error here that a restart would only repeat
-    folder=$(mktemp -d "${TMPDIR:-/tmp}/samecurve-XXXXXX") # the ranks remove it
+    # The ranks remove the folder. After a kill the next start removes it, because the folder names its owner.
+    new_folder='import os, sys; sys.path.insert(0, sys.argv[1]); from trainer.process import temporary
+print(temporary.new_folder(os.getppid()))'
+    folder=$("$python" -c "$new_folder" "$here/..")
     export SAMECURVE_OUTCOME=$folder/outcome.json PET_LOG_DIR=${PET_LOG_DIR:-$folder}
 fi
 exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node="$ranks" \

@@ -22,7 +22,7 @@ import torch.distributed.elastic.multiprocessing.errors
 import torchvision.models
 
 import trainer.loop
-from trainer import build, main
+from trainer import build, main, session
 from trainer.config.plugins import MODELS
 from trainer.config.schema import DataSettings
 from trainer.data import digits, loader
@@ -195,6 +195,11 @@ def no_batch() -> None:
     loader._ChunkDataset._fetch = fetch_or_wait  # type: ignore[method-assign]
 
 
+def short_wait() -> None:
+    """A start waits for a held run folder for two seconds only."""
+    session._FOLDER_WAIT_SECONDS = 2.0
+
+
 def signal_in_phase() -> None:
     """Rank SIGNAL_RANK sends itself the signal SIGNAL when it enters SIGNAL_PHASE for the third time, or the first
     time if there is only one: a phase of the watchdog, `start` (reading the data set), `writing` (a checkpoint) or
@@ -293,5 +298,6 @@ FAULTS = {
     "endless_step": endless_step,
     "no_batch": no_batch,
     "signal_in_phase": signal_in_phase,
+    "short_wait": short_wait,
     "slow_result": slow_result,
 }

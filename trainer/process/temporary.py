@@ -22,10 +22,19 @@ _WORTHLESS_FILES = {_OWNER_FILE, "outcome.json", "error.json"}
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Yields a new folder that this process owns, and removes it at the end."""
+    folder = new_folder(os.getpid())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_folder(owner_pid: int) -> Path:
+    """Returns a new folder. The owner removes it, or a later start does when the owner has ended."""
     remove_stale_folders()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
-        _write_owner(Path(name), os.getpid())
-        yield Path(name)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    _write_owner(folder, owner_pid)
+    return folder
 
 
 def remove_stale_folders() -> None:

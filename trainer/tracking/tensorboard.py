@@ -63,7 +63,7 @@ class TensorBoardTracker(Tracker):
     def _open_writer(self, purge_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter  # lazy import: 1 s
 
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)  # not the run folder: somebody may have renamed it
         self._check_access()
         return SummaryWriter(str(self._folder), purge_step=purge_step)
 

@@ -8,7 +8,7 @@ from launch.doctor import shared_folder
 from launch.doctor.node import server
 from launch.doctor.shared_folder import SharedFolder
 
-NO_PROBLEM = {"unreachable": {}, "shared_problem": ""}
+NO_PROBLEM = {"unreachable": {}, "shared_problem": "", "has_own_flock": False}
 
 
 def test_nodes_that_see_the_token_answer_and_nothing_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +41,12 @@ def test_answer_reports_missing_and_different_tokens(tmp_path: Path, monkeypatch
 def test_root_that_cannot_be_created_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert SharedFolder(tmp_path / "file" / "runs").problem == f"{tmp_path}/file/runs: Not a directory"
+
+
+def test_flock_of_the_first_node_must_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = SharedFolder(tmp_path)
+    token = shared.folder / "token"
+    assert not server._has_own_flock(token)
+    monkeypatch.setattr(server.fcntl, "flock", lambda file, operation: None)  # each node has locks of its own
+    assert server._has_own_flock(token) and not server._has_own_flock(tmp_path / "missing")
+    shared.remove()

@@ -1,6 +1,8 @@
 """Shards of all ranks form the global batch, for any world size. Workers, chunks and resuming change nothing."""
 
+import collections
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from trainer.data.normalization import Normalization
 from trainer.data.sampler import BatchSampler
 from trainer.data.splits import TensorSplit
 from trainer.distributed.sharding import ShardLayout
+from trainer.errors import DataError
 
 LABELS = torch.arange(103) % 5
 IMAGES = torch.arange(103, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
@@ -131,3 +134,31 @@ def test_partners_of_all_ranks_are_those_of_the_sampler(world_size: int) -> None
         ids = torch.cat([samples.ids for samples in partners if samples is not None])
         assert torch.equal(ids, BATCHES.partner_ids(step))
     assert all(shard.partners is None for shards in load_shards(0, 1) for shard in shards)
+
+
+ALL_IMAGES = 4 * 103 * 192  # bytes of all images, in two chunks for each of two workers
+
+
+@pytest.mark.parametrize(
+    ("workers", "partners", "free", "is_enough"),
+    [(0, True, 0, True), (2, False, ALL_IMAGES, True), (2, False, ALL_IMAGES - 1, False), (2, True, ALL_IMAGES, False)],
+)
+def test_shared_memory_must_hold_the_chunks_of_all_workers(
+    workers: int, partners: bool, free: int, is_enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two chunks for each worker; a chunk has at most the whole training set."""
+    monkeypatch.setattr(loader, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: collections.namedtuple("Usage", "free")(free))
+    config, world = RunConfig(data=DataSettings(workers=workers)), FakeWorld(0, 1)
+    if is_enough:
+        loader.check_shared_memory(SPLIT, partners, config, world)  # type: ignore[arg-type]
+        return
+    with pytest.raises(DataError, match=r"data\.workers=2 needs 0\.\d MB of shared memory.*Set data\.workers=0"):
+        loader.check_shared_memory(SPLIT, partners, config, world)  # type: ignore[arg-type]
+
+
+def test_only_the_error_of_a_dead_worker_is_taken_for_it() -> None:
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that")
+    assert "DataLoader worker (pid 7) is killed by signal: Bus error" in loader.lost_worker(error)
+    for other in (RuntimeError("shape mismatch"), ValueError(str(error)), RuntimeError(f"in step 3: {error}")):
+        assert loader.lost_worker(other) == ""

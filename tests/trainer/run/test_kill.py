@@ -10,6 +10,8 @@ import pytest
 from support.processes import ENDLESS, Ranks, last_step, signal_all
 from support.runs import RUN, VIRTUAL, difference_between, read_status
 
+from trainer.run.lock import FolderLock
+
 
 def test_run_killed_and_resumed_on_other_world_sizes_has_the_same_bits(ranks: Ranks) -> None:
     broken = Path("runs/broken")
@@ -102,3 +104,45 @@ def test_stopped_run_exits_with_0_if_torchrun_would_restart_it(ranks: Ranks) -> 
     restart_variables = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "1"}
     ranks.run(1, *RUN, *settings, code=0, **restart_variables)
     assert read_status("x")["state"] == "stopped"
+
+
+def test_start_waits_for_a_process_that_still_holds_the_folder(ranks: Ranks) -> None:
+    folder = Path("runs/x")
+    folder.mkdir(parents=True)
+    holder = FolderLock(folder)
+    assert holder.try_acquire(lambda event, detail: None)
+    started = ranks.start(2, *RUN, "run.name=x", "train.max_steps=3")
+    ranks.wait_until("the line", lambda: "is in use by" in ranks.log.read_text())
+    holder.release()
+    assert ranks.join(started) == [0, 0], ranks.log.read_text()
+    (line,) = [line for line in ranks.log.read_text().splitlines() if line.startswith("samecurve: ")]
+    assert f"runs/x is in use by process {os.getpid()} on " in line and "waiting up to 60 s" in line
+
+
+def test_folder_that_stays_held_is_refused_with_its_holder(ranks: Ranks) -> None:
+    folder = Path("runs/x")
+    folder.mkdir(parents=True)
+    holder = FolderLock(folder)
+    assert holder.try_acquire(lambda event, detail: None)
+    started = ranks.start(1, *RUN, "run.name=x", "train.hang_timeout_seconds=1", fault="short_wait")
+    assert ranks.join(started) == [2], ranks.log.read_text()
+    holder.release()
+    waiting, refused = [line for line in ranks.log.read_text().splitlines() if line.startswith("samecurve: ")]
+    assert "waiting up to 2 s" in waiting and f"in use by process {os.getpid()} on " in refused
+    assert "since 20" in refused and not (folder / "status.json").exists()
+
+
+def test_renamed_run_folder_stops_the_run_with_all_its_files(ranks: Ranks) -> None:
+    (rank,) = ranks.start(1, *RUN, *ENDLESS, "run.name=x", "log.tensorboard=false")
+    ranks.wait_for_step(Path("runs/x"), 12)
+    Path("runs/x").rename("runs/y")
+    assert ranks.join([rank]) == [75], ranks.log.read_text()
+    assert not Path("runs/x").exists() and "rename it back to runs/x" in ranks.log.read_text()
+    status = read_status("y")
+    assert status["state"] == "stopped" and status["reason"] == "a new name of the run folder"
+    assert (Path("runs/y/checkpoints") / f"step-{status['step']:08}").is_dir()
+    Path("runs/y").rename("runs/x")
+    length = [*ENDLESS, f"train.max_steps={int(str(status['step'])) + 20}"]
+    for name in ("x", "whole"):
+        ranks.run(1, *RUN, *length, f"run.name={name}", "log.tensorboard=false")
+    assert not difference_between("whole", "x")

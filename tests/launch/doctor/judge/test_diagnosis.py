@@ -87,6 +87,12 @@ def test_missing_wandb_access_fails_only_in_online_mode() -> None:
     assert problems(examination({"wandb": "auto"}, facts=no_network)) == [("warning", "wandb", "n1")]
 
 
+def test_node_with_a_flock_of_its_own_is_a_warning() -> None:
+    reach = reach_of(0, 1, 2)
+    reach[1]["has_own_flock"] = True
+    assert problems(examination(reach=reach)) == [("warning", "shared", "n2")]
+
+
 def test_node_without_shared_run_folder_fails() -> None:
     assert problems(examination(answered=frozenset({0, 2}))) == [("fail", "shared", "n2")]
 

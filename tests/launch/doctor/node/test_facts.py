@@ -1,5 +1,6 @@
 """Facts of this machine: W&B access, data sets, GPU links, disk."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -108,3 +109,14 @@ def test_topology_table_is_parsed() -> None:
         "\tGPU0\tGPU1\tNIC0\tCPU Affinity\nGPU0\t X \tNV18\tPXB\t0-47\nGPU1\tNV18\t X \tPXB\t0-47\nNIC0\tPXB\tPXB\t X\n"
     )
     assert facts.parse_topology(text) == [["X", "NV18"], ["NV18", "X"]]
+
+
+def test_missing_flock_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert facts.lock_problem(tmp_path / "runs") == ""
+
+    def flock(file: object, operation: int) -> None:  # as on Lustre without the mount option flock
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(facts.fcntl, "flock", flock)
+    assert facts.lock_problem(tmp_path / "runs") == "Function not implemented"
+    assert not list(tmp_path.glob(".doctor-*"))
