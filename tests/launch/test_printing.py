@@ -239,7 +239,7 @@ def test_three_hundred_odd_names_are_predicted_as_text(capsys: pytest.CaptureFix
 
 def test_report_of_odd_names_shows_them_and_runs_nothing(tmp_path: Path) -> None:
     draw = random.Random(2)
-    for number in range(30):
+    for number in range(15):
         name = odd_name(draw)
         path = make_run_folder(f"r{number}", ("failed", 3), {})
         (path / "config.yaml").write_text(

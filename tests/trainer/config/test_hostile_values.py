@@ -10,7 +10,6 @@ import yaml
 from support.processes import REPOSITORY
 
 from trainer.config.load import find_config_file, load_config, to_yaml
-from trainer.config.plugins import TORCHVISION_NAMES
 from trainer.config.schema import RunConfig, settings_by_name
 from trainer.config.texts import OWN_NAMES
 from trainer.errors import ConfigError
@@ -62,10 +61,10 @@ def test_thousand_hostile_values_on_the_command_line_are_settings_or_one_line() 
     assert 300 < sum(map(bool, errors)) < 950
 
 
-def test_five_hundred_hostile_files_are_settings_or_one_line(tmp_path: Path) -> None:
+def test_two_hundred_hostile_files_are_settings_or_one_line(tmp_path: Path) -> None:
     draw, names, file = random.Random(1), list(settings_by_name()), tmp_path / "x.yaml"
     errors = []
-    for _ in range(500):
+    for _ in range(200):
         section, _, key = draw.choice(names).partition(".")
         value = random_value(draw)
         text = draw.choice(
@@ -79,7 +78,7 @@ def test_five_hundred_hostile_files_are_settings_or_one_line(tmp_path: Path) -> 
         )
         file.write_bytes(text.encode("utf-8", "surrogateescape" if "\ud800" not in text else "replace"))
         errors.append(error_of([file], []))
-    assert 200 < sum(map(bool, errors)) < 500
+    assert 80 < sum(map(bool, errors)) < 200
 
 
 @pytest.mark.parametrize(
@@ -285,12 +284,6 @@ def test_home_of_an_unknown_user_is_refused(setting: str) -> None:
 )  # fmt: skip
 def test_name_of_a_torchvision_network_is_suggested(name: str, hint: str) -> None:
     assert f"did you mean '{hint}'?" in error_of([], [f"model.name={name}"])
-
-
-def test_listed_torchvision_networks_exist() -> None:
-    import torchvision
-
-    assert set(TORCHVISION_NAMES) <= set(torchvision.models.list_models(module=torchvision.models))
 
 
 def test_gpu_as_device_suggests_cuda() -> None:

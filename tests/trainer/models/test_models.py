@@ -10,6 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.config.plugins import TORCHVISION_NAMES
 from trainer.config.schema import ModelSettings
 from trainer.errors import ConfigError
 from trainer.models.lookup import build_model, fit_to_data, freeze
@@ -281,3 +282,7 @@ def test_speedrun_whitening_is_the_same_for_any_number_of_passes(monkeypatch: py
         fit_to_data(net, images, [0.25] * 3)
         weights.append(net.get_parameter("whitening.weight"))
     assert torch.equal(*weights)
+
+
+def test_torchvision_networks_that_hints_name_exist() -> None:
+    assert set(TORCHVISION_NAMES) <= set(torchvision.models.list_models(module=torchvision.models))

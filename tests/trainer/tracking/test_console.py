@@ -105,8 +105,7 @@ def test_output_to_a_file_is_one_plain_line_for_each_row() -> None:
     assert not result.stderr
 
 
-@pytest.mark.parametrize("columns", [0, 1, 80, 10_000])
-@pytest.mark.parametrize("term", ["dumb", "xterm-256color", "", "unknown"])
+@pytest.mark.parametrize(("columns", "term"), [(0, "dumb"), (1, "xterm-256color"), (10_000, ""), (1, "unknown")])
 def test_console_prints_on_any_terminal(columns: int, term: str) -> None:
     for script in (PROGRESS_SCRIPT, HOSTILE_SCRIPT):
         run_on_terminal(columns, script, TERM=term)
