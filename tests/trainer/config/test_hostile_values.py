@@ -324,11 +324,11 @@ def test_content_of_a_secret_variable_is_refused_in_any_setting(monkeypatch: pyt
 
 
 def test_harmless_variables_are_inserted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEYS_FOLDER", "/home/me/data-of-the-lab")
+    monkeypatch.setenv("KEYS_FOLDER", "/data/images-of-the-lab")
     monkeypatch.setenv("NUM_EPOCHS", "7")
     file = tmp_path / "x.yaml"
     file.write_text(
         "train: {epochs: '${oc.env:NUM_EPOCHS}'}\nlog: {notes: '${oc.env:NO_SUCH,none}', group: '${run.root}'}"
     )
-    config = load_config([file], ["data.root=/home/me/data-of-the-lab"])
+    config = load_config([file], ["data.root=/data/images-of-the-lab"])
     assert (config.train.epochs, config.log.notes, config.log.group) == (7, "none", "runs")
