@@ -1,11 +1,16 @@
 """Tests restarts with real launchers: of a killed rank by torchrun, of an interrupted command by the user."""
 
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from support.processes import ENDLESS, MAIN, REPOSITORY, CommandResult, Ranks, torchrun
+from support.processes import ENDLESS, MAIN, REPOSITORY, CommandResult, Ranks, last_step, torchrun
 from support.runs import RUN, VIRTUAL, difference_between, read_status
+
+from trainer.run.stop import LAUNCHER_END
 
 
 @pytest.mark.slow
@@ -34,3 +39,32 @@ def test_ctrl_c_saves_and_the_same_command_continues(launch: Callable[..., Comma
     )
     result = launch([sys.executable, "-c", program])
     assert "first 75\n" in result.out and "second 0\n" in result.out, result.out + result.err
+
+
+@pytest.mark.slow
+def test_ranks_of_a_killed_torchrun_save_and_the_same_command_continues_at_once(
+    launch: Callable[..., CommandResult], ranks: Ranks
+) -> None:
+    """torchrun has the ranks' store, which ends with it."""
+    run = [*VIRTUAL, *ENDLESS, "checkpoint.every_steps=0", "checkpoint.every_epochs=0", "run.name=x"]
+    process = subprocess.Popen(torchrun(2, MAIN, *run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: last_step(Path("runs/x")) > 20)
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: read_status("x")["state"] == "stopped")
+    status = read_status("x")
+    assert status["reason"] == LAUNCHER_END and int(str(status["step"])) > 20
+    length = f"train.max_steps={int(str(status['step'])) + 20}"
+    result = launch([*torchrun(2, MAIN, *run), length])
+    assert result.code == 0, result.err
+    ranks.run(1, *run[:-1], length, "run.name=whole", fault="")
+    assert not difference_between("whole", "x")
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,3 +85,22 @@ def test_machine_that_joins_and_fails_changes_no_bit(
     for name in ("elastic", "whole"):
         ranks.run(1, *settings, length, f"run.name={name}", fault="")
     assert not difference_between("whole", "elastic")
+
+
+@pytest.mark.parametrize("ignored", ["HUP", "INT", ""])
+def test_signals_that_the_script_was_started_to_ignore_are_not_handled(ignored: str, tmp_path: Path) -> None:
+    """As by nohup, or for a background job of a script. A stand-in for Python prints what torchrun would get."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo folder || echo "$PET_SIGNALS_TO_HANDLE"\n')
+    python.chmod(0o755)
+    command = ["sh", "-c", f'trap "" {ignored}; exec bash "$0"' if ignored else 'exec bash "$0"', SCRIPT]
+    env = os.environ | {"SAMECURVE_PYTHON": str(python), "RANKS": "2"}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    names = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"]
+    # A process that starts pytest may itself ignore SIGINT.
+    expected = [name for name in names if name[3:] != ignored and name not in inherited_ignored()]
+    assert result.stdout.strip().split(",") == expected
+
+
+def inherited_ignored() -> list[str]:
+    return [number.name for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN]

@@ -77,7 +77,7 @@ def _write_owner(folder: Path, pid: int) -> None:
 def _owner(folder: Path) -> ProcessIdentity | None:
     """Returns the owner that a folder of this user names; None if it names none."""
     try:
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        if folder.stat().st_uid != os.getuid():
             return None
         return ProcessIdentity(**json.loads((folder / _OWNER_FILE).read_text()))
     except (OSError, ValueError, TypeError):
