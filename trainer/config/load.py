@@ -83,8 +83,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     try:
         resolved: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(_one_line(cause if isinstance(cause, ConfigError) else error)) from None
+        raise ConfigError(_one_line(_own_cause(error) or error)) from None
     except RecursionError:
         raise ConfigError("a ${...} contains too many others; write the value itself") from None
     if not resolved.run.name:
@@ -257,6 +256,13 @@ def _describe_error(origin: str, layer: Layer, error: OmegaConfBaseException) ->
 
 def _show(value: Any) -> str:
     return shorten("null" if value is None else str(value), _SHOWN_CHARACTERS)
+
+
+def _own_cause(error: BaseException | None) -> ConfigError | None:
+    """Returns the ConfigError of a resolver, which OmegaConf wraps, or None."""
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _one_line(error: BaseException) -> str:

@@ -311,7 +311,7 @@ def test_secret_variable_is_not_inserted(
     file = tmp_path / "x.yaml"
     file.write_text(yaml.safe_dump({"log": {"notes": text.format(variable), "group": variable}}))
     message = error_of([file], [])
-    assert f"${{oc.env:{variable}}} looks like a secret" in message and "s3cret" not in message
+    assert message.startswith(f"${{oc.env:{variable}}} looks like a secret") and "s3cret" not in message
 
 
 def test_content_of_a_secret_variable_is_refused_in_any_setting(monkeypatch: pytest.MonkeyPatch) -> None:
