@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from launch import forecast
 from launch.forecast import RankLayout
 from trainer.config.schema import ModelSettings, RunConfig
+from trainer.errors import UserError
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
 
@@ -51,8 +52,16 @@ def _model_to_build(config: RunConfig) -> ModelSettings:
     return config.model if is_new else dataclasses.replace(config.model, pretrained=None)
 
 
-def _check_network(config: RunConfig, model: ModelSettings, world_size: int, device: str = "meta") -> None:
-    """Builds the network on a device. A meta tensor has a shape and no memory."""
+def _check_network(config: RunConfig, model: ModelSettings, world_size: int) -> None:
+    """Raises the UserError of the ranks. Tensors of the meta device have a shape and no memory; not all operations know
+    it, so that the CPU has the last word."""
+    try:
+        _build_network(config, model, world_size, "meta")
+    except (UserError, NotImplementedError):
+        _build_network(config, model, world_size, "cpu")
+
+
+def _build_network(config: RunConfig, model: ModelSettings, world_size: int, device: str) -> None:
     import torch  # lazy import: 2 s
 
     from trainer.data.image_counts import count_per_class, count_training_images, image_channels
