@@ -1,7 +1,9 @@
 """Plans and runs the ranks of one machine: the torchrun command, its environment variables and its exit code."""
 
+import contextlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -24,9 +26,6 @@ FORWARDED_SIGNALS = (
 )  # fmt: skip
 LOG_VARIABLE = "PET_LOG_DIR"
 """torchrun's folder for its ranks; by default it leaves one behind in the temporary folder"""
-# On one machine the ranks meet on its loopback address. With --standalone, torchrun would look up the machine's own
-# name and the name localhost, which need not be known.
-ONE_MACHINE_OPTIONS = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
 _CONTINUE_ADVICE = "Run the same command again to continue from the last checkpoint"
 
 
@@ -79,7 +78,21 @@ def plan_ranks(
 
 def torchrun_command(python: str, ranks: int, *arguments: str) -> list[str]:
     """Returns the command that starts the ranks of one machine. arguments: torchrun's options, then the script."""
-    return [python, "-m", "torch.distributed.run", *ONE_MACHINE_OPTIONS, f"--nproc-per-node={ranks}", *arguments]
+    return [python, "-m", "torch.distributed.run", *one_machine_options(), f"--nproc-per-node={ranks}", *arguments]
+
+
+def one_machine_options() -> list[str]:
+    """Returns torchrun's options for ranks that meet on the loopback address of this machine.
+
+    With --standalone, torchrun would look up the machine's own name and the name localhost, which need not be known.
+    Raises WorldError without a loopback address.
+    """
+    families = ((socket.AF_INET, "127.0.0.1", "127.0.0.1:0"), (socket.AF_INET6, "::1", "[::1]:0"))
+    for family, address, endpoint in families:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # a datagram socket sends nothing on connect
+            return ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--local-addr={address}"]
+    raise WorldError("this machine has no loopback address, where its ranks meet; run: ip link set lo up")
 
 
 def threads_variable(config: RunConfig, cores: int, ranks: int) -> EnvironmentVariable:

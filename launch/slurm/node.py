@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from launch.hardware import this_machine
 from launch.slurm import retry
-from launch.torchrun import LOG_VARIABLE, ONE_MACHINE_OPTIONS, config_arguments
+from launch.torchrun import LOG_VARIABLE, config_arguments, one_machine_options
 from trainer.process.temporary import temporary_folder
 
 
@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return forwarder.run([machine.python, *script], environment)
     argv = [machine.python, str(machine.install_root / "launch" / "elastic.py"), f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
-        argv += ONE_MACHINE_OPTIONS
+        argv += one_machine_options()
     else:
         is_host = os.environ.get("SLURM_NODEID") == "0"
         # A machine's own name often resolves to loopback, so the first node looks up its route to the second one.

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from support.processes import MAIN, REPOSITORY, SMALL, CommandResult
 
+from launch.torchrun import one_machine_options
+from trainer.errors import WorldError
+
 TRAIN = [sys.executable, str(REPOSITORY / "launch" / "main.py"), "train", *SMALL, "train.max_steps=2"]
 LEFT_OVER = {
     "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "PMI_SIZE": "two", "PMI_RANK": "0",
@@ -52,3 +55,14 @@ def test_ranks_meet_although_the_hostname_is_unknown(launch: Callable[..., Comma
     result = launch(["unshare", "-u", "sh", "-c", script, "sh", *TRAIN, "--ranks=2"], timeout_seconds=90)
     assert result.code == 0, result.err
     assert world_size() == 2
+
+
+def test_machine_without_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--local-addr=127.0.0.1" in one_machine_options()
+
+    def fail(*_: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("launch.torchrun.socket.socket", fail)
+    with pytest.raises(WorldError, match="no loopback address.*ip link set lo up"):
+        one_machine_options()
