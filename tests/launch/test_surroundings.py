@@ -64,5 +64,5 @@ def test_machine_without_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError("Network is unreachable")
 
     monkeypatch.setattr("launch.torchrun.socket.socket", fail)
-    with pytest.raises(WorldError, match="no loopback address.*ip link set lo up"):
+    with pytest.raises(WorldError, match=r"no loopback address.*ip link set lo up"):
         one_machine_options()
