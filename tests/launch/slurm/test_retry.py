@@ -29,6 +29,8 @@ LONG = Attempt(seconds=1800.0, seconds_left=3600.0)
         ((75, "the file `stop` in the run folder"), 0, None, "end", 75),
         ((75, "SIGTERM"), 1, TERM, "end", 75),  # SLURM requeues the job itself, if it is to be requeued
         ((75, "SIGTERM"), 1, None, "end", 75),  # from a person, by scancel --signal=TERM
+        ((75, stop.LAUNCHER_END), 1, None, "restart", 1),  # on another node
+        ((75, stop.LAUNCHER_END), 137, None, "restart", 137),
         ((75, "SIGTERM"), 137, None, "restart", 137),  # torchrun was killed, and its orphaned ranks saved
         ((75, "SIGUSR1"), 1, signal.SIGINT, "end", 75),  # from a person, by scancel --batch --signal=INT
         (None, 130, signal.SIGINT, "end", 75),

@@ -108,7 +108,7 @@ def test_run_fails_if_its_last_checkpoint_does_not_fit(ranks: Ranks, small_disk:
     assert load_file(folder / "model.safetensors")  # room for the final weights was kept
 
 
-@pytest.mark.parametrize("num_checkpoints", [1, 2])
+@pytest.mark.parametrize("num_checkpoints", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_older_checkpoints_give_way_on_a_full_disk(ranks: Ranks, small_disk: Path, num_checkpoints: int) -> None:
     """With one checkpoint on the disk no other one fits, until the final weights are written."""
     folder = small_disk / "x"

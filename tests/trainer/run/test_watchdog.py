@@ -87,7 +87,7 @@ def test_suspended_single_process_goes_on(ranks: Ranks) -> None:
     os.kill(rank.pid, signal.SIGSTOP)
     time.sleep(2.5)
     os.kill(rank.pid, signal.SIGCONT)
-    ranks.wait_for_step(folder, last_step(folder) + 50)
+    ranks.wait_for_step(folder, last_step(folder) + 10)
     os.kill(rank.pid, signal.SIGTERM)
     assert ranks.join([rank]) == [75], ranks.log.read_text()
 
@@ -110,6 +110,7 @@ def test_batch_that_never_comes_ends_a_single_process(ranks: Ranks, workers: int
     assert "waiting for data, for " in line and "set data.workers=0 if a data worker is stuck" in line
 
 
+@pytest.mark.slow  # five seconds of patience, then five for the end of the worker
 def test_stop_while_a_batch_does_not_come_saves_a_checkpoint(ranks: Ranks) -> None:
     (rank,) = ranks.start(1, *RUN, "data.workers=1", fault="no_batch")
     ranks.wait_until("the wait for data", Path("waiting").exists)
