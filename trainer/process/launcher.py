@@ -21,7 +21,7 @@ def find_launcher() -> int:
     The launcher is the nearest ancestor that was started without the variable that it sets: a wrapper script between
     the launcher and this process has it, too.
     """
-    if _TORCHRUN_VARIABLE in os.environ:
+    if _TORCHRUN_VARIABLE in os.environ and "RANK" in os.environ:  # alone, it is left over from another program
         return _ancestor_without(_TORCHRUN_VARIABLE, "")
     if _ACCELERATE_VARIABLE in os.environ:  # or the user has set it in a shell
         return _ancestor_without(_ACCELERATE_VARIABLE, "accelerate")

@@ -12,6 +12,7 @@ from support.processes import SMALL, Ranks
 from torch import Tensor
 
 from launch import forecast
+from launch.forecast import RankLayout
 from launch.verify.compare import compare_runs
 from trainer import main
 from trainer.config.schema import ModelSettings
@@ -122,7 +123,7 @@ def test_resume_with_frozen_modules_is_exact_and_needs_no_file_of_weights(
         "data.global_batch_size=16",
     ]
     ranks.run(1, *arguments, "run.name=uninterrupted", fault="")
-    ranks.run(1, *arguments, "run.name=resumed", fault="", code=75, SLURM_JOB_END_TIME="1")  # in the past
+    ranks.run(1, *arguments, "run.name=resumed", "train.time_limit=1s", fault="", code=75)  # stops after a step
     assert 0 < json.loads(Path("runs/resumed/status.json").read_text())["step"] < 6
     weights_copy.unlink()
     ranks.run(1, *arguments, "run.name=resumed", fault="")
@@ -237,4 +238,4 @@ class TestErrors:
             assert f"model.pretrained={source}: no file" in line and "download it with torchvision on a machine" in line
         config = forecast.load_settings(["digits"], [*arguments, "model.pretrained=nowhere.pth"])
         with pytest.raises(ConfigError, match=r"no file nowhere\.pth"):
-            forecast.check_run(config, 1)
+            forecast.check_run(config, RankLayout(1, 1, "cpu"))

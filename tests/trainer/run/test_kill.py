@@ -102,6 +102,7 @@ def test_signal_before_training_ends_the_process(ranks: Ranks) -> None:
 def test_stopped_run_exits_with_0_if_torchrun_would_restart_it(ranks: Ranks) -> None:
     settings = [*ENDLESS, "train.time_limit=1s", "run.name=x"]
     restart_variables = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "1"}
+    restart_variables |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     ranks.run(1, *RUN, *settings, code=0, **restart_variables)
     assert read_status("x")["state"] == "stopped"
 
