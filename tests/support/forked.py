@@ -31,7 +31,7 @@ from trainer.data.dataset import ArrayDataset
 from trainer.data.loader import Samples, Shard
 from trainer.nonfinite import SkippedSteps
 from trainer.run import checkpoint
-from trainer.run.watchdog import Watchdog
+from trainer.run.watchdog import RankWatchdog, Watchdog
 from trainer.step import Step
 from trainer.tracking import wandb, wandb_mode
 from trainer.tracking.logger import MetricLogger
@@ -103,15 +103,15 @@ def stuck_rank() -> None:
     """Rank 1 hangs at its sixth batch. Rank 0 never reports a hang, and exits last."""
     tiny_network()
     if os.environ["RANK"] == "0":
-        Watchdog._find_problem = lambda _: ""  # type: ignore[method-assign]
-        answer = Watchdog._answer_hang
+        RankWatchdog._find_problem = lambda _: ""  # type: ignore[method-assign]
+        answer = RankWatchdog._answer_hang
 
-        def answer_late(self: Watchdog) -> None:
+        def answer_late(self: RankWatchdog) -> None:
             write_log = self._write_log
             self._write_log = lambda line: (time.sleep(2), write_log(line))[1]
             answer(self)
 
-        Watchdog._answer_hang = answer_late  # type: ignore[method-assign]
+        RankWatchdog._answer_hang = answer_late  # type: ignore[method-assign]
     call_before_images(lambda call: time.sleep(600 if os.environ["RANK"] == "1" and call == 6 else 0))
 
 
