@@ -10,7 +10,7 @@ from support.processes import REPOSITORY
 
 # Each folder, or file of a package's own folder, imports from its own and from those before it. trainer never imports
 # launch; launch imports any of trainer.
-TRAINER = "text errors format memory rng timer process config distributed run data models optim inference step build"
+TRAINER = "text errors format memory rng timer config distributed process run data models optim inference step build"
 TRAINER += " tracking nonfinite report summary loop session main verify"
 LAUNCH = "hardware plan signals forecast preflight elastic torchrun slurm runs dashboard doctor verify commands main"
 ORDER = {f"trainer.{name}": height for height, name in enumerate(TRAINER.split())}

@@ -67,7 +67,8 @@ def run_rank_of_launcher(env: dict[str, str], log: str, argv: list[str], fault: 
     pid = os.fork()
     if not pid:
         Path(log).with_name(f"pid-{env.get('RANK', '0')}").write_text(str(os.getpid()))
-        run_rank(env | {"TORCHELASTIC_RUN_ID": "x"}, log, argv, fault)
+        rank_variables = {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "x"}
+        run_rank(rank_variables | env, log, argv, fault)
     _, status = os.waitpid(pid, 0)
     os._exit(os.waitstatus_to_exitcode(status))
 

@@ -10,6 +10,8 @@ import select
 import sys
 import time
 
+from trainer.distributed.environment import has_rank_variables
+
 _POLL_SECONDS = 0.5
 # Each is set by the launcher for its processes, so the launcher itself was started without it.
 _TORCHRUN_VARIABLE, _ACCELERATE_VARIABLE = "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"
@@ -21,7 +23,7 @@ def find_launcher() -> int:
     The launcher is the nearest ancestor that was started without the variable that it sets: a wrapper script between
     the launcher and this process has it, too.
     """
-    if _TORCHRUN_VARIABLE in os.environ and "RANK" in os.environ:  # alone, it is left over from another program
+    if _TORCHRUN_VARIABLE in os.environ and has_rank_variables():  # without them it is left over from another program
         return _ancestor_without(_TORCHRUN_VARIABLE, "")
     if _ACCELERATE_VARIABLE in os.environ:  # or the user has set it in a shell
         return _ancestor_without(_ACCELERATE_VARIABLE, "accelerate")

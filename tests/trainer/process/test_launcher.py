@@ -18,7 +18,7 @@ variable, wrapper, child = sys.argv[1:4]
 words = [sys.executable, "-c", child]
 words = ["sh", "-c", '"$@"; true', "sh", *words] if wrapper == "sh" else words
 print(os.getpid(), flush=True)
-subprocess.run(words, env=os.environ | {variable: "x"}, check=True)
+subprocess.run(words, env=os.environ | {variable: "x", "RANK": "0"}, check=True)
 """
 
 
@@ -40,8 +40,9 @@ def test_launcher_is_the_ancestor_that_set_the_variable(variable: str, word: str
 
 def test_process_of_a_shell_has_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launcher.find_launcher() == 0
-    script = f"export ACCELERATE_MIXED_PRECISION=no; {sys.executable} -c '{CHILD}'"
-    assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=60, check=True).stdout == b"0\n"
+    for variable in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        script = f"export {variable}=no; {sys.executable} -c '{CHILD}'"
+        assert subprocess.run(["sh", "-c", script], capture_output=True, timeout=60, check=True).stdout == b"0\n"
 
 
 @pytest.mark.parametrize("has_pidfd", [True, False])
