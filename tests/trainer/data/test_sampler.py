@@ -46,6 +46,7 @@ def test_order_depends_on_epoch_and_seed() -> None:
     assert epoch_ids(BatchSampler(500, 50, seed=0), 3) == epoch_ids(batches, 3)
 
 
+@pytest.mark.slow
 def test_sample_ids_of_a_step_do_not_need_earlier_steps() -> None:
     batches = BatchSampler(70_000, 32, seed=5)
     steps_per_epoch = 2188

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from support.processes import SMALL, Ranks
@@ -31,6 +32,7 @@ def test_idle_weights_are_not_updated_on_any_number_of_ranks(ranks: Ranks) -> No
         assert not compare_runs(runs / "virtual-1", runs / name)
 
 
+@pytest.mark.slow
 def test_ddp_step_with_a_missing_gradient_is_refused(ranks: Ranks) -> None:
     output = ranks.run(2, *SETTINGS, "run.name=ddp", fault="idle_weights", code=2)
     (line,) = {line for line in output.splitlines() if "the loss does not depend on" in line}

@@ -53,6 +53,7 @@ def test_training_curve_is_the_same_on_any_number_of_ranks(launch: Callable[...,
             torch.testing.assert_close(tensor, expected_weights[key], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_paths_may_differ_between_machines_and_other_settings_may_not(ranks: Ranks) -> None:
     Path("paths.yaml").write_text("data: {root: '${oc.env:RANK}'}")
     Path("names.yaml").write_text("run: {name: 'rank-${oc.env:RANK}'}")

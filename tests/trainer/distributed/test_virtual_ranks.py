@@ -36,7 +36,7 @@ def test_dropout_in_a_module_of_its_own_class_has_the_same_bits_on_any_number_of
     assert not difference_between("on-1", "on-2")
 
 
-@pytest.mark.parametrize("model", ["resnet18", "tudui"])
+@pytest.mark.parametrize("model", [pytest.param("resnet18", marks=pytest.mark.slow), "tudui"])
 def test_real_networks_have_the_same_bits_on_any_number_of_ranks(ranks: Ranks, image_folder: Path, model: str) -> None:
     settings = [
         *SETTINGS, "data.name=image_folder", f"data.root={image_folder}", f"model.name={model}",

@@ -276,6 +276,7 @@ class TestChoiceOfWeights:
         with pytest.raises(FolderError, match=rf"no weights '{weights}': there are final weights, and checkpoints"):
             load_model(run, weights)
 
+    @pytest.mark.slow
     def test_best_weights_have_highest_validation_accuracy(self, tmp_path: Path) -> None:
         command = [sys.executable, MAIN, *SMALL, "train.epochs=4", "data.validation_fraction=0.2", "optim.lr=0.3"]
         command += [f"run.root={tmp_path}", "run.name=x", "checkpoint.keep=1"]

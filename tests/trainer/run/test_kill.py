@@ -133,6 +133,7 @@ def test_folder_that_stays_held_is_refused_with_its_holder(ranks: Ranks) -> None
     assert "since 20" in refused and not (folder / "status.json").exists()
 
 
+@pytest.mark.slow
 def test_renamed_run_folder_stops_the_run_with_all_its_files(ranks: Ranks) -> None:
     (rank,) = ranks.start(1, *RUN, *ENDLESS, "run.name=x", "log.tensorboard=false")
     ranks.wait_for_step(Path("runs/x"), 12)

@@ -27,6 +27,7 @@ def grad_norms(run: str) -> list[float | None]:
     return [row["grad_norm"] for row in train_rows(run)]
 
 
+@pytest.mark.slow
 def test_time_shares_measure_waits_for_data_and_for_other_ranks(ranks: Ranks) -> None:
     for virtual_ranks in ("null", "2"):
         settings = [*RUN, f"train.virtual_ranks={virtual_ranks}"]
