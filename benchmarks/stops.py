@@ -192,7 +192,7 @@ def _rank_of(process: psutil.Process) -> int | None:
 
 def _is_agent(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return any("torch.distributed.run" in word or "accelerate.commands" in word for word in process.cmdline())
+        return any(word.endswith("launch/elastic.py") or "accelerate.commands" in word for word in process.cmdline())
     return False
 
 

@@ -29,6 +29,11 @@ class Machine:
         return str(self.install_root / "trainer" / "main.py")
 
     @property
+    def elastic(self) -> str:
+        """Returns the path of the script that runs torchrun."""
+        return str(self.install_root / "launch" / "elastic.py")
+
+    @property
     def launcher(self) -> str:
         """Returns the path of the script that runs samecurve commands."""
         return str(self.install_root / "launch" / "main.py")

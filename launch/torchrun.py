@@ -68,7 +68,7 @@ def plan_ranks(
     variables: list[EnvironmentVariable] = []
     argv = [machine.python, *script]
     if ranks > 1 or max_restarts:
-        argv = torchrun_command(machine.python, ranks, f"--max-restarts={max_restarts}", *script)
+        argv = torchrun_command(machine, ranks, f"--max-restarts={max_restarts}", *script)
         variables = [threads_variable(config, machine.cores, ranks), *torchrun_variables()]
     notes = []
     if layout.device == "cpu" and ranks > machine.cores:
@@ -76,9 +76,9 @@ def plan_ranks(
     return LaunchPlan(title, tuple(argv), tuple(variables), notes=tuple(notes))
 
 
-def torchrun_command(python: str, ranks: int, *arguments: str) -> list[str]:
+def torchrun_command(machine: Machine, ranks: int, *arguments: str) -> list[str]:
     """Returns the command that starts the ranks of one machine. arguments: torchrun's options, then the script."""
-    return [python, "-m", "torch.distributed.run", *one_machine_options(), f"--nproc-per-node={ranks}", *arguments]
+    return [machine.python, machine.elastic, *one_machine_options(), f"--nproc-per-node={ranks}", *arguments]
 
 
 def one_machine_options() -> list[str]:
@@ -126,7 +126,7 @@ def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADV
     failure_advice: the last sentence of that message.
     """
     environment = without_launchers(os.environ) | plan.assignments
-    if "torch.distributed.run" not in plan.argv:
+    if Path(plan.argv[1]).name != "elastic.py":
         sys.stdout.flush()
         close_again()  # the trainer finds the streams as the user left them
         os.execve(plan.argv[0], plan.argv, environment)
@@ -135,8 +135,13 @@ def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADV
     with temporary_folder() as folder_of_launch:
         outcome_path = folder_of_launch / "outcome.json"
         variables = {OUTCOME_VARIABLE: str(outcome_path), LOG_VARIABLE: str(folder_of_launch / "logs")}
-        torchrun_code = SignalForwarder().run(plan.argv, variables | environment)
-        return _report_exit(torchrun_code, read_outcome(outcome_path), folder, failure_advice)
+        forwarder = SignalForwarder()
+        torchrun_code = forwarder.run(plan.argv, variables | environment)
+        outcome = read_outcome(outcome_path)
+    if outcome is None and forwarder.received is not None:
+        print(f"samecurve: {forwarder.received.name} ended the run in {escape(folder)} early", file=sys.stderr)
+        return 128 + forwarder.received
+    return _report_exit(torchrun_code, outcome, folder, failure_advice)
 
 
 def _report_exit(torchrun_code: int, outcome: tuple[int, str] | None, folder: Path, failure_advice: str) -> int:

@@ -43,5 +43,5 @@ print(temporary.new_folder(os.getppid()))'
     folder=$("$python" -c "$new_folder" "$here/..")
     export SAMECURVE_OUTCOME=$folder/outcome.json PET_LOG_DIR=${PET_LOG_DIR:-$folder}
 fi
-exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node="$ranks" \
+exec "$python" "$here/elastic.py" "${rendezvous[@]}" --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" "$here/../trainer/main.py" "$@"

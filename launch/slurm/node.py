@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     environment = correct_job_end(os.environ, arguments.controller_time)
     if arguments.nodes * arguments.ranks == 1:
         return forwarder.run([machine.python, *script], environment)
-    argv = [machine.python, str(machine.install_root / "launch" / "elastic.py"), f"--nproc-per-node={arguments.ranks}"]
+    argv = [machine.python, machine.elastic, f"--nproc-per-node={arguments.ranks}"]
     if arguments.nodes == 1:
         argv += one_machine_options()
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.hardware import INSTALL_ROOT
+from launch.hardware import INSTALL_ROOT, this_machine
 from launch.torchrun import torchrun_command
 from launch.verify.compare import Difference, compare_runs
 from trainer.config.load import find_config_file, load_config
@@ -52,7 +52,7 @@ class RunSpec:
 
     def command(self, name: str, ranks: int) -> list[str]:
         """Returns the command line that starts or resumes the run `name`."""
-        launcher = [sys.executable] if ranks == 1 else torchrun_command(sys.executable, ranks)
+        launcher = [sys.executable] if ranks == 1 else torchrun_command(this_machine(), ranks)
         config_options = [word for name_or_path in self.config for word in ("--config", name_or_path)]
         return [
             *launcher, _MAIN, *config_options, *self.check_settings, *self.overrides,

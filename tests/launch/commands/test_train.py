@@ -204,7 +204,11 @@ def test_killed_launcher_leaves_no_process_and_a_checkpoint(start_training: Call
 def test_killed_torchrun_leaves_no_process_and_a_checkpoint(start_training: Callable[..., TrainingProcess]) -> None:
     training = start_training(*LONG, "--ranks", "2")
     training.wait_for_step(20)
-    torchrun = next(process for process in training.descendants if "torch.distributed.run" in process.cmdline())
+    torchrun = next(
+        process
+        for process in training.descendants
+        if any(word.endswith("launch/elastic.py") for word in process.cmdline())
+    )
     torchrun.kill()
     code, output = training.wait()
     # The ranks became children of the launcher, which terminated them.
