@@ -12,15 +12,14 @@ export SAMECURVE_SCRIPTS SAMECURVE_HOME=${SAMECURVE_HOME:-$project}
 source "$SAMECURVE_SCRIPTS/read_site.sh"
 
 site=${SAMECURVE_SITE:-}
-if [ -z "$site" ] && [ -e "$SAMECURVE_SCRIPTS/site.sh" ]; then
+if [ -z "$site" ] && { [ -e "$SAMECURVE_SCRIPTS/site.sh" ] || [ -L "$SAMECURVE_SCRIPTS/site.sh" ]; }; then
     site=$SAMECURVE_SCRIPTS/site.sh
 fi
 if [ -n "$site" ]; then
     trap 'echo "samecurve: SLURM ends this job while site file $site runs, $SECONDS s after the start" >&2; exit 143' TERM
     read_site "$site" || exit 2
     trap - TERM
-    if [ -n "${samecurve_signal:-}" ]; then # launch/slurm/batch.py acts on it
-        export SAMECURVE_SIGNAL=$samecurve_signal
+    if [ -n "${samecurve_signal:-}" ]; then
         echo "samecurve: SLURM's warning before the time limit came while site file $site was running, which took" \
             "$SECONDS s; request more --time, or a later warning by --signal=B:USR1@60" >&2
     fi
@@ -39,3 +38,6 @@ fi
 # shellcheck disable=SC2034 # the scripts use it
 samecurve=("$python" "$SAMECURVE_HOME/launch/main.py")
 trap '' USR1 # by default it would end Python, until that handles signals; the ranks know the job's end anyway
+if [ -n "${samecurve_signal:-}" ]; then
+    export SAMECURVE_SIGNAL=$samecurve_signal # launch/slurm/batch.py acts on it
+fi

@@ -12,8 +12,8 @@ from launch.slurm import client
 from trainer.errors import ConfigError, FolderError
 from trainer.run.files import write_problem
 
-# The site file may change PATH, so `env` is found before.
-_READ_SITE = 'env=$(type -P env); source "$1"; read_site "$2" && exec "$env" -0'
+# The site file may change PATH, so `env` is found before. bash sources BASH_ENV at its start, so it is set afterwards.
+_READ_SITE = '[ -z "$3" ] || export BASH_ENV=$3; env=$(type -P env); source "$1"; read_site "$2" && exec "$env" -0'
 
 
 def scripts_folder(install_root: Path = INSTALL_ROOT) -> Path:
@@ -51,7 +51,7 @@ def site_file(install_root: Path = INSTALL_ROOT) -> Path | None:
     if named := os.environ.get("SAMECURVE_SITE"):
         return Path(named).absolute()
     default = scripts_folder(install_root) / "site.sh"
-    return default if default.exists() else None
+    return default if default.exists() or default.is_symlink() else None
 
 
 def site_environment(environment: Mapping[str, str], install_root: Path = INSTALL_ROOT) -> dict[str, str]:
@@ -68,7 +68,7 @@ def site_environment(environment: Mapping[str, str], install_root: Path = INSTAL
         reader = scripts_folder(install_root) / "read_site.sh"
         with tempfile.TemporaryFile() as log:  # no pipe: a program that the site file leaves behind would hold it open
             completed = subprocess.run(
-                ["bash", "-c", _READ_SITE, "samecurve", str(reader), str(site)],
+                ["bash", "-c", _READ_SITE, "samecurve", str(reader), str(site), result.pop("BASH_ENV", "")],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=result, check=False,
             )  # fmt: skip
             log.seek(0)

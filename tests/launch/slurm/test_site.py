@@ -33,6 +33,8 @@ HARMLESS = {
     "ifs": "IFS=/; set -f",
     "fails": "false; module load no-such-module",
     "background": "sleep 100 & echo $! >sleeper",
+    "subshell": "(while :; do sleep 1; done) & echo $! >sleeper",
+    "bash variables": "export BASH_COMPAT=51 BASH_REMATCH BASH_XTRACEFD=2 BASH_VERSION",
     "read": "read answer; cat",
     "return": "f() { return 3; }; f",
     "unset": "unset HOME LANG; export -n TO_HIDE",
@@ -48,6 +50,7 @@ REFUSED = {
     "exec true\n": "ended its shell (exit code 0)",
     "set -e\nfalse\n": "ended its shell (exit code 1)",
     "set -u\necho $NOT_SET\n": "ended its shell",
+    "(while :; do sleep 1; done) & echo $! >sleeper; exit 0\n": "ended its shell (exit code 0)",
     "kill -KILL $$\n": "ended its shell (exit code 137)",
     "(cd /; exit 3) || exit\n": "ended its shell (exit code 3)",
     "set -n\n": "ended its shell",
@@ -88,11 +91,16 @@ def write_site(project: Path, text: str) -> Path:
     return project / "slurm" / "site.sh"
 
 
+def end_sleeping() -> None:
+    if Path("sleeper").exists():
+        os.kill(int(Path("sleeper").read_text()), signal.SIGKILL)
+        Path("sleeper").unlink()
+
+
 @pytest.fixture(autouse=True)
 def end_sleeper() -> object:
     yield
-    if Path("sleeper").exists():
-        os.kill(int(Path("sleeper").read_text()), signal.SIGKILL)
+    end_sleeping()
 
 
 @pytest.mark.parametrize("name", HARMLESS)
@@ -101,10 +109,8 @@ def test_site_file_changes_the_environment_alone(project: Path, name: str, capfd
     before = {key: value for key, value in os.environ.items() if key not in ("_", "SHLVL", "PWD", "OLDPWD", "PS1")}
     environment = scripts.site_environment(os.environ, project)
     assert environment["FROM_SITE"] == "a b" and capfd.readouterr().out == ""
-    end_old = Path("sleeper").read_text() if Path("sleeper").exists() else ""
+    end_sleeping()
     code, log = run_script(project)
-    if end_old:
-        os.kill(int(end_old), signal.SIGKILL)
     assert code == 0, log
     folder, arguments, job_environment = json.loads(log.splitlines()[-1])
     assert folder == str(Path.cwd()) and arguments == ["batch", "a b", "$(id)"]
@@ -128,6 +134,7 @@ def test_unusable_site_file_is_refused_in_one_line(project: Path, text: str, cap
     with pytest.raises(ConfigError) as error:
         scripts.site_environment(os.environ, project)
     assert REFUSED[text] in str(error.value) and "\n" not in str(error.value)
+    end_sleeping()
     code, log = run_script(project)
     if "SRUN_ARGS" not in text:  # Python finds that one, see test_client.py
         assert code == 2 and REFUSED[text] in log.splitlines()[-1]
@@ -149,6 +156,29 @@ def test_missing_site_file_is_refused(project: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SAMECURVE_SITE", "mine.sh")
     environment = scripts.site_environment(os.environ, project)
     assert environment["FROM_SITE"] == "a b" and environment["SAMECURVE_SITE"] == str(Path("mine.sh").absolute())
+
+
+def test_link_to_a_missing_site_file_is_refused(project: Path) -> None:
+    (project / "slurm" / "site.sh").symlink_to("gone.sh")
+    with pytest.raises(ConfigError, match=r"site\.sh: no such file, but a link to gone\.sh; correct the link"):
+        scripts.site_environment(os.environ, project)
+    code, log = run_script(project)
+    assert code == 2 and "no such file, but a link to gone.sh" in log
+
+
+def test_file_of_bash_env_runs_for_the_site_file_and_its_output_is_no_code(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "start.sh"
+    start.write_text("echo touch HACKED; echo 'A=1'; module() { export LOADED=$1; }\n")
+    write_site(project, f"module cuda\nexport BASH_MINE=1\n{GOOD}")
+    monkeypatch.setenv("BASH_ENV", str(start))
+    environment = scripts.site_environment(os.environ, project)
+    _, log = run_script(project)
+    for result in (environment, json.loads(log.splitlines()[-1])[2]):
+        assert result["LOADED"] == "cuda" and result["FROM_SITE"] == "a b" and result["BASH_MINE"] == "1"
+        assert result["BASH_ENV"] == str(start) and "A" not in result
+    assert not any("touch HACKED" in name for name in environment) and not Path("HACKED").exists()
 
 
 def test_umask_and_limits_of_the_site_file_stay(project: Path) -> None:
@@ -203,6 +233,15 @@ def test_warning_while_the_site_file_runs_reaches_python(project: Path) -> None:
     assert "SLURM's warning before the time limit came while site file" in out
 
 
+def test_warning_without_a_site_file_reaches_python(project: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"  # the prologue asks it for its version; the warning comes at that time
+    python.write_text(
+        f'#!/bin/sh\n[ -e {tmp_path}/asked ] || kill -USR1 $PPID\ntouch {tmp_path}/asked\nexec python3 "$@"\n'
+    )
+    python.chmod(0o755)
+    assert '"SAMECURVE_SIGNAL": "USR1"' in run_script(project, SAMECURVE_PYTHON=str(python))[1]
+
+
 def test_end_of_the_job_while_the_site_file_runs_is_logged(project: Path) -> None:
     process = start_script(project, "echo $$ >here; exec sleep 30\n", "here")
     start = time.monotonic()
@@ -224,7 +263,7 @@ def test_warning_between_site_file_and_python_does_not_end_the_job(project: Path
 
 def test_random_combinations_of_odd_lines(project: Path) -> None:
     draw = random.Random(0)
-    lines = [text for name, text in HARMLESS.items() if name not in ("background", "return")]
+    lines = [text for name, text in HARMLESS.items() if name not in ("background", "subshell", "return")]
     for _ in range(12):
         chosen = draw.sample(lines, 3)
         write_site(project, "\n".join([*chosen, GOOD]))
@@ -250,6 +289,8 @@ def test_submit_with_odd_site_files_queues_nothing(
     site = tmp_path / "my site.sh"
     monkeypatch.setenv("SAMECURVE_SITE", str(site))
     for text, message in REFUSED.items():
+        if "sleeper" in text:
+            continue
         site.write_text(text)
         option = [] if len(text) % 2 else ["--dry-run"]
         out, error = samecurve("submit", "--config", "digits", *option, code=2)
