@@ -3,7 +3,6 @@
 Imports no torch.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ from pathlib import Path
 
 from trainer.config.durations import Durations, steps_per_epoch
 from trainer.config.load import find_config_file, load_config
-from trainer.config.plugins import DATASETS, load_plugin
 from trainer.config.schema import RunConfig
-from trainer.config.validate import check_precision, check_pretrained_file, check_ranks
+from trainer.config.validate import check_precision, check_ranks
 from trainer.distributed.sharding import split_evenly
 from trainer.optim.schedule import Schedule
 from trainer.run.folder import RunFolder
@@ -47,8 +45,8 @@ def load_settings(files: Sequence[str], overrides: Sequence[str]) -> RunConfig:
 def check_run(config: RunConfig, layout: RankLayout) -> None:
     """Raises UserError for problems that show before a rank starts, so that a job does not fail after hours in a queue.
 
-    Checks the global batch, the run folder, the names and sizes of image files, and the file of pretrained weights, in
-    milliseconds. launch/preflight.py also checks what needs torch.
+    Checks the ranks, the global batch and the run folder, in milliseconds. launch/preflight.py also checks what needs
+    torch.
     """
     from trainer.data.image_counts import check_batch_size  # lazy import: 0.1 s
 
@@ -56,37 +54,9 @@ def check_run(config: RunConfig, layout: RankLayout) -> None:
     precision = config.train.precision
     check_precision(precision, on_gpu=layout.device == "gpu", source=f"train.precision={precision}")
     check_batch_size(config.data, _count_training_images(config))
-    pretrained = config.model.pretrained
     folder = RunFolder(config.folder)
     folder.check_settings(config)
     folder.check_writable()
-    _check_data(config)
-    is_new = not RunRecord(config.folder).status  # a run that continues takes its weights from a checkpoint
-    if pretrained and pretrained != "hub" and is_new:
-        check_pretrained_file(config.model, Path(pretrained).expanduser())
-
-
-def _check_data(config: RunConfig) -> None:
-    """Raises DataError if the image files are not those of the checkpoint that the run would continue."""
-    from trainer.data.identity import check_same_data, read_identity  # lazy import: 0.1 s
-
-    data_set = load_plugin(DATASETS, config.data.name)
-    checkpoints = sorted((config.folder / "checkpoints").glob("step-*"), key=lambda path: (len(path.name), path.name))
-    is_new = not checkpoints and config.run.resume in ("auto", "never")
-    if is_new or not hasattr(data_set, "identify_files"):
-        return
-    path = checkpoints[-1] if checkpoints else Path(config.run.resume).expanduser()
-    try:
-        content = json.loads((path / "progress.json").read_text())["progress"]["data"]
-    except (OSError, ValueError, KeyError, TypeError):  # damaged, or of an older version: the training decides
-        return
-    if content:
-        check_same_data(
-            read_identity(content, path.resolve().parents[1]),
-            data_set.identify_files(config.data),
-            config.data.accept_added_test_images,
-            f"checkpoint {path}",
-        )
 
 
 def describe_run(config: RunConfig, layout: RankLayout) -> tuple[tuple[str, str], ...]:

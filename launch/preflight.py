@@ -6,13 +6,19 @@ Needs torch, so its first call takes some seconds. forecast.check_run is the par
 import dataclasses
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch import forecast
 from launch.forecast import RankLayout
+from trainer.config.plugins import DATASETS, load_plugin
 from trainer.config.schema import ModelSettings, RunConfig
+from trainer.config.validate import check_pretrained_file
 from trainer.errors import UserError
 from trainer.run.folder import RunFolder
-from trainer.run.record import RunRecord
+
+if TYPE_CHECKING:
+    from trainer.run.checkpoint import Progress
 
 
 def check_runs(configs: Iterable[RunConfig], layout: RankLayout) -> None:
@@ -22,12 +28,14 @@ def check_runs(configs: Iterable[RunConfig], layout: RankLayout) -> None:
     checked: list[RunConfig] = []
     for config in configs:
         forecast.check_run(config, layout)
+        model = _check_start(config)
         check_files(config.data)
-        _check_resume(config)
-        alike = dataclasses.replace(config, run=dataclasses.replace(config.run, name="", root="", seed=0))
+        alike = dataclasses.replace(
+            config, model=model, run=dataclasses.replace(config.run, name="", root="", seed=0, resume="")
+        )
         if alike not in checked:
             checked.append(alike)
-            _check_network(config, _model_to_build(config), layout.world_size)
+            _check_network(config, model, layout.world_size)
 
 
 def check_run(config: RunConfig, layout: RankLayout) -> None:
@@ -38,23 +46,42 @@ def check_run(config: RunConfig, layout: RankLayout) -> None:
     check_runs([config], layout)
 
 
-def _check_resume(config: RunConfig) -> None:
-    if config.run.resume in ("auto", "never"):
-        return
-    from trainer.run.resume import check_resume_path  # lazy import: torch
+def _check_start(config: RunConfig) -> ModelSettings:
+    """Checks the checkpoint from which the run would start, or for a new run the file of pretrained weights.
 
-    check_resume_path(config, RunFolder(config.folder))
+    Returns the settings of the network to build: without pretrained weights if a checkpoint has the weights.
+    """
+    from trainer.run.resume import find_start  # lazy import: torch
+
+    start, pretrained = find_start(config, RunFolder(config.folder)), config.model.pretrained
+    if start is not None:
+        _check_data(config, *start)
+        return dataclasses.replace(config.model, pretrained=None)
+    if pretrained and pretrained != "hub":
+        check_pretrained_file(config.model, Path(pretrained).expanduser())
+    return config.model
 
 
-def _model_to_build(config: RunConfig) -> ModelSettings:
-    """Returns the network's settings; a run that continues takes its weights from a checkpoint."""
-    is_new = config.run.resume in ("auto", "never") and not RunRecord(config.folder).status
-    return config.model if is_new else dataclasses.replace(config.model, pretrained=None)
+def _check_data(config: RunConfig, path: Path, progress: "Progress") -> None:
+    """Raises DataError if the image files are not those of the checkpoint from which the run would start."""
+    from trainer.data.identity import check_same_data, read_identity  # lazy import: 0.1 s
+
+    data_set = load_plugin(DATASETS, config.data.name)
+    if progress.data and hasattr(data_set, "identify_files"):  # an older version recorded no data set
+        check_same_data(
+            read_identity(progress.data, path.resolve().parents[1]),
+            data_set.identify_files(config.data),
+            config.data.accept_added_test_images,
+            f"checkpoint {path}",
+        )
 
 
 def _check_network(config: RunConfig, model: ModelSettings, world_size: int) -> None:
-    """Raises the UserError of the ranks. Tensors of the meta device have a shape and no memory; not all operations know
-    it, so that the CPU has the last word."""
+    """Raises the UserError of the ranks.
+
+    Tensors of the meta device have a shape and no memory. Not all operations support it: after an error, the
+    CPU decides.
+    """
     try:
         _build_network(config, model, world_size, "meta")
     except (UserError, NotImplementedError):

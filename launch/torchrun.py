@@ -1,12 +1,11 @@
 """Plans and runs the ranks of one machine: the torchrun command, its environment variables and its exit code."""
 
-import contextlib
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
+from launch.elastic import one_machine_options
 from launch.forecast import RankLayout
 from launch.hardware import Machine
 from launch.plan import EnvironmentVariable, LaunchPlan
@@ -81,20 +80,6 @@ def torchrun_command(machine: Machine, ranks: int, *arguments: str) -> list[str]
     return [machine.python, machine.elastic, *one_machine_options(), f"--nproc-per-node={ranks}", *arguments]
 
 
-def one_machine_options() -> list[str]:
-    """Returns torchrun's options for ranks that meet on the loopback address of this machine.
-
-    With --standalone, torchrun would look up the machine's own name and the name localhost, which need not be known.
-    Raises WorldError without a loopback address.
-    """
-    families = ((socket.AF_INET, "127.0.0.1", "127.0.0.1:0"), (socket.AF_INET6, "::1", "[::1]:0"))
-    for family, address, endpoint in families:
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, 9))  # a datagram socket sends nothing on connect
-            return ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", f"--local-addr={address}"]
-    raise WorldError("this machine has no loopback address, where its ranks meet; run: ip link set lo up")
-
-
 def threads_variable(config: RunConfig, cores: int, ranks: int) -> EnvironmentVariable:
     """Returns the variable for the threads of each rank. cores, ranks: of one node."""
     threads = config.train.threads_per_rank
@@ -138,7 +123,7 @@ def run_plan(plan: LaunchPlan, folder: Path, failure_advice: str = _CONTINUE_ADV
         forwarder = SignalForwarder()
         torchrun_code = forwarder.run(plan.argv, variables | environment)
         outcome = read_outcome(outcome_path)
-    if outcome is None and forwarder.received is not None:
+    if outcome is None and torchrun_code and forwarder.received is not None:
         print(f"samecurve: {forwarder.received.name} ended the run in {escape(folder)} early", file=sys.stderr)
         return 128 + forwarder.received
     return _report_exit(torchrun_code, outcome, folder, failure_advice)

@@ -14,8 +14,14 @@
 set -euo pipefail
 
 here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
-python=${SAMECURVE_PYTHON:-$(command -v python || command -v python3)}
+python=${SAMECURVE_PYTHON:-$(type -P python || type -P python3 || true)}
+if [ -z "$python" ] || ! type -P -- "$python" >/dev/null; then
+    echo "samecurve: no Python on $HOSTNAME (${python:-neither python nor python3 in PATH}); set SAMECURVE_PYTHON to the" \
+        "path of one" >&2
+    exit 2
+fi
 ranks=${RANKS:-gpu}
+rendezvous=() # without options launch/elastic.py lets the ranks meet on this machine
 if [ "$ranks" = gpu ] && ! compgen -G '/proc/driver/nvidia/gpus/*' >/dev/null; then
     ranks=1
 fi
@@ -25,9 +31,6 @@ if [ -n "${HEAD:-}" ]; then
     # torchrun does not tell a machine that joins later about the store that the first machines share (torch 2.15): it
     # waits for a minute, then both end. Without sharing, the ranks of each rendezvous round get their own store.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-else
-    # With --standalone, torchrun would look up the machine's own name, which need not be known.
-    rendezvous=(--rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --local-addr=127.0.0.1)
 fi
 signals=
 for name in SIGTERM SIGINT SIGHUP SIGQUIT SIGUSR1 SIGUSR2; do
@@ -43,5 +46,5 @@ print(temporary.new_folder(os.getppid()))'
     folder=$("$python" -c "$new_folder" "$here/..")
     export SAMECURVE_OUTCOME=$folder/outcome.json PET_LOG_DIR=${PET_LOG_DIR:-$folder}
 fi
-exec "$python" "$here/elastic.py" "${rendezvous[@]}" --nproc-per-node="$ranks" \
+exec "$python" "$here/elastic.py" ${rendezvous[@]+"${rendezvous[@]}"} --nproc-per-node="$ranks" \
     --max-restarts="${RESTARTS:-3}" "$here/../trainer/main.py" "$@"

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Mapping
 
+from launch.elastic import one_machine_options
 from launch.hardware import this_machine
 from launch.slurm import retry
-from launch.torchrun import LOG_VARIABLE, config_arguments, one_machine_options
+from launch.torchrun import LOG_VARIABLE, config_arguments
 from trainer.process.temporary import temporary_folder
 
 

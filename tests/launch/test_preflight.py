@@ -15,6 +15,8 @@ from launch.forecast import RankLayout
 from trainer.config.schema import RunConfig
 from trainer.data import cifar10_files
 from trainer.errors import UserError
+from trainer.run import checkpoint
+from trainer.run.checkpoint import Progress, TrainingState
 
 DIGITS = ("--config", "digits")
 # Settings, and what the refusal says. The first ones need the network, the others the data or the run folder.
@@ -128,19 +130,34 @@ def test_runs_that_differ_in_seed_build_the_network_once(monkeypatch: pytest.Mon
     assert len(built) == 2
 
 
-def test_run_that_continues_needs_no_file_of_pretrained_weights(tmp_path: Path) -> None:
-    settings = [
-        "model.name=torchvision/squeezenet1_0",
-        "data.channels=3",
-        "data.image_size=64",
-        "model.pretrained=w.pth",
-    ]
-    config = forecast.load_settings(["digits"], settings)
-    with pytest.raises(UserError, match=r"no file w\.pth"):
-        preflight.check_run(config, RankLayout(1, 1, "cpu"))
+PRETRAINED = ["model.name=torchvision/squeezenet1_0", "data.channels=3", "data.image_size=64", "model.pretrained=w.pth"]
+
+
+def save_checkpoint(folder: Path) -> None:
+    checkpoint.save(folder / "checkpoints", TrainingState({}, {"state": {}, "param_groups": []}, {}, Progress(3)))
+
+
+def test_run_that_starts_from_a_checkpoint_needs_no_file_of_pretrained_weights(tmp_path: Path) -> None:
+    config = forecast.load_settings(["digits"], PRETRAINED)
     config.folder.mkdir(parents=True)
-    (config.folder / "status.json").write_text('{"state": "stopped", "step": 3, "reason": ""}')
+    (config.folder / "status.json").write_text('{"state": "failed", "step": 0, "reason": ""}')
+    with pytest.raises(UserError, match=r"no file w\.pth"):  # it ended before its first checkpoint
+        preflight.check_run(config, RankLayout(1, 1, "cpu"))
+    save_checkpoint(tmp_path / "other")
+    resumed = forecast.load_settings(["digits"], [*PRETRAINED, "run.name=x", f"run.resume={tmp_path / 'other'}"])
+    preflight.check_run(resumed, RankLayout(1, 1, "cpu"))
+    save_checkpoint(config.folder)
     preflight.check_run(config, RankLayout(1, 1, "cpu"))
+
+
+def test_new_run_is_checked_also_after_one_that_continues(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str | None] = []
+    monkeypatch.setattr(preflight, "_check_network", lambda config, model, *rest: built.append(model.pretrained))
+    Path("w.pth").touch()
+    configs = [forecast.load_settings(["digits"], [*PRETRAINED, f"run.name={name}"]) for name in ("old", "new", "new2")]
+    save_checkpoint(configs[0].folder)
+    preflight.check_runs(configs, RankLayout(1, 1, "cpu"))
+    assert built == [None, "w.pth"]
 
 
 def random_settings(draw: random.Random) -> list[str]:

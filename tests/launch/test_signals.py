@@ -5,10 +5,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from support.processes import REPOSITORY
+
+from launch import signals
+from launch.plan import LaunchPlan
+from launch.torchrun import run_plan
 
 # Prints the signals that arrive within half a second of the first one.
 COMMAND = """
@@ -83,3 +89,14 @@ def test_second_ctrl_c_after_a_second_kills_the_command(launchers: list["subproc
     launcher.send_signal(signal.SIGINT)
     output, _ = launcher.communicate(timeout=60)
     assert output == f"code {128 + signal.SIGKILL}\n"
+
+
+@pytest.mark.parametrize(("torchrun_code", "code"), [(0, 0), (1, 128 + signal.SIGTERM)])
+def test_ranks_that_end_well_just_after_a_signal_did_not_end_early(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], torchrun_code: int, code: int
+) -> None:
+    forwarder = SimpleNamespace(received=signal.SIGTERM, run=lambda *_: torchrun_code)
+    monkeypatch.setattr(signals, "SignalForwarder", lambda: forwarder)
+    plan = LaunchPlan("evaluate", (sys.executable, "launch/elastic.py"), ())
+    assert run_plan(plan, Path("runs/x")) == code
+    assert ("SIGTERM ended the run" in capsys.readouterr().err) == bool(torchrun_code)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.processes import MAIN, REPOSITORY, SMALL, CommandResult
 
-from launch.torchrun import one_machine_options
+from launch import elastic
+from launch.elastic import one_machine_options
 from trainer.errors import WorldError
 
 TRAIN = [sys.executable, str(REPOSITORY / "launch" / "main.py"), "train", *SMALL, "train.max_steps=2"]
@@ -57,12 +58,18 @@ def test_ranks_meet_although_the_hostname_is_unknown(launch: Callable[..., Comma
     assert world_size() == 2
 
 
-def test_machine_without_loopback_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_loopback_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "--local-addr=127.0.0.1" in one_machine_options()
 
     def fail(*_: object) -> None:
         raise OSError("Network is unreachable")
 
-    monkeypatch.setattr("launch.torchrun.socket.socket", fail)
+    monkeypatch.setattr("launch.elastic.socket.socket", fail)
     with pytest.raises(WorldError, match=r"no loopback address.*ip link set lo up"):
         one_machine_options()
+    monkeypatch.setattr("sys.argv", ["elastic.py", "--nproc-per-node=2", "script.py"])
+    assert elastic.main() == 2  # as launch/torchrun.sh starts it
+    line = capsys.readouterr().err
+    assert line.startswith("samecurve: this machine has no loopback address") and line.count("\n") == 1

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,3 +105,15 @@ def test_signals_that_the_script_was_started_to_ignore_are_not_handled(ignored: 
 
 def inherited_ignored() -> list[str]:
     return [number.name for number in signal.Signals if signal.getsignal(number) == signal.SIG_IGN]
+
+
+@pytest.mark.parametrize("python", ["", "/no/such/python"])
+def test_machine_without_python_is_told_in_one_line(tmp_path: Path, python: str) -> None:
+    for name in ("dirname", "realpath"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    env = {"PATH": str(tmp_path)} | ({"SAMECURVE_PYTHON": python} if python else {})
+    command = [str(shutil.which("bash")), SCRIPT, "--config", "digits"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f"({python or 'neither python nor python3 in PATH'}); set SAMECURVE_PYTHON" in result.stderr
+    assert result.stderr.startswith("samecurve: no Python on ") and result.stderr.count("\n") == 1

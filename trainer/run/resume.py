@@ -47,13 +47,18 @@ def load_checkpoint_to_resume(
     return state
 
 
-def check_resume_path(config: RunConfig, folder: RunFolder) -> None:
-    """Raises FolderError if run.resume names a checkpoint from which this run cannot start. Loads no weights."""
-    selected = _select(config, folder)
-    if selected.path is not None and not selected.is_own:
-        progress = checkpoint.load_progress(selected.path)
-        is_auto = config.train.precision == "auto"  # depends on the machine that trains
-        _check_progress(selected.path, progress, config, progress.precision if is_auto else config.train.precision)
+def find_start(config: RunConfig, folder: RunFolder) -> tuple[Path, Progress] | None:
+    """Returns the checkpoint that load_checkpoint_to_resume() would load, without its weights; None for a new run.
+
+    Raises FolderError as that function does, but not for other nodes.
+    """
+    path = _select(config, folder).path
+    if path is None:
+        return None
+    progress = checkpoint.load_progress(path)
+    is_auto = config.train.precision == "auto"  # depends on the machine that trains
+    _check_progress(path, progress, config, progress.precision if is_auto else config.train.precision)
+    return path, progress
 
 
 @dataclass(frozen=True, slots=True)

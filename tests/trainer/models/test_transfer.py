@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from support.processes import SMALL, Ranks
 from torch import Tensor
 
-from launch import forecast
+from launch import forecast, preflight
 from launch.forecast import RankLayout
 from launch.verify.compare import compare_runs
 from trainer import main
@@ -238,4 +238,4 @@ class TestErrors:
             assert f"model.pretrained={source}: no file" in line and "download it with torchvision on a machine" in line
         config = forecast.load_settings(["digits"], [*arguments, "model.pretrained=nowhere.pth"])
         with pytest.raises(ConfigError, match=r"no file nowhere\.pth"):
-            forecast.check_run(config, RankLayout(1, 1, "cpu"))
+            preflight.check_run(config, RankLayout(1, 1, "cpu"))

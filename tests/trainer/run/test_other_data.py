@@ -9,7 +9,8 @@ import pytest
 from support.images import write_image
 from support.processes import SMALL, Ranks
 
-from launch.forecast import RankLayout, check_run, load_settings
+from launch.forecast import RankLayout, load_settings
+from launch.preflight import check_run
 from trainer.errors import DataError
 from trainer.run import checkpoint
 
@@ -25,6 +26,12 @@ def begun_run(ranks: Ranks, root: Path, size: int = 1) -> Path:
     """Trains two of nine steps. Returns the run folder."""
     ranks.run(size, *train(root, "train.max_steps=2"))
     return ranks.log.parent / "runs" / "r"
+
+
+def newest(run: Path) -> Path:
+    path, _ = checkpoint.find_newest_valid(run / "checkpoints")
+    assert path is not None
+    return path
 
 
 def rename_class(root: Path) -> None:
@@ -55,9 +62,10 @@ def test_changed_classes_are_refused_before_the_first_step(
     change(image_folder)
     assert_refused(ranks.run(1, *train(image_folder), code=2), words)
     assert (run / "metrics.jsonl").read_text() == metrics
-    config = load_settings(["digits"], train(image_folder, f"run.root={run.parent}")[2:])
-    with pytest.raises(DataError, match=words):  # before a job is queued
-        check_run(config, RankLayout(1, 1, "cpu"))
+    for settings in ([], ["run.name=other", f"run.resume={run}"], ["run.name=other", f"run.resume={newest(run)}"]):
+        config = load_settings(["digits"], train(image_folder, f"run.root={run.parent}", *settings)[2:])
+        with pytest.raises(DataError, match=words):  # before a job is queued
+            check_run(config, RankLayout(1, 1, "cpu"))
 
 
 @pytest.mark.slow
