@@ -28,6 +28,24 @@ _TASK_VARIABLES = (
     "SLURM_TRES_BIND",
 )  # fmt: skip
 
+_OUTPUT_VARIABLES = ("SQUEUE_", "SINFO_")
+# Options of sbatch that would contradict what samecurve records of a job or checks before it, and what to do instead.
+_REFUSED_OPTIONS = {
+    "array": ("a", "give --array to samecurve submit"),
+    "chdir": ("D", "call samecurve from the folder where the job is to run"),
+    "error": ("e", "leave it out: samecurve logs shows the job's output"),
+    "gpus-per-node": ("", "give --gpus-per-node to samecurve itself"),
+    "nodes": ("N", "give --nodes to samecurve itself"),
+    "ntasks-per-node": ("", "give --ntasks-per-node to samecurve itself"),
+    "output": ("o", "leave it out: samecurve logs shows the job's output"),
+    "test-only": ("", "use --dry-run of samecurve"),
+    "wait": ("W", "leave it out: samecurve logs NAME --follow waits for the end"),
+    "wrap": ("", "leave it out: the job runs samecurve's own script"),
+}
+# Others are overridden by the options that samecurve gives to sbatch.
+_REFUSED_VARIABLES = {"SBATCH_ARRAY_INX": "array", "SBATCH_ERROR": "error", "SBATCH_WAIT": "wait"}
+_FLAGS = "HIOQkshv"  # sbatch's short options without a value, which may stand before another one: -HW
+
 
 class SlurmError(UserError):
     """SLURM is not installed, does not answer, or refuses a command."""
@@ -36,6 +54,9 @@ class SlurmError(UserError):
 class NoAnswerError(SlurmError):
     """SLURM's controller did not answer in time."""
 
+    output: str = ""
+    """what the command had printed until then"""
+
 
 def is_available() -> bool:
     """Returns whether SLURM's commands are installed on this machine."""
@@ -43,7 +64,13 @@ def is_available() -> bool:
 
 
 def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: float = _TIMEOUT_SECONDS) -> str:
-    """Runs a SLURM command and returns its stdout. Raises SlurmError with the command's own message on one line."""
+    """Runs a SLURM command and returns its stdout. Raises SlurmError with the command's own message on one line.
+
+    env: by default that of this process, without the variables by which the user shapes the output of these commands.
+    """
+    if env is None:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(_OUTPUT_VARIABLES)}
+        env["SLURM_TIME_FORMAT"] = "standard"
     try:
         completed = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", timeout=timeout_seconds, check=False, env=env
@@ -52,10 +79,13 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
         raise SlurmError(
             f"{argv[0]} is not installed on this machine; run this command on a login node of a SLURM cluster"
         ) from None
-    except subprocess.TimeoutExpired:
-        raise NoAnswerError(
+    except subprocess.TimeoutExpired as expired:
+        error = NoAnswerError(
             f"{argv[0]} gave no answer within {timeout_seconds:.0f} s; check that its controller is up (scontrol ping)"
-        ) from None
+        )
+        printed = expired.output or b""
+        error.output = printed if isinstance(printed, str) else printed.decode(errors="replace")
+        raise error from None
     if completed.returncode and _NO_CLUSTER in completed.stderr:
         raise SlurmError(
             f"{argv[0]} finds no cluster from this machine; run this command on a login node of a SLURM cluster"
@@ -68,14 +98,40 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
 def submit(*argv: str, env: Mapping[str, str]) -> str:
     """Runs `sbatch --parsable` and returns the id of the job. Raises SlurmError."""
     try:
-        output = call(*argv, env=env)
-    except NoAnswerError as error:
-        raise SlurmError(f"{error}; squeue --me shows whether the job is in the queue all the same") from None
+        output, problem = call(*argv, env=env), None
+    except NoAnswerError as error:  # it may have printed the id before it hung
+        output, problem = error.output, error
     ids = re.findall(r"^(\d+)(?:;\S+)?$", output, re.MULTILINE)  # a site's own sbatch may print more
+    if not ids and problem:
+        raise SlurmError(f"{problem}; squeue --me shows whether the job is in the queue all the same")
     if not ids:
         got = " ".join(output.split())
         raise SlurmError(f"sbatch printed no job id (got '{got}'); squeue --me shows whether the job is in the queue")
     return str(ids[-1])
+
+
+def check_sbatch_options(options: Sequence[str]) -> None:
+    """Raises ConfigError for an option of sbatch that would contradict samecurve's records and checks of the job."""
+    for option in options:
+        if option.startswith("--"):
+            given = option[2:].partition("=")[0]  # sbatch accepts the start of a name too
+            is_other = len(given) < 2 or given in ("gpus", "ntasks")
+            names = [] if is_other else [name for name in _REFUSED_OPTIONS if name.startswith(given)]
+        else:
+            letter = option.removeprefix("-").lstrip(_FLAGS)[:1] if option.startswith("-") else ""
+            names = [name for name, (short, _) in _REFUSED_OPTIONS.items() if letter and short == letter]
+        if names:
+            raise ConfigError(f"--sbatch={option}: samecurve cannot pass this on; {_REFUSED_OPTIONS[names[0]][1]}")
+
+
+def check_sbatch_variables(environment: Mapping[str, str]) -> None:
+    """Raises ConfigError for a variable that stands for an option which check_sbatch_options refuses."""
+    for variable, option in _REFUSED_VARIABLES.items():
+        if variable in environment:
+            raise ConfigError(
+                f"{variable} is set, which is sbatch's --{option}; unset it, also in the site file"
+                f" ({_REFUSED_OPTIONS[option][1]})"
+            )
 
 
 def check_dependency(job: str) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 
 from launch.elastic import one_machine_options
 from launch.hardware import this_machine
-from launch.slurm import retry
+from launch.slurm import client, retry
 from launch.torchrun import LOG_VARIABLE, config_arguments
 from trainer.process.temporary import temporary_folder
+
+_START_SECONDS = 600.0  # srun may need as long to start a task, for a container image or a slow prolog
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +63,13 @@ def correct_job_end(environment: Mapping[str, str], controller_time: float) -> d
     """Returns the environment with the end of the job by the clock of this node, if that is more than a minute wrong.
 
     SLURM ends the job by the controller's clock, and the ranks stop in time by their own. Prints a line on the clock.
-    controller_time: when srun started, by the controller's clock, in seconds since 1970.
+    controller_time: when srun started, by the controller's clock, in seconds since 1970. The time since then is the
+    error of the clock and what srun needed to start this task, so only the controller can say which.
     """
     offset, result = time.time() - controller_time, dict(environment)
+    if abs(offset) > retry.CLOCK_SKEW_SECONDS:
+        measured = client.clock_offset()  # None in a container without SLURM's commands
+        offset = measured if measured is not None else 0.0 if 0 < offset < _START_SECONDS else offset
     if abs(offset) > retry.CLOCK_SKEW_SECONDS:
         sentence = retry.describe_clock(environment.get("SLURMD_NODENAME") or socket.gethostname(), offset)
         print(f"samecurve: {sentence}; start chrony or ntpd there", file=sys.stderr, flush=True)

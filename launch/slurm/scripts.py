@@ -80,4 +80,5 @@ def site_environment(environment: Mapping[str, str], install_root: Path = INSTAL
         entries = (entry.partition(b"=") for entry in completed.stdout.split(b"\0") if entry)
         result = {os.fsdecode(name): os.fsdecode(value) for name, _, value in entries}
     client.site_srun_arguments(result)
+    client.check_sbatch_variables(result)
     return result

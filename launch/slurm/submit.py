@@ -128,6 +128,11 @@ def check_tasks(arguments: argparse.Namespace, tasks: list[JobTask]) -> None:
     jobs = [job for folder in folders if (job := RunRecord(folder.path).submitted_job)]
     queue = read_queue(jobs)
     for job in jobs:
+        if queue.problem:
+            raise client.SlurmError(
+                f"job {job} for this run may still be in the queue, which cannot be read ({queue.problem}); try again, "
+                "or choose another run.name"
+            )
         if queue.find(job):
             raise FolderError(
                 f"job {job} for this run is already in the queue; wait for it, or choose another run.name"
@@ -161,6 +166,7 @@ def sbatch_arguments(
     array_tasks: the value of sbatch's --array, such as 0-4%2; None: no array.
     """
     logs = str(scripts.log_folder(machine.install_root)).replace("%", "%%")
+    client.check_sbatch_options(arguments.sbatch)
     argv = ["sbatch", "--parsable", f"--job-name={name}", f"--output={logs}/{'%A_%a' if array_tasks else '%j'}.log"]
     argv += [f"--nodes={arguments.nodes}"]
     argv += [f"--gpus-per-node={arguments.gpus_per_node}"] if arguments.gpus_per_node else []

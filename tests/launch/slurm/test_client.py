@@ -1,5 +1,6 @@
 """Answers of SLURM's commands and their errors. The texts are the output of SLURM 22.05."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,53 @@ def test_submit_without_answer_says_that_the_job_may_be_queued(monkeypatch: pyte
     monkeypatch.setattr(client, "call", call)
     with pytest.raises(client.SlurmError, match="squeue --me shows whether the job is in the queue"):
         client.submit("sbatch", env={})
+
+
+def test_submit_takes_the_job_id_that_sbatch_printed_before_it_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = client.call
+    monkeypatch.setattr(client, "call", lambda *argv, env: call(*argv, env=env, timeout_seconds=0.3))
+    assert client.submit("bash", "-c", "echo 7; exec sleep 9", env=dict(os.environ)) == "7"
+    with pytest.raises(client.SlurmError, match="squeue --me shows whether"):
+        client.submit("bash", "-c", "exec sleep 9", env=dict(os.environ))
+
+
+def test_variables_of_the_user_do_not_change_the_output_of_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SQUEUE_PARTITION", "SQUEUE_NAMES", "SINFO_FORMAT", "SLURM_TIME_FORMAT"):
+        monkeypatch.setenv(name, "x")
+    names = [line for line in client.call("env").splitlines() if line.startswith(("SQUEUE_", "SINFO_", "SLURM_TIME"))]
+    assert names == ["SLURM_TIME_FORMAT=standard"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--chdir=/tmp",
+        "-D/tmp",
+        "--output=x",
+        "--outp=x",
+        "-ox",
+        "--array=0-3",
+        "-a",
+        "--wait",
+        "-W",
+        "-HW",
+        "-N2",
+        "--wrap=x",
+    ],
+)
+def test_option_that_contradicts_our_records_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match="samecurve cannot pass this on; ") as error:
+        client.check_sbatch_options(["--exclusive", option])
+    assert f"--sbatch={option}:" in str(error.value)
+
+
+def test_other_options_of_sbatch_are_passed_on() -> None:
+    client.check_sbatch_options(
+        ["--begin=now+20", "-H", "--wait-all-nodes=1", "--signal=B:USR1@60", "-A", "a", "--no-requeue", "--gpus=2"]
+    )
+    client.check_sbatch_variables({"SBATCH_ACCOUNT": "a", "SBATCH_OUTPUT": "x"})
+    with pytest.raises(ConfigError, match=r"SBATCH_WAIT is set, which is sbatch's --wait; unset it"):
+        client.check_sbatch_variables({"SBATCH_WAIT": ""})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """The torchrun command of each node, and the network that the nodes share."""
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +63,7 @@ def test_interface_of_an_unknown_address_sets_no_variable() -> None:
     assert node.interface_variables("203.0.113.1") == {}
 
 
-@pytest.mark.parametrize("offset", [7200, -7200, 70])
+@pytest.mark.parametrize("offset", [7200, -7200, -70])
 def test_wrong_clock_is_named_and_the_end_of_the_job_corrected(offset: int, capsys: pytest.CaptureFixture[str]) -> None:
     environment = {"SLURM_JOB_END_TIME": "1700003600", "SLURMD_NODENAME": "n2"}
     corrected = node.correct_job_end(environment, time.time() - offset)
@@ -70,6 +72,20 @@ def test_wrong_clock_is_named_and_the_end_of_the_job_corrected(offset: int, caps
     direction = "ahead of" if offset > 0 else "behind"
     assert f"the clock of n2 is {abs(offset):,} s {direction} the controller's" in error and error.count("\n") == 1
     assert node.correct_job_end({}, time.time() - offset) == {}
+
+
+@pytest.mark.parametrize("seconds", [90, 900])
+def test_slow_start_of_the_task_is_no_error_of_the_clock(
+    seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sdiag").write_text(f"#!/bin/sh\necho 'sdiag output at Sun Nov 29 20:51:09 2026 ({time.time():.0f})'\n")
+    (tmp_path / "sdiag").chmod(0o755)
+    environment = {"SLURM_JOB_END_TIME": "1700003600"}
+    if seconds < 600:  # no command of SLURM here
+        assert node.correct_job_end(environment, time.time() - seconds) == environment
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert node.correct_job_end(environment, time.time() - seconds) == environment
+    assert capsys.readouterr().err == ""
 
 
 def test_clock_that_agrees_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

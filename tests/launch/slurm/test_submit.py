@@ -37,6 +37,10 @@ def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--array=0-4", "run.seed=1"], "leave out one of the two"),
         (["train.device=cuda"], "train.device=cuda, but the job requests no GPU; add --gpus-per-node"),
         (["--ntasks-per-node=99"], "99 ranks"),
+        (
+            ["--sbatch=--chdir=/tmp"],
+            "--sbatch=--chdir=/tmp: samecurve cannot pass this on; call samecurve from the folder",
+        ),
     ],
 )
 def test_submit_refuses_invalid_request_before_sbatch(
@@ -56,6 +60,13 @@ def test_submit_records_the_job_and_refuses_a_second_one(samecurve: Samecurve, f
     assert record == {"job_id": "7", "array_task": None, "log": log, "attempts": 0, "without_progress": 0, "step": 0}
     _, error = samecurve("submit", "--config", "digits", code=2)
     assert "job 7 for this run is already in the queue; wait for it, or choose another run.name" in error
+    fake_slurm.unlink()
+    (fake_slurm.parent / "bin" / "squeue").write_text(
+        "#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n"
+    )
+    _, error = samecurve("submit", "--config", "digits", code=2)
+    assert "job 7 for this run may still be in the queue, which cannot be read (squeue: Unable to contact" in error
+    assert error.count("\n") == 1 and not fake_slurm.exists()
 
 
 def test_submit_array_records_every_task(samecurve: Samecurve, fake_slurm: Path) -> None:
