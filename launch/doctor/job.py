@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,8 @@ from launch.slurm import client
 from launch.slurm.client import Allocation, SlurmError
 from launch.slurm.scripts import scripts_folder, site_environment
 from trainer.errors import FolderError
+from trainer.run.files import write_problem
+from trainer.text.escape import escape
 
 _POLL_SECONDS = 1.0
 _SPARE_MINUTES = 2
@@ -43,9 +44,14 @@ def submit(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise FolderError(
             f"cannot create run.root {root} for the doctor's log ({error.strerror}); set run.root to another folder"
         ) from None
+    if problem := write_problem(root):
+        raise FolderError(
+            f"cannot write the doctor's log into run.root {root} ({problem}); set run.root to another folder"
+        )
     command = sbatch_command(arguments, overrides, root)
     job_id = client.submit(*command, env=site_environment(_job_environment()))
     log = root / f"doctor-{job_id}.log"
+    print(f"samecurve: job {job_id} is in the queue; its log: {escape(log)}", file=sys.stderr, flush=True)
     try:
         _wait(job_id)
     except KeyboardInterrupt:
@@ -82,7 +88,7 @@ def _wait(job_id: str) -> None:
     printed = ""
     while True:
         try:
-            state = client.call("squeue", "--noheader", f"--jobs={job_id}", "--format=%T %R").strip()
+            state = client.call_with_retry("squeue", "--noheader", f"--jobs={job_id}", "--format=%T %R").strip()
         except SlurmError as error:
             if "Invalid job id" in str(error):  # SLURM has forgotten the job, so it has ended
                 return
@@ -97,14 +103,15 @@ def _wait(job_id: str) -> None:
 
 def _print_log(job_id: str, log: Path) -> int:
     """Prints the job's log and returns the job's exit code. Raises SlurmError when there is no log."""
-    details = client.call("scontrol", "show", "job", "--oneliner", job_id)
+    details = client.call_with_retry("scontrol", "show", "job", "--oneliner", job_id)
     fields = dict(word.partition("=")[::2] for word in details.split())
     if not log.is_file():
         raise SlurmError(
             f"job {job_id} on {fields.get('NodeList')} ended as {fields.get('JobState')} ({fields.get('ExitCode')}) "
             f"without its log, {log}; make it writable on this node, or set run.root to a folder that all nodes share"
         )
-    with log.open() as file:
-        shutil.copyfileobj(file, sys.stdout)
+    with log.open(encoding="utf-8", errors="backslashreplace") as file:
+        for line in file:
+            print(escape(line, keep="\n\t"), end="")
     code, _, signal_number = fields.get("ExitCode", "1:0").partition(":")
     return int(code) or (1 if signal_number != "0" else 0)

@@ -7,14 +7,18 @@ hours are left, has made none: it would be repeated without end.
 
 import math
 import signal
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from trainer.errors import FolderError
 from trainer.run import stop
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
+from trainer.text.escape import escape
 
 STOPPED = 75
+_COUNTS = ("attempts", "without_progress", "step")
 CLOCK_SKEW_SECONDS = 60.0
 _AT_ONCE_SECONDS, _SHORT_SECONDS, _SHORT_FRACTION = 20.0, 300.0, 0.1
 
@@ -45,11 +49,20 @@ class JobRecord:
 
     @classmethod
     def load(cls, folder: RunFolder, job_id: str, array_task: int | None, log: str) -> "JobRecord":
-        """Returns the record of this job, or a new one when the folder has none or that of another job."""
-        record = RunRecord(folder.path).job_file
+        """Returns the record of this job, or a new one when the folder has none, a damaged one or that of another job.
+
+        Prints a line about a damaged record: it must not cost the job.
+        """
+        new = cls(job_id, array_task, log, step=newest_checkpoint_step(folder))
+        try:
+            record = RunRecord(folder.path).job_file
+        except FolderError as error:
+            print(f"samecurve: {escape(error)}; the job counts its attempts anew", file=sys.stderr, flush=True)
+            return new
         if record.get("job_id") != job_id:
-            return cls(job_id, array_task, log, step=newest_checkpoint_step(folder))
-        return cls(**{name: record[name] for name in cls.__slots__ if name in record})
+            return new
+        counts = {name: record[name] for name in _COUNTS if record.get(name) is not None}
+        return replace(new, log=log or record.get("log") or "", **counts)
 
 
 def newest_checkpoint_step(folder: RunFolder) -> int:

@@ -54,14 +54,36 @@ def test_sbatch_command_passes_resources_and_settings() -> None:
 
 def test_submit_prints_the_log_and_returns_the_exit_code(fake_slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("runs").mkdir()
-    Path("runs/doctor-7.log").write_text("report\n")
-    assert job.submit(arguments(), []) == 3 and capsys.readouterr().out == "report\n"
+    Path("runs/doctor-7.log").write_bytes(b"report\n\x1b[31mred \xff\n")
+    assert job.submit(arguments(), []) == 3
+    out, error = capsys.readouterr()
+    assert out == "report\n\\x1b[31mred \\xff\n"
+    assert error.startswith("samecurve: job 7 is in the queue; its log: ") and "runs/doctor-7.log" in error
     assert fake_slurm.read_text().splitlines()[0] == str(job.scripts_folder())
 
 
 def test_job_without_log_is_an_error(fake_slurm: Path) -> None:
     with pytest.raises(SlurmError, match=r"job 7 on n2 ended as FAILED \(3:0\) without its log, .*set run.root"):
         job.submit(arguments(), [])
+
+
+def test_controller_that_is_away_for_a_moment_costs_no_report(
+    fake_slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.slurm.client._RETRY_INTERVAL_SECONDS", 0.0)
+    away = "[ -e {0} ] || {{ touch {0}; echo Unable to contact slurm controller >&2; exit 1; }}\n"
+    for name in ("squeue", "scontrol"):
+        path = fake_slurm.parent / "bin" / name
+        path.write_text(path.read_text().replace("\n", "\n" + away.format(fake_slurm.parent / f"{name}-away"), 1))
+    Path("runs").mkdir()
+    Path("runs/doctor-7.log").write_text("report\n")
+    assert job.submit(arguments(), []) == 3 and capsys.readouterr().out == "report\n"
+
+
+def test_run_root_that_cannot_be_written_is_a_user_error(fake_slurm: Path) -> None:
+    with pytest.raises(FolderError, match=r"cannot write the doctor's log into run\.root /proc/sys "):
+        job.submit(arguments(), ["run.root=/proc/sys"])  # nobody can write there, not even root
+    assert not fake_slurm.exists()
 
 
 def test_run_root_that_cannot_be_created_is_a_user_error(fake_slurm: Path) -> None:

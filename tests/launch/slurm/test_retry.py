@@ -77,6 +77,35 @@ def test_record_of_another_job_is_ignored(tmp_path: Path) -> None:
     assert JobRecord.load(folder, "13", None, "13.log") == JobRecord("13", None, "13.log")
 
 
+def test_record_of_this_job_gets_the_log_that_slurm_names(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    replace(NEW_RECORD, attempts=2).write(folder)
+    assert JobRecord.load(folder, "12", None, "/other.log") == replace(NEW_RECORD, attempts=2, log="/other.log")
+    assert JobRecord.load(folder, "12", None, "").log == "12.log"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_damaged"),
+    [
+        ('{"job_id": "12"}', False),
+        ('{"job_id": "12", "step": null, "attempts": null}', False),
+        ('{"job_id": "12", "step": "many"}', True),
+        ('{"job_id": "12", "attempts": {}}', True),
+        ('{"job_id": "12", "without_progress": 1.5}', True),
+        ("{", True),
+        ("", True),
+    ],
+)
+def test_damaged_record_is_replaced_with_one_note(
+    text: str, is_damaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.json").write_text(text)
+    (tmp_path / "checkpoints" / "step-00000090").mkdir(parents=True)
+    assert JobRecord.load(RunFolder(tmp_path), "12", None, "12.log") == replace(NEW_RECORD, step=90)
+    error = capsys.readouterr().err
+    assert error.count("\n") == is_damaged and ("job.json" in error) == is_damaged
+
+
 def test_new_record_starts_at_the_newest_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()

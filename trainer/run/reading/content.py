@@ -61,7 +61,9 @@ ENVIRONMENT: Shape = {
     "command": text, "directory": text, "hosts": [text], "backend": text, "world_size": whole,
     "packages": {"": _anything}, "parameters": whole, "trained_parameters": whole, "num_images": {"": whole},
 }  # fmt: skip
-JOB: Shape = {"job_id!": _anything, "array_task": whole, "log": text}
+JOB: Shape = {
+    "job_id!": _anything, "array_task": whole, "log": text, "attempts": whole, "without_progress": whole, "step": whole,
+}  # fmt: skip
 SESSION: Shape = {
     "step!": whole, "total_steps!": whole, "world_size": whole, "host": text, "job": text, "array_job": text,
     "array_task": whole,
