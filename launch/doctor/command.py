@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.hardware import INSTALL_ROOT, Machine, this_machine
+from trainer.distributed.environment import has_rank_variables
 from trainer.errors import ConfigError, UserError, WorldError
+from trainer.process.launcher import find_launcher
 from trainer.text.escape import escape
 
 if TYPE_CHECKING:  # the servers on the nodes start from this file too, and need none of these
@@ -70,7 +72,7 @@ def main(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for option, value in (("--ranks", arguments.ranks), ("--nodes", arguments.nodes)):
         if value is not None and value < 1:
             raise WorldError(f"{option} {value}: expected 1 or more")
-    if "RANK" in os.environ:
+    if _is_rank():
         from launch.doctor import torchrun
 
         if not torchrun.is_first():
@@ -106,7 +108,7 @@ def _examine_and_report(arguments: argparse.Namespace, config: "RunConfig") -> i
 
 def _find_target(arguments: argparse.Namespace, device: str, machine: Machine) -> Target:
     """Returns the nodes of torchrun, of the current job, or this machine. Raises UserError when they do not fit."""
-    if "RANK" in os.environ:
+    if _is_rank():
         return _torchrun_target(arguments, device, machine)
     if _is_in_job():
         return _job_target(arguments, machine)
@@ -120,6 +122,11 @@ def _find_target(arguments: argparse.Namespace, device: str, machine: Machine) -
 def _is_in_job() -> bool:
     """Returns whether SLURM started this process. A shell may have SLURM_JOB_ID alone."""
     return "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
+
+
+def _is_rank() -> bool:
+    """Returns whether torchrun started this process. A shell may hold variables of ranks, left over."""
+    return has_rank_variables() and find_launcher() != 0
 
 
 def _torchrun_target(arguments: argparse.Namespace, device: str, machine: Machine) -> Target:
@@ -167,6 +174,8 @@ def _run_needs(arguments: argparse.Namespace, config: "RunConfig", target: Targe
     try:
         read_environment()
         launcher_problem = ""
+        if has_rank_variables() and not _is_rank():
+            launcher_problem = "the environment has RANK and WORLD_SIZE, but torchrun has not started this process"
     except WorldError as error:
         launcher_problem = str(error)
     try:

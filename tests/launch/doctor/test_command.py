@@ -40,6 +40,18 @@ def test_doctor_refuses_invalid_options_in_one_line(launch: Launch, argument: st
     assert result.code == 2 and message in result.err and result.err.count("\n") == 1, result.err
 
 
+COMPLETE_SET = {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("left_over", [{"RANK": "9"}, {"RANK": "1", "MASTER_PORT": "29500", **COMPLETE_SET}])
+def test_left_over_variables_of_torchrun_give_a_warning(launch: Launch, left_over: dict[str, str]) -> None:
+    arguments = ["--config", "digits", "--short", "--json", "log.wandb=off"]
+    result = launch([sys.executable, *DOCTOR, *arguments], timeout_seconds=60, **left_over)
+    assert result.code == 0 and result.err == "", result
+    (finding,) = (entry for entry in json.loads(result.out)["findings"] if entry["check"] == "launcher")
+    assert finding["state"] == "warning" and "RANK" in finding["got"], finding
+
+
 @pytest.mark.slow
 def test_rank_0_reports_for_two_torchrun_machines(launch: Launch) -> None:
     """Two launchers on this machine's loopback with two ranks each."""
