@@ -49,18 +49,18 @@ def checksum_images(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
     return np.array([zlib.crc32(image.data) for image in np.ascontiguousarray(images)], dtype=np.uint32)
 
 
-def find_labels(found: Sequence[str], expected: Sequence[str]) -> list[int]:
+def find_labels(classes: Sequence[str], expected: Sequence[str]) -> list[int]:
     """Returns the label that a network has for each class of a data set. Compares names in Unicode's form NFC.
 
     Raises DataError if the network does not know a class.
     """
     labels = {normalize("NFC", name): label for label, name in enumerate(expected)}
-    if any(normalize("NFC", name) not in labels for name in found):
+    if any(normalize("NFC", name) not in labels for name in classes):
         raise DataError(
             f"the classes of the data set and of the network differ: expected {list_names(expected)}; got "
-            f"{list_names(found)}. Set data.name and data.root to a data set with the network's classes"
+            f"{list_names(classes)}. Set data.name and data.root to a data set with the network's classes"
         )
-    return [labels[normalize("NFC", name)] for name in found]
+    return [labels[normalize("NFC", name)] for name in classes]
 
 
 def list_names(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from trainer.config.schema import DataSettings
 from trainer.data import image_folder as image_module
 from trainer.data.dataset import ArrayDataset
 from trainer.data.images import cache, pool
+from trainer.data.images.files import EXTENSIONS
 from trainer.data.images.pack import release_packs
 from trainer.errors import DataError
 
@@ -227,6 +229,29 @@ def test_slow_decoding_uses_all_cores(
     assert np.array_equal(expected.train.images, data.train.images)
     assert np.array_equal(expected.test.images, data.test.images)
     assert pools == [2] * num_pools  # for train: test has too few files
+
+
+def test_killed_decoding_process_is_an_error_in_one_line(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool(ProcessPoolExecutor):
+        def map(self, *arguments: Any, **options: Any) -> Any:
+            results = super().map(*arguments, **options)
+            os.kill(next(iter(self._processes)), signal.SIGKILL)
+            return results
+
+    for name, value in {"ProcessPoolExecutor": Pool, "_MIN_SECONDS_FOR_POOL": 0.0, "_FIRST_TASK_FILES": 2}.items():
+        monkeypatch.setattr(pool, name, value)
+    monkeypatch.setattr(pool, "_FILES_PER_TASK", 5)
+    monkeypatch.setattr(pool, "available_cores", lambda: 2)
+    with pytest.raises(DataError, match=r"a decoding process is gone \(probably out of memory\); "):
+        load(image_folder)
+    assert not list((image_folder / ".samecurve").glob(".*.partial"))
+
+
+def test_endings_are_those_that_every_pillow_reads(image_folder: Path) -> None:
+    Image.init()
+    assert all(Image.registered_extensions()[ending] in Image.OPEN for ending in EXTENSIONS)
+    (image_folder / "train" / "cat" / "new.avif").write_bytes(b"needs Pillow 11.3, and a build with AVIF")
+    assert "skipped 1 file that is not an image (1 .avif)" in load(image_folder).notes[0]
 
 
 def test_nested_folders_are_read_and_other_files_ignored(image_folder: Path) -> None:

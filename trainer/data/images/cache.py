@@ -44,15 +44,15 @@ def load_or_decode(
     shape = (len(files), image_size, image_size, channels)
     with contextlib.ExitStack() as stack:
         earlier, rows = None, {}
-        for found, is_same in _open_packs(folder, name, shape[1:], stack):
+        for stored_pack, is_same in _open_packs(folder, name, shape[1:], stack):
             with contextlib.suppress(*pack.DAMAGE):
-                if is_same and not found.errors:
-                    images = found.read_images()
-                    found.keep_locked()
-                    return DecodedFiles(images, found.checksums, {}, _describe_bits(found.grey_bits))
-                if is_same and (errors := _retry(found, root, files, shape)):
-                    return DecodedFiles(np.empty((0, *shape[1:]), np.uint8), found.checksums, errors)
-                earlier, rows = found, found.rows()
+                if is_same and not stored_pack.errors:
+                    images = stored_pack.read_images()
+                    stored_pack.keep_locked()
+                    return DecodedFiles(images, stored_pack.checksums, {}, _describe_bits(stored_pack.grey_bits))
+                if is_same and (errors := _retry(stored_pack, root, files, shape)):
+                    return DecodedFiles(np.empty((0, *shape[1:]), np.uint8), stored_pack.checksums, errors)
+                earlier, rows = stored_pack, stored_pack.rows()
                 break
         try:
             return _decode_and_pack(folder, name, root, files, shape, earlier, rows)
@@ -69,19 +69,19 @@ def _open_packs(
 ) -> Iterator[tuple[Pack, bool]]:
     """Yields the packs that may help, and whether each is the pack of exactly these files. The stack closes them."""
     for path in pack.find_packs(folder, name):
-        found = pack.open_pack(path, image_shape)
-        if found is not None:
-            stack.callback(found.close)
-            yield found, path.name.endswith(f"-{name.fingerprint}.npy")
+        stored_pack = pack.open_pack(path, image_shape)
+        if stored_pack is not None:
+            stack.callback(stored_pack.close)
+            yield stored_pack, path.name.endswith(f"-{name.fingerprint}.npy")
 
 
 def _paths(root: str, files: Iterable[ImageFile]) -> list[str]:
     return [os.path.join(root, file.path) for file in files]
 
 
-def _retry(found: Pack, root: str, files: Sequence[ImageFile], shape: tuple[int, ...]) -> dict[int, str]:
+def _retry(stored_pack: Pack, root: str, files: Sequence[ImageFile], shape: tuple[int, ...]) -> dict[int, str]:
     """Decodes the damaged files of a pack again, which another version of Pillow may read. Returns what fails."""
-    damaged = list(found.errors)
+    damaged = list(stored_pack.errors)
     images = np.empty((len(damaged), *shape[1:]), np.uint8)
     paths = _paths(root, (files[row] for row in damaged))
     errors = decode_files(paths, range(len(damaged)), shape[1:], images).errors

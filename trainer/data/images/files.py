@@ -9,10 +9,12 @@ from trainer.errors import DataError
 from trainer.text.escape import escape
 
 EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".ico",
 )  # fmt: skip
-"""Endings of image files, in any case. Pillow reads them all; of an animation or a file with pages, the first image."""
+"""Endings of image files, in any case. Every supported Pillow reads them, so that all machines list the same files.
+
+Of an animation or a file with pages it reads the first image."""
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}  # macOS archives and Synology disks: copies and thumbnails of the images
 _LISTED_KINDS = 5
 

@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from trainer.data.images.decode import ImageError, decode_file
 from trainer.distributed.environment import available_cores
+from trainer.errors import DataError
 
 _FIRST_TASK_FILES = 16  # their decoding time predicts that of the remaining files
 _FILES_PER_TASK = 64
@@ -67,7 +69,7 @@ def decode_files(
     """Decodes each file to its row of the output, with a progress bar on a terminal.
 
     image_shape: (image_size, image_size, channels). A file that cannot be decoded leaves its row as it is. Raises
-    OSError when the output file cannot be written.
+    OSError when the output file cannot be written, and DataError when a worker process was killed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -108,8 +110,14 @@ def _run_tasks(tasks: Sequence[_Task]) -> Iterator[_TaskResult]:
             seconds_remaining = (time.perf_counter() - start_time) / files_done * files_remaining
             if seconds_remaining > _MIN_SECONDS_FOR_POOL:
                 # Spawned, not forked: this process may own threads and a GPU, which do not survive a fork.
-                with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-                    yield from pool.map(_decode_task, tasks[index:])
+                try:
+                    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+                        yield from pool.map(_decode_task, tasks[index:])
+                except BrokenProcessPool:
+                    raise DataError(
+                        "a decoding process is gone (probably out of memory); free memory or request more, or allow "
+                        "fewer CPU cores, of which each decodes one image at a time"
+                    ) from None
                 return
         yield _decode_task(task)
         files_done += len(task.paths)
