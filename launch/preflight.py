@@ -69,7 +69,7 @@ def _check_data(config: RunConfig, path: Path, progress: "Progress") -> None:
     data_set = load_plugin(DATASETS, config.data.name)
     if progress.data and hasattr(data_set, "identify_files"):  # an older version recorded no data set
         check_same_data(
-            read_identity(progress.data, path.resolve().parents[1]),
+            read_identity(progress.data, path / "progress.json", path.resolve().parent.parent),
             data_set.identify_files(config.data),
             config.data.accept_added_test_images,
             f"checkpoint {path}",

@@ -159,12 +159,9 @@ def _check_data(saved: TrainingState, identity: DataIdentity, config: RunConfig)
     """Returns a line for the user, or "". Raises DataError unless `saved` was trained on this data set."""
     assert saved.path is not None
     if not saved.progress.data:
-        return (
-            f"checkpoint {saved.path} is of a version that recorded no data set, so the data are not compared with it"
-        )
-    before = read_identity(
-        saved.progress.data, saved.path.resolve().parents[1]
-    )  # the run folder has the lists of samples
+        return f"checkpoint {saved.path} has no record of its data set, so the data are not compared with it"
+    run = saved.path.resolve().parent.parent  # has the lists of samples
+    before = read_identity(saved.progress.data, saved.path / "progress.json", run)
     return check_same_data(before, identity, config.data.accept_added_test_images, f"checkpoint {saved.path}")
 
 

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.data.dataset import ArraySplit, checksum_images, list_names
-from trainer.errors import DataError, FolderError
+from trainer.errors import DataError
 from trainer.run.files import replace_file
+from trainer.run.reading import content
+from trainer.run.record import unreadable_file
 from trainer.text.escape import escape
 
 DATA_FILE = "data.json"
@@ -77,23 +79,29 @@ class DataIdentity:
                 _write(path, gzip.compress(split.samples_json, compresslevel=1, mtime=0))
 
 
-def _write(path: Path, content: bytes) -> None:
-    replace_file(path, lambda partial: partial.write_bytes(content))
+def _write(path: Path, data: bytes) -> None:
+    replace_file(path, lambda partial: partial.write_bytes(data))
 
 
-def read_identity(content: dict[str, Any], folder: Path) -> DataIdentity:
+def read_identity(description: dict[str, Any], file: Path, folder: Path) -> DataIdentity:
     """Returns the identity from the content of data.json or of a checkpoint, with the lists that a run folder has.
 
-    Raises FolderError if the content is damaged.
+    file: what contains the description. Raises FolderError, with its path, if the description is damaged.
     """
     try:
-        splits = {
-            name: SplitIdentity(tuple(split["counts"]), split["sha256"]) for name, split in content["splits"].items()
-        }
-        classes = tuple(content["classes"])
-    except (KeyError, TypeError, AttributeError):
-        raise FolderError(f"{folder / DATA_FILE} does not describe a data set; restore it, or delete it") from None
+        content.check(description, content.DATA)
+        classes = tuple(description["classes"])
+        splits = {name: _parse_split(name, description["splits"][name], len(classes)) for name in ("train", "test")}
+    except (ValueError, RecursionError) as error:
+        raise unreadable_file(file, error) from None
     return DataIdentity(classes, {name: _with_samples(split, folder / "data", name) for name, split in splits.items()})
+
+
+def _parse_split(name: str, split: dict[str, Any], num_classes: int) -> SplitIdentity:
+    """Raises ValueError unless the split has a count for each class."""
+    if len(split["counts"]) != num_classes:
+        raise ValueError(f"expected splits.{name}.counts of {num_classes} classes, got {len(split['counts'])}")
+    return SplitIdentity(tuple(split["counts"]), split["sha256"])
 
 
 def _with_samples(split: SplitIdentity, folder: Path, name: str) -> SplitIdentity:
@@ -275,5 +283,6 @@ def _only_adds_test_images(before: DataIdentity, now: DataIdentity) -> bool:
         return False
     old_contents, new_contents = _contents(old), _contents(new)
     return len(new_contents) > len(old_contents) and all(
-        name in new_contents and not content.differs(new_contents[name]) for name, content in old_contents.items()
+        name in new_contents and not old_content.differs(new_contents[name])
+        for name, old_content in old_contents.items()
     )

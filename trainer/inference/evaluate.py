@@ -29,6 +29,7 @@ from trainer.inference.evaluation import Evaluation, evaluate_split
 from trainer.inference.saved_model import SavedModel, load_model
 from trainer.run.exit import exit_process, report_peer_error, report_user_error
 from trainer.run.files import finite_json
+from trainer.run.reading import content
 from trainer.run.record import read_json
 from trainer.text.escape import escape
 from trainer.text.streams import protect_streams
@@ -107,10 +108,12 @@ def evaluate(
 
 def _check_data(identity: DataIdentity, run: Path, accept_added_test_images: bool) -> str:
     """Returns a line for the user, or "". Raises DataError unless the run was trained on this data set."""
-    content = read_json(run / DATA_FILE)
-    if not content:
-        return f"{run} is of a version that recorded no data set, so the data are not compared with it"
-    return check_same_data(read_identity(content, run), identity, accept_added_test_images, f"run {run}", _ADVICE)
+    path = run / DATA_FILE
+    description = read_json(path, content.DATA)
+    if not description:
+        return f"{run} has no record of its data set, so the data are not compared with it"
+    before = read_identity(description, path, run)
+    return check_same_data(before, identity, accept_added_test_images, f"run {run}", _ADVICE)
 
 
 def _print_scores(evaluation: Evaluation, model: SavedModel, split: str, as_json: bool) -> None:

@@ -18,8 +18,8 @@ from support.images import write_image
 from trainer.config.schema import DataSettings
 from trainer.data import digits, image_folder
 from trainer.data.dataset import ArrayDataset, ArraySplit
-from trainer.data.identity import DataIdentity, check_same_data, identify_split, read_identity
-from trainer.errors import DataError
+from trainer.data.identity import DATA_FILE, DataIdentity, check_same_data, identify_split, read_identity
+from trainer.errors import DataError, FolderError
 from trainer.text.escape import escape
 
 CLASSES = ("class10", "class2", "été")
@@ -66,7 +66,7 @@ def store(identity: DataIdentity, run: Path, with_lists: bool = True) -> DataIde
     run.mkdir(exist_ok=True)
     if with_lists:
         identity.write(run)
-    return read_identity(json.loads(json.dumps(identity.to_json())), run)
+    return read_identity(json.loads(json.dumps(identity.to_json())), run / DATA_FILE, run)
 
 
 def refusal(before: DataIdentity, now: DataIdentity, accept: bool = False) -> str:
@@ -359,3 +359,24 @@ def test_list_takes_less_than_25_bytes_per_image() -> None:
     )
     samples_json = identify_split(split, 1000).samples_json
     assert samples_json is not None and len(gzip.compress(samples_json, 1)) < 25 * num_images
+
+
+def test_damaged_description_is_refused_with_its_file(root: Path, tmp_path: Path) -> None:
+    """Replaces one part, which is chosen by chance, by a value of another kind."""
+    sound = json.dumps(load(root).to_json())
+    for seed in range(100):
+        rng = random.Random(seed)
+        content = json.loads(sound)
+        split = content["splits"][rng.choice(("train", "test"))]
+        owner, key = rng.choice(
+            [
+                *((content, "classes"), (content, "splits"), (content["splits"], "test"), (content["splits"], "train")),
+                *((split, "counts"), (split, "sha256"), (content["classes"], 0), (split["counts"], 0)),
+            ]
+        )
+        owner[key] = rng.choice([None, 5, -1, 0.5, True, [], [[]], {}, {"": 1}, "\0"])
+        if isinstance(owner, list):  # another value may be sound in the list, but not in a shorter one
+            owner.pop()
+        words = r"progress\.json cannot be read as a file of a run \(expected .*repair it"
+        with pytest.raises(FolderError, match=words):
+            read_identity(content, tmp_path / "progress.json", tmp_path)

@@ -151,9 +151,17 @@ class TestDataOfAnImageFolder:
         result = evaluate_run(f"data.root={tmp_path / 'other'}", of_run=False)
         assert result.code == 2 and "expected cat, dog; got dog, emu" in result.err
 
-    def test_run_of_an_older_version_is_noted(self, evaluate_run: Evaluate, copy: Path) -> None:
+    def test_run_without_a_record_of_its_data_is_noted(self, evaluate_run: Evaluate, copy: Path) -> None:
         (copy / "data.json").unlink()
-        assert "recorded no data set" in evaluate_run().err
+        assert "has no record of its data set, so the data are not compared" in evaluate_run().err
+
+    def test_damaged_data_file_is_refused_in_one_line(self, evaluate_run: Evaluate, copy: Path) -> None:
+        path = copy / "data.json"
+        sound = json.loads(path.read_text())
+        path.write_text(json.dumps(sound | {"classes": ["cat"]}))
+        result = evaluate_run()
+        assert f"{path} cannot be read as a file of a run (" in result.err
+        assert result.code == 2 and result.err.count("\n") == 1 and "Traceback" not in result.err
 
     @pytest.mark.slow
     def test_command_compares_the_data_of_the_run_unless_the_user_names_others(

@@ -11,8 +11,12 @@ from support.processes import SMALL, Ranks
 
 from launch.forecast import RankLayout, load_settings
 from launch.preflight import check_run
+from trainer.build import _check_data
+from trainer.config.load import load_config
+from trainer.data.identity import DataIdentity, SplitIdentity
 from trainer.errors import DataError
 from trainer.run import checkpoint
+from trainer.run.checkpoint import Progress, TrainingState
 
 STEPS = ["data.global_batch_size=4", "checkpoint.every_steps=2", "train.epochs=3"]
 
@@ -116,7 +120,14 @@ def test_checkpoint_without_identity_continues_with_a_note(ranks: Ranks, image_f
         checkpoint.save(run / "checkpoints", state)
     (image_folder / "train" / "cat" / "3.png").unlink()
     output = ranks.run(1, *train(image_folder))
-    assert output.count("recorded no data set, so the data are not compared") == 1
+    assert output.count("has no record of its data set, so the data are not compared") == 1
+
+
+def test_checkpoint_at_the_root_of_the_file_system_is_compared() -> None:
+    split = SplitIdentity((1,), "0" * 64)
+    identity = DataIdentity(("cat",), {"train": split, "test": split})
+    saved = TrainingState({}, {}, {}, Progress(data=identity.to_json()), path=Path("/step-00000001"))
+    assert _check_data(saved, identity, load_config([], ["run.name=x"])) == ""
 
 
 @pytest.mark.slow

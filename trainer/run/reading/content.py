@@ -5,6 +5,7 @@ Imports nothing slow, because `samecurve status` reads many folders.
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,12 @@ def text(value: object, name: str) -> None:
     """Raises ValueError unless value is a string."""
     if not isinstance(value, str):
         raise _unexpected(value, name, "text")
+
+
+def sha256(value: object, name: str) -> None:
+    """Raises ValueError unless value is a SHA-256 in hexadecimal digits."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise _unexpected(value, name, "64 hexadecimal digits")
 
 
 def _anything(value: object, name: str) -> None: ...
@@ -73,6 +80,11 @@ ROW: Shape = {
     **{name: number for name in ("epoch", "samples", "seconds", "loss", "accuracy", "tta_accuracy", "lr")},
     **{name: number for name in ("samples_per_second", "grad_norm", "data_wait_share", "communication_share")},
 }  # fmt: skip
+BAD_STEP: Shape = {"step!": whole}
+DATA: Shape = {
+    "classes!": [text],
+    "splits!": {name: {"counts!": [whole], "sha256!": sha256} for name in ("train!", "test!")},
+}
 SETTINGS: Shape = {"": {"": setting}}
 OBJECT: Shape = {}
 
