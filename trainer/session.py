@@ -28,7 +28,7 @@ from trainer.run.lock import LockEvent
 from trainer.run.rank_log import RankLog
 from trainer.run.record import RunRecord
 from trainer.run.resume import load_checkpoint_to_resume
-from trainer.run.sessions import append_session, describe_environment
+from trainer.run.sessions import SESSIONS_FILE, append_session, describe_environment
 from trainer.run.stop import FOLDER_MOVED, StepTimes, StopCheck, StopSignals, find_deadline
 from trainer.run.watchdog import NullWatchdog, build_watchdog
 from trainer.summary import build_summary, write_final_weights
@@ -231,15 +231,15 @@ class Session:
         def open_folder() -> None:
             with disk_errors_as_user_errors(f"the run in {folder.path}"):
                 folder.write_settings(config, environment)
-                folder.write_json(DATA_FILE, self.progress.data)
-                self.components.splits.identity.write(folder.path)
-                append_session(folder, step, total_steps, world.size)
+                sessions = append_session(folder, step, total_steps, world.size)
+                self._write_data_identity()
                 folder.write_status("running", step)
                 # An evaluation after the checkpoint is done again, and logged once.
-                self.metric_logger.logged_splits = folder.remove_rows_after(step)
+                self.metric_logger.logged_splits = folder.remove_rows_after(step, self.console.log)
                 self.metric_logger.best = RunRecord(folder.path).best
                 self.progress.wandb_run_id = wandb_run_id(config, folder, self.progress.wandb_run_id)
                 self._reserve_room()
+            folder.on_restored = lambda: self._restore_first_files(sessions)
             log, run_id = self.console.log, self.progress.wandb_run_id
             self.metric_logger.bad_steps_file = JsonLines(folder.bad_steps, log)
             self.metric_logger.trackers = build_trackers(config, folder, step, run_id, log)
@@ -265,6 +265,20 @@ class Session:
             self.metric_logger.log_profile if world.is_rank0 else None,
         )
         self.watchdog.heartbeat(step, "waiting for data")
+
+    def _write_data_identity(self) -> None:
+        self.folder.write_json(DATA_FILE, self.progress.data)
+        self.components.splits.identity.write(self.folder.path)
+
+    def _restore_first_files(self, sessions: bytes) -> None:
+        """Writes the files of _open() to a folder that was created again. Runs in the thread that writes checkpoints.
+
+        sessions: the content of starts.jsonl.
+        """
+        self._write_data_identity()
+        self.folder.write_file(SESSIONS_FILE, lambda path: path.write_bytes(sessions))
+        wandb_run_id(self.config, self.folder, self.progress.wandb_run_id)
+        self._reserve_room()
 
     def _reserve_room(self) -> None:
         """Keeps room on the disk for the final weights, which must not fail because checkpoints have filled it."""

@@ -11,9 +11,10 @@ from trainer.config.changes import changed_settings
 from trainer.config.load import to_yaml
 from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
-from trainer.run.files import finite_json, replace_file, reserve_room, write_problem
+from trainer.run.files import error_reason, finite_json, replace_file, reserve_room, write_problem
 from trainer.run.lock import LOCK_FILE, FolderLock, LockEvent, is_held
-from trainer.run.record import RunRecord
+from trainer.run.reading import content
+from trainer.run.record import RunRecord, read_lines
 
 
 class RunFolder:
@@ -26,6 +27,8 @@ class RunFolder:
         self._created: list[Path] = []  # folders of this process, as long as the run has not begun
         self.on_lost: Callable[[LockEvent, str], None] = lambda event, detail: None
         """called in a thread when this process loses the folder that it holds; see FolderLock.try_acquire()"""
+        self.on_restored: Callable[[], None] = lambda: None
+        """called by restore_if_removed(): writes what the opening of the session has written beside write_settings()"""
         self._config_yaml = ""
         self._environment: dict[str, object] = {}
         os.register_at_fork(after_in_child=self.release)  # DataLoader workers live seconds longer than a killed process
@@ -103,12 +106,18 @@ class RunFolder:
 
     def _try_acquire_lock(self) -> bool:
         self.release()
+        missing: list[Path] = []
         try:
             missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._created = missing
             self._is_held = self._lock.try_acquire(self.on_lost)
         except OSError as error:
+            self._created = []
+            if missing and not self.is_in_use():
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK_FILE).unlink()
+                _remove_folders(missing)
             raise FolderError(
                 f"run folder {self.path} cannot be written ({error.strerror}); set run.root to a writable folder"
             ) from None
@@ -132,9 +141,7 @@ class RunFolder:
         if created:  # before the end of the lease, which keeps others from using the folder
             (self.path / LOCK_FILE).unlink(missing_ok=True)
         self._lock.release()
-        with contextlib.suppress(OSError):  # somebody has put a file there
-            for folder in created:
-                folder.rmdir()
+        _remove_folders(created)
 
     def reserve_room(self, num_bytes: int) -> None:
         """Reserves room on the disk until release_room(). Raises OSError if the disk has too little."""
@@ -176,15 +183,16 @@ class RunFolder:
         if not self._try_acquire_lock():
             raise self.in_use_error(self._lock.holder)
         self._write_settings_files()
+        self.on_restored()
         return True
 
     def write_status(self, state: str, step: int, reason: str = "") -> None:
         """Writes status.json. state: running, finished, stopped or failed."""
         self.write_json("status.json", {"state": state, "step": step, "reason": reason})
 
-    def write_json(self, name: str, content: Any) -> None:
+    def write_json(self, name: str, value: Any) -> None:
         """Replaces a file by JSON. Writes null for NaN and infinity."""
-        self.write(name, json.dumps(finite_json(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        self.write(name, json.dumps(finite_json(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Replaces a file by a text. A reader sees the old or the new text, even if this process is killed."""
@@ -195,29 +203,48 @@ class RunFolder:
         """Replaces a file by what `writer` writes to the temporary path that it gets."""
         replace_file(self.path / name, writer)
 
-    def remove_rows_after(self, step: int) -> set[str]:
+    def remove_rows_after(self, step: int, log: Callable[[str], None]) -> set[str]:
         """Removes the rows that a run resumed after `step` steps writes again, from metrics.jsonl and bad_steps.jsonl.
 
-        Returns the splits that have an evaluation after exactly `step` steps.
+        Removes lines that are no rows, too, and logs how many. Returns the splits that have an evaluation after exactly
+        `step` steps. Raises FolderError if a file cannot be read, and OSError if it cannot be written.
         """
-        evaluated_splits = set()
-        for path in (self.metrics, self.bad_steps):
-            if not path.is_file():
+        # metrics.jsonl counts steps taken; bad_steps.jsonl has the index of the bad step, from 0.
+        last_rows = self._remove_rows(self.metrics, content.ROW, step, log)
+        self._remove_rows(self.bad_steps, content.BAD_STEP, step - 1, log)
+        return {row["split"] for row in last_rows} - {"train"}
+
+    def _remove_rows(
+        self, path: Path, shape: content.Shape, last_step: int, log: Callable[[str], None]
+    ) -> list[dict[str, Any]]:
+        """Keeps the rows of a file up to a step. Returns those of that step."""
+        last_rows, lines_to_keep, errors = [], [], []
+        lines = read_lines(path)
+        for index, line in enumerate(lines):
+            try:
+                row = content.parse_json(line, shape)
+            except ValueError as error:
+                if index + 1 < len(lines):  # a killed run may cut off its last row
+                    errors.append(error)
                 continue
-            rows_to_keep = []
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                    # metrics.jsonl counts steps taken; bad_steps.jsonl has the index of the bad step, from 0.
-                    if row["step"] < step or (row["step"] == step and path == self.metrics):
-                        rows_to_keep.append(line + "\n")
-                    if row["step"] == step and row.get("split", "train") != "train":
-                        evaluated_splits.add(row["split"])
-                except (ValueError, KeyError):  # a killed run may cut off its last row
-                    continue
-            self.write(path.name, "".join(rows_to_keep))
-        return evaluated_splits
+            if row["step"] <= last_step:
+                lines_to_keep.append(line + "\n")
+            if row["step"] == last_step:
+                last_rows.append(row)
+        if errors:
+            damaged = "1 line that is no row" if len(errors) == 1 else f"{len(errors):,} lines that are no rows"
+            log(f"{path}: removed {damaged} ({error_reason(errors[0])})")
+        if lines:
+            self.write(path.name, "".join(lines_to_keep))
+        return last_rows
 
 
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / "status.json").is_file()
+
+
+def _remove_folders(folders: list[Path]) -> None:
+    """Removes empty folders, up to the first one in which somebody has put a file."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

@@ -119,7 +119,7 @@ class RunRecord:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl. Omits most train rows if the file exceeds 4 MB, because a chart has fewer pixels."""
-        lines = _read_lines(self.path / "metrics.jsonl")
+        lines = read_lines(self.path / "metrics.jsonl")
         every = 1 + sum(map(len, lines)) // _MAX_BYTES_OF_TRAIN_ROWS
         return self._parse_rows(
             [line for index, line in enumerate(lines) if index % every == 0 or not line.startswith(_TRAIN_ROW_START)]
@@ -247,7 +247,7 @@ class RunRecord:
 
     @cached_property
     def _session_lines(self) -> list[str]:
-        return _read_lines(self.path / "starts.jsonl")
+        return read_lines(self.path / "starts.jsonl")
 
     @cached_property
     def job_file(self) -> dict[str, Any]:
@@ -302,7 +302,7 @@ class RunRecord:
     @cached_property
     def metric_names(self) -> frozenset[str]:
         """Names of all values in metrics.jsonl, with their split, as in W&B: "test/accuracy"."""
-        rows = self._parse_rows(_read_lines(self.path / "metrics.jsonl"))
+        rows = self._parse_rows(read_lines(self.path / "metrics.jsonl"))
         return frozenset(f"{row['split']}/{name}" for row in rows for name in row if name not in ("split", "step"))
 
     @property
@@ -358,8 +358,8 @@ def _folder_errors(path: Path) -> Iterator[None]:
         raise unreadable_file(path, error) from None
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Returns the lines of a text file; none if there is no file."""
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file; none if there is no file. Raises FolderError if it cannot be read."""
     with _folder_errors(path):
         try:
             # A damaged byte makes its own line unreadable, not the file.

@@ -96,9 +96,11 @@ def _find_in(path: Path) -> tuple[Path, bool, list[str]]:
         return path, False, []
     newest, damage_messages = checkpoint.find_newest_valid(path / "checkpoints")
     if newest is None:
-        found = damage_messages[0] if damage_messages else "no checkpoint in it" if path.is_dir() else "no such folder"
+        problem = (
+            damage_messages[0] if damage_messages else "no checkpoint in it" if path.is_dir() else "no such folder"
+        )
         raise FolderError(
-            f"run.resume={path}: {found}; expected a run folder with a checkpoint, or a checkpoint such as "
+            f"run.resume={path}: {problem}; expected a run folder with a checkpoint, or a checkpoint such as "
             "runs/NAME/checkpoints/step-00000100"
         )
     return newest, False, damage_messages

@@ -21,8 +21,8 @@ from trainer.run.record import RunRecord
 SESSIONS_FILE = "starts.jsonl"
 
 
-def append_session(folder: RunFolder, step: int, total_steps: int, world_size: int) -> None:
-    """Adds a row for a session that starts after `step` steps. Only rank 0 calls it. Raises OSError.
+def append_session(folder: RunFolder, step: int, total_steps: int, world_size: int) -> bytes:
+    """Adds a row for a session that starts after `step` steps. Only rank 0 calls it. Returns all rows. Raises OSError.
 
     Replaces the whole file: an append by a killed process could leave half a row.
     """
@@ -36,8 +36,10 @@ def append_session(folder: RunFolder, step: int, total_steps: int, world_size: i
         **_slurm_job(),
     }
     path = folder.path / SESSIONS_FILE
-    earlier_rows = path.read_text(encoding="utf-8") if path.is_file() else ""
-    folder.write(SESSIONS_FILE, earlier_rows + json.dumps(row) + "\n")
+    earlier_rows = path.read_bytes() if path.is_file() else b""  # as they are: a damaged byte must not stop a start
+    rows = earlier_rows + json.dumps(row).encode() + b"\n"
+    folder.write_file(SESSIONS_FILE, lambda partial: partial.write_bytes(rows))
+    return rows
 
 
 def session_summary(folder: RunFolder) -> dict[str, object]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from trainer.config.schema import RunConfig
 from trainer.errors import UserError
 from trainer.run.folder import RunFolder
+from trainer.run.record import RunRecord
 from trainer.tracking.jsonl import MetricsFile
 from trainer.tracking.tensorboard import TensorBoardTracker
 from trainer.tracking.tracker import GuardedTracker, Tracker, describe_failure
@@ -21,15 +22,15 @@ def wandb_run_id(config: RunConfig, folder: RunFolder, checkpoint_run_id: str) -
 
     In a trial of a W&B sweep it is WANDB_RUN_ID: W&B accepts no other one. Stores the id in the run folder; if that
     fails, the checkpoints have it. With W&B off it returns checkpoint_run_id, which may be empty.
-    Raises UserError as resolve_mode, and for an unusable WANDB_RUN_ID.
+    Raises UserError as resolve_mode, for an unusable WANDB_RUN_ID, and for a damaged file of the id.
     """
     if resolve_mode(config.log.wandb) == "off":
         return checkpoint_run_id
     path = folder.path / "wandb" / "run-id"
     variable = os.environ.get("WANDB_RUN_ID", "")
     is_trial = bool(variable and os.environ.get("WANDB_SWEEP_ID"))
-    if not is_trial and path.is_file():
-        return path.read_text().strip()
+    if not is_trial and path.is_file() and (stored_id := RunRecord(folder.path).wandb_id):
+        return stored_id
     if variable and not re.fullmatch(r"[\w.-]{1,64}", variable, re.ASCII):
         raise UserError(
             "WANDB_RUN_ID: expected up to 64 letters, digits, dots and hyphens; correct it, or run: unset WANDB_RUN_ID"

@@ -153,11 +153,15 @@ def test_removed_run_folder_is_created_again(ranks: Ranks) -> None:
     folder = Path("runs/x")
     started = ranks.start(1, *RUN, "run.root=runs", "checkpoint.every_steps=5", "train.max_steps=1000")
     ranks.wait_for_step(folder, 50)
+    first_files = {name: (folder / name).read_bytes() for name in ("data.json", "starts.jsonl")}
+    first_files |= {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "data").iterdir()}
     folder.rename("moved")  # a rename is atomic; the run still writes into the folder
     shutil.rmtree("moved")
+    ranks.wait_until("room for the final weights", (folder / ".reserve.partial").is_file)
     assert ranks.join(started) == [0], ranks.log.read_text()
     assert "was removed during the run; created it again" in ranks.log.read_text()
     assert (folder / "config.yaml").is_file() and (folder / "summary.json").is_file()
+    assert {name: (folder / name).read_bytes() for name in first_files} == first_files and len(first_files) == 4
     assert read_rows(folder)[-1]["step"] == 1000
     ranks.run(1, *RUN, "run.root=runs", "train.max_steps=1000")
     assert "is finished" in ranks.log.read_text()

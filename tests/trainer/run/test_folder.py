@@ -1,5 +1,6 @@
 """Writing a run folder: no run overwrites another run, and files are complete."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from trainer.config.schema import RunConfig, settings_by_name
 from trainer.errors import FolderError
 from trainer.run.files import disk_errors_as_user_errors
 from trainer.run.folder import RunFolder
+from trainer.run.lock import FolderLock
 from trainer.run.record import RunRecord, read_json
-from trainer.run.sessions import describe_environment
+from trainer.run.sessions import append_session, describe_environment
 from trainer.tracking.jsonl import JsonLines
 
 
@@ -98,10 +100,31 @@ def test_rows_after_the_resumed_step_are_removed(started_folder: RunFolder) -> N
         bad_steps = JsonLines(started_folder.bad_steps, print)
         bad_steps.write({"step": step, "ids": [1]})
         bad_steps.close()
-    assert started_folder.remove_rows_after(20) == set()
+    assert started_folder.remove_rows_after(20, print) == set()
     assert [json.loads(line)["step"] for line in started_folder.metrics.read_text().splitlines()] == [10, 20]
     # metrics.jsonl counts steps taken; bad_steps.jsonl has the index of the bad step.
     assert [json.loads(line)["step"] for line in started_folder.bad_steps.read_text().splitlines()] == [15]
+
+
+@pytest.mark.parametrize("line", [b"5", b"[1]", b"null", b'{"step":"x"}', b'{"step": true}', b"{" * 9999, b"\xff\xfe"])
+def test_damaged_rows_are_removed_with_a_line_for_the_user(started_folder: RunFolder, line: bytes) -> None:
+    row = json.dumps({"split": "train", "step": 1}).encode()
+    bad_step = json.dumps({"step": 0, "ids": [1]}).encode()
+    for path, sound in ((started_folder.metrics, row), (started_folder.bad_steps, bad_step)):
+        path.write_bytes(sound + b"\n" + line + b"\n" + sound + b"\n")
+        lines: list[str] = []
+        started_folder.remove_rows_after(1, lines.append)
+        assert path.read_bytes() == (sound + b"\n") * 2
+        assert len(lines) == 1 and lines[0].startswith(f"{path}: removed 1 line that is no row (")
+    assert RunRecord(started_folder.path).rows
+
+
+def test_new_session_keeps_the_damaged_bytes_of_earlier_ones(started_folder: RunFolder) -> None:
+    damaged = b'{"step": 0, "host": "\xff\n'
+    (started_folder.path / "starts.jsonl").write_bytes(damaged)
+    append_session(started_folder, 3, 9, 1)
+    content = (started_folder.path / "starts.jsonl").read_bytes()
+    assert content.startswith(damaged) and json.loads(content.splitlines()[1])["step"] == 3
 
 
 def test_wandb_key_is_not_written(started_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +186,18 @@ def test_folder_that_existed_or_has_files_stays(tmp_path: Path) -> None:
     folder.acquire(config())
     folder.release()
     assert (folder.path / "notes.txt").exists()
+
+
+def test_start_that_cannot_be_locked_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_nothing(lock: FolderLock) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FolderLock, "_write_lease", write_nothing)
+    folder = RunFolder(tmp_path / "new" / "runs" / "x")
+    with pytest.raises(FolderError, match="No space left on device"):
+        folder.acquire(config())
+    folder.release()
+    assert not (tmp_path / "new").exists()
 
 
 def test_forked_worker_does_not_remove_the_folder(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from trainer.config.load import load_config
 from trainer.config.schema import RunConfig
-from trainer.errors import UserError
+from trainer.errors import FolderError, UserError
 from trainer.run.folder import RunFolder
 from trainer.tracking.jsonl import MetricsFile
 from trainer.tracking.tensorboard import TensorBoardTracker
@@ -59,6 +59,14 @@ def test_id_is_given_although_it_cannot_be_stored(folder: RunFolder) -> None:
     (folder.path / "wandb").write_text("")  # in place of the folder
     assert re.fullmatch("[0-9a-f]{8}", wandb_run_id(config("log.wandb=offline"), folder, checkpoint_run_id=""))
     assert wandb_run_id(config("log.wandb=offline"), folder, checkpoint_run_id="abcd1234") == "abcd1234"
+
+
+def test_damaged_id_is_refused_with_its_file(folder: RunFolder) -> None:
+    path = folder.path / "wandb" / "run-id"
+    path.parent.mkdir()
+    path.write_bytes(b"abcd\xff")
+    with pytest.raises(FolderError, match=r"wandb/run-id cannot be read as a file of a run .*repair it"):
+        wandb_run_id(config("log.wandb=offline"), folder, checkpoint_run_id="")
 
 
 def test_continued_run_keeps_its_wandb_id(folder: RunFolder) -> None:
