@@ -70,7 +70,8 @@ def test_job_with_an_unusable_site_file_fails_and_says_why(cluster: Cluster, sit
 
 def test_job_with_an_odd_site_file_trains_in_its_folder(cluster: Cluster) -> None:
     Path("site.sh").write_text(
-        "(while :; do sleep 60; done) &\ncd /\nset -eu\ntrap 'exit 3' EXIT\nexec >/dev/null 2>&1\nexport RUN_NAME=odd\nalias python=false\n"
+        "(while :; do sleep 60; done) &\ncd /\nset -eu\ntrap 'exit 3' EXIT\nexec >/dev/null 2>&1\n"
+        "export RUN_NAME=odd\nalias python=false\n"
     )
     job = cluster.train(settings=(*RUN, "run.name=odd"), SAMECURVE_SITE="site.sh")
     assert cluster.wait_for_end(job) == "COMPLETED", cluster.logs()
