@@ -43,7 +43,8 @@ def main() -> int:
 def _measure(model: str, batch_size: int, num_saves: int, root: str) -> dict[str, float]:
     config = load_config([], [f"model.name={model}", "run.name=run", f"run.root={root}"])
     folder = RunFolder(config.folder)
-    folder.acquire(config)
+    if holder := folder.try_acquire(config):
+        raise folder.in_use_error(holder)
     folder.write_settings(config, {})
     network = build_model(config.model, 10, 3, 32)
     network.to(memory_format=torch.channels_last)

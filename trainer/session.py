@@ -84,7 +84,7 @@ def _acquire_folder(config: RunConfig, world: World, folder: RunFolder, watchdog
     """Locks the run folder on rank 0. Waits up to a minute for another process that holds it: perhaps it is saving the
     last checkpoint of a run that was stopped.
 
-    Raises FolderError on every rank, as RunFolder.acquire().
+    Raises FolderError on every rank, if the folder stays in use, or as RunFolder.try_acquire().
     """
     deadline = time.monotonic() + _FOLDER_WAIT_SECONDS
     is_first = True

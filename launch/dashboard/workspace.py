@@ -12,6 +12,7 @@ from launch.dashboard.panels import RESULTS, Panel, Section, arrange_panels
 from launch.dashboard.saved_urls import SavedUrls
 from trainer.errors import DashboardError
 from trainer.run.record import RunRecord
+from trainer.text.escape import one_line
 from trainer.tracking.wandb_media import PanelKind, panel_kind
 from trainer.tracking.wandb_mode import decide_mode, prepare_variables, resolve_mode
 
@@ -194,7 +195,7 @@ def _wandb_errors_as_user_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise DashboardError(
             f"W&B refused the request ({reason}); check the key, --entity, --project and the network"
         ) from None

@@ -12,6 +12,7 @@ import yaml
 
 from trainer.config.setting import SettingInfo
 from trainer.errors import ConfigError
+from trainer.text.escape import one_line
 
 _MAX_BYTES = 100_000
 _MAX_DEPTH = 8  # sections, settings, lists
@@ -37,12 +38,13 @@ def read_document(path: Path, settings: dict[str, SettingInfo]) -> Layer:
             raise ConfigError(f"{path} is larger than {_MAX_BYTES:,} bytes; expected a YAML file with settings")
         text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or NUL in the path
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else _one_line(error)
+        is_other_text = isinstance(error, UnicodeDecodeError)
+        reason = "it is not UTF-8 text" if is_other_text else getattr(error, "strerror", None) or one_line(error)
         raise ConfigError(f"{path} cannot be read ({reason}); use the path of a readable YAML file") from None
     try:
         root = _compose(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not readable as YAML ({_one_line(error)}); fix that line") from None
+        raise ConfigError(f"{path} is not readable as YAML ({one_line(error, None)}); fix that line") from None
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):
@@ -128,7 +130,3 @@ def _compose(text: str) -> yaml.Node | None:
             raise yaml.YAMLError(f"line {line}: tags such as {tag} are not supported")
     node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     return node
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -22,7 +22,7 @@ from trainer.config.setting import SettingInfo
 from trainer.config.texts import is_secret_variable, secret_problems, text_problems
 from trainer.config.validate import conflicts, range_errors
 from trainer.errors import ConfigError, suggest_choice
-from trainer.text.escape import shorten
+from trainer.text.escape import one_line, shorten
 
 _SHOWN_CHARACTERS = 80
 
@@ -83,7 +83,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     try:
         resolved: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(_own_cause(error) or error)) from None
+        raise ConfigError(one_line(_own_cause(error) or error, None)) from None
     except RecursionError:
         raise ConfigError("a ${...} contains too many others; write the value itself") from None
     if not resolved.run.name:
@@ -247,7 +247,7 @@ def _describe_error(origin: str, layer: Layer, error: OmegaConfBaseException) ->
     name = str(getattr(error, "full_key", "") or "").partition("[")[0]
     info = settings_by_name().get(name)
     if isinstance(error, (ConfigKeyError, GrammarParseError)) or info is None:
-        return f"{origin}: {_one_line(error)}"
+        return f"{origin}: {one_line(error, None)}"
     section, _, key = name.partition(".")
     value = layer[section][key]
     advice = suggest_choice(value, info.choices) if info.choices else f"expected {info.type_description}"
@@ -263,10 +263,6 @@ def _own_cause(error: BaseException | None) -> ConfigError | None:
     while error is not None and not isinstance(error, ConfigError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def _check_values(config: RunConfig) -> None:

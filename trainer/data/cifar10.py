@@ -17,6 +17,7 @@ from trainer.data import cifar10_files
 from trainer.data.dataset import ArrayDataset, ArraySplit, checksum_images
 from trainer.data.images.decode import fit_images
 from trainer.errors import DataError
+from trainer.text.escape import one_line
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CHANNELS = 3
@@ -58,8 +59,7 @@ def _load_split(data: DataSettings, root: Path, train: bool) -> ArraySplit:
             with _silent_with_connect_timeout():
                 source = CIFAR10(str(root), train=train, download=True)
         except (OSError, RuntimeError, tarfile.TarError) as error:
-            reason = " ".join(str(error).split())
-            raise _missing_error(data, f"it could not be downloaded ({reason})") from None
+            raise _missing_error(data, f"it could not be downloaded ({one_line(error, None)})") from None
     images = fit_images(source.data, data.side_pixels, 1 if data.channels == 1 else 3)
     return ArraySplit(images, np.asarray(source.targets, dtype=np.int64), checksum_images(source.data))
 

@@ -31,6 +31,7 @@ from trainer.distributed.sharding import ShardLayout
 from trainer.distributed.world import World
 from trainer.errors import DataError
 from trainer.run import stop
+from trainer.text.escape import one_line
 
 _SAMPLES_PER_ORDER_CALL = 1 << 14  # of this rank: computing sample ids has a fixed cost per call
 _CHUNK_BYTES = 3 << 20  # uint8 images of a chunk: a thousand of 32 pixels, which fit into a CPU's caches
@@ -262,10 +263,10 @@ def check_shared_memory(split: TensorSplit, uses_partners: bool, config: RunConf
 
 def lost_worker(error: BaseException) -> str:
     """Returns which data worker has died if that caused the error; empty for any other error."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if not isinstance(error, RuntimeError) or not re.match(r"DataLoader worker \(pid", text):
         return ""
-    return f"a data worker is gone ({text[:160]}); if that happens again, lower data.workers"
+    return f"a data worker is gone ({text}); if that happens again, lower data.workers"
 
 
 def _augment_samples(samples: Samples, augment: Augment, epoch: int) -> Samples:

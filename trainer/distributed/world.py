@@ -34,7 +34,7 @@ from trainer.distributed.environment import (
 )
 from trainer.distributed.rendezvous import agree_on_attempt_id
 from trainer.errors import PeerError, UserError, WorldError
-from trainer.text.escape import shorten
+from trainer.text.escape import one_line, shorten
 
 T = TypeVar("T")
 
@@ -229,7 +229,7 @@ def _create_cpu_group(gpu: torch.device) -> Any:
             time.sleep(_POLL_SECONDS)
     except RuntimeError as error:
         raise PeerError(
-            f"the ranks have met, but cannot send data to each other ({_shorten(error)}). Run samecurve doctor to find "
+            f"the ranks have met, but cannot send data to each other ({one_line(error)}). Run samecurve doctor to find "
             "the GPUs or machines that fail to connect"
         ) from None
     return cpu_group
@@ -239,10 +239,6 @@ def _set_collective_timeout(timeout: timedelta, group: Any = None) -> None:
     """Gives a formed group, by default the group of all ranks, the timeout of collectives."""
     if _CAN_SET_TIMEOUT:
         torch.distributed.set_timeout(timeout, group)
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def _prepare_variables(env: RankEnvironment, threads: int) -> None:
@@ -278,17 +274,17 @@ def _create_accelerator(on_gpu: bool, precision: str, env: RankEnvironment) -> t
         )
     except (torch.distributed.DistError, TimeoutError) as error:
         if _LOST_STORE.search(str(error)):
-            raise PeerError(f"the launcher of rank 0 ended before all processes had met ({_shorten(error)})") from None
+            raise PeerError(f"the launcher of rank 0 ended before all processes had met ({one_line(error)})") from None
         raise WorldError(
             f"expected {env.world_size} processes, but not all arrived within "
-            f"{time.monotonic() - start:.0f} s ({_shorten(error)}). Check the output of the other processes and "
+            f"{time.monotonic() - start:.0f} s ({one_line(error)}). Check the output of the other processes and "
             "machines for their errors"
         ) from None
     except RuntimeError as error:
         if env.world_size == 1:
             raise
         raise PeerError(
-            f"the {env.world_size} processes could not form a group ({_shorten(error)}). Run samecurve "
+            f"the {env.world_size} processes could not form a group ({one_line(error)}). Run samecurve "
             "doctor to find the GPUs or machines that fail to connect"
         ) from None
 

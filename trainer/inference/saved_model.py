@@ -22,12 +22,12 @@ from trainer.data.normalization import Normalization
 from trainer.errors import FolderError
 from trainer.models.lookup import build_model
 from trainer.run import checkpoint
+from trainer.text.escape import one_line
 
 # All metadata is JSON under one key: safetensors writes several keys in any order, and equal runs leave equal files.
 METADATA_KEY = "samecurve"
 _WEIGHTS_FILE = "model.safetensors"
 _PROGRAM_SUFFIXES = (".torchscript.pt", ".pt2", ".onnx")
-_MAX_REASON_LENGTH = 160
 # The loaders raise these for a file that is truncated, empty or of another format.
 _BAD_FILE_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, struct.error,
@@ -96,7 +96,7 @@ def load_model(
         module = state if isinstance(state, nn.Module) else _build_module(metadata, state)
     except (RuntimeError, TypeError) as error:
         raise FolderError(
-            f"{path} does not contain the weights of its network {metadata.model.name} ({_short_reason(error)}); use "
+            f"{path} does not contain the weights of its network {metadata.model.name} ({one_line(error)}); use "
             "other weights, or the version of samecurve that wrote them"
         ) from None
     module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -194,7 +194,7 @@ def _read_file(path: Path, allow_pickle: bool) -> tuple[dict[str, Tensor] | nn.M
         ) from None
     except _BAD_FILE_ERRORS as error:
         raise FolderError(
-            f"{path} cannot be read as a file of weights ({_short_reason(error)}); give a run folder or its weights"
+            f"{path} cannot be read as a file of weights ({one_line(error)}); give a run folder or its weights"
         ) from None
 
 
@@ -226,7 +226,3 @@ def _parse_metadata(path: Path, text: str | None) -> ModelMetadata:
         raise FolderError(
             f"{path} has metadata that this version cannot read ({error!r}); use the version that wrote it"
         ) from None
-
-
-def _short_reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MAX_REASON_LENGTH]

@@ -15,6 +15,7 @@ from trainer.errors import DataError
 from trainer.models.inspect import check_feature_maps
 from trainer.models.lookup import build_model, freeze
 from trainer.models.torchvision import pretrained_preprocessing
+from trainer.text.escape import one_line
 
 
 def apply_pretrained_preprocessing(config: RunConfig) -> tuple[RunConfig, Normalization | None]:
@@ -61,7 +62,7 @@ def _check_progressive_sizes(config: RunConfig, module: nn.Module, channels: int
             with torch.no_grad():
                 eval_module(torch.zeros(1, channels, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:  # networks reject sizes with any of these
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise DataError(
                 f"data.progressive_sizes={config.data.progressive_sizes}: {config.model.name} cannot process images of "
                 f"{size} pixels ({reason}). Choose other sizes"

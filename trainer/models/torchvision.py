@@ -12,6 +12,7 @@ from trainer.config.validate import check_pretrained_file
 from trainer.data.normalization import Normalization
 from trainer.errors import ConfigError, suggest_choice
 from trainer.models.pretrained import UnusableWeightsError, load_pretrained
+from trainer.text.escape import one_line
 
 # Networks whose weights come from TensorFlow and expect values in [-1, 1]. When torchvision loads these weights, it
 # converts ImageNet's normalization to that range in the first layer (`transform_input`). Both have auxiliary heads.
@@ -162,6 +163,6 @@ def _check_image_size(network: nn.Module, name: str, image_size: int) -> None:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:  # networks raise different errors for small images
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise ConfigError(f"model.name={name} cannot take data.image_size={image_size} ({reason}); try 224") from None
     network.train(is_training)

@@ -69,11 +69,6 @@ def last_row(record: RunRecord, split: str) -> dict[str, Any]:
     return next((row for row in reversed(record.rows) if row["split"] == split), {})
 
 
-def last_test_row(record: RunRecord) -> dict[str, Any]:
-    """Returns the last test row, or {}."""
-    return last_row(record, "test")
-
-
 def curve_charts(record: RunRecord) -> str:
     """Returns the charts of all curves of a run as HTML. Each split has a color; the best step is marked."""
     charts = []

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from trainer.errors import FolderError
+from trainer.text.escape import one_line
 
 _PROBE_BYTES = 4096  # a full disk accepts empty files
 DISK_ERRORS = (OSError, SafetensorError)
@@ -75,7 +76,7 @@ def reserve_room(path: Path, num_bytes: int) -> None:
 
 def error_reason(error: BaseException) -> str:
     """Returns the cause of a disk error in a few words, such as "No space left on device"."""
-    text = " ".join(str(error).split())
+    text = one_line(error, None)
     number = re.search(r"os error (\d+)", text)  # safetensors reports the number this way
     return getattr(error, "strerror", None) or (os.strerror(int(number[1])) if number else text[:200])
 

@@ -40,16 +40,12 @@ class RunFolder:
         self.bad_steps = path / "bad_steps.jsonl"
         self._reserve = path / ".reserve.partial"  # write_settings() removes it after a kill
 
-    def acquire(self, config: RunConfig) -> None:
+    def try_acquire(self, config: RunConfig) -> str:
         """Creates the folder if needed and locks it until release() or the end of the process.
 
-        Raises FolderError if another process holds it, if it cannot be written, or as check_settings().
+        Returns the name of the process that holds it; empty on success. Raises FolderError if the folder cannot be
+        written, or as check_settings().
         """
-        if holder := self.try_acquire(config):
-            raise self.in_use_error(holder)
-
-    def try_acquire(self, config: RunConfig) -> str:
-        """Does the same as acquire(), but returns the name of the process that holds the folder; empty on success."""
         self.check_settings(config)  # before a wait, which would be for nothing
         if not self._try_acquire_lock():
             return self._lock.holder
@@ -128,7 +124,7 @@ class RunFolder:
         return is_held(self.path)
 
     def release(self) -> None:
-        """Releases the lock and the reserved room, and removes what acquire() has created if the run has not begun.
+        """Releases the lock and the reserved room, and removes what try_acquire() has created if the run has not begun.
 
         Does nothing without a lock, and in a forked process.
         """

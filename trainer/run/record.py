@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from trainer.errors import FolderError
 from trainer.run.reading import content
+from trainer.text.escape import one_line
 
 _FILES = ("metrics.jsonl", "config.yaml", "status.json", "job.json")  # a run changes at least one of them
 _MAX_BYTES_OF_TRAIN_ROWS = 4 << 20  # about 20,000 rows
@@ -146,7 +147,7 @@ class RunRecord:
         if errors:
             lines = "1 line is" if len(errors) == 1 else f"{len(errors):,} lines are"
             path = self.path / "metrics.jsonl"
-            self.problems.append(f"{path}: {lines} skipped ({_one_line(errors[0])}); repair or remove such lines")
+            self.problems.append(f"{path}: {lines} skipped ({one_line(errors[0])}); repair or remove such lines")
 
     def points(self, split: str, metric: str) -> list[tuple[float, float]]:
         """Returns the curve of a metric: epoch and value of each row that has a value."""
@@ -341,12 +342,8 @@ def modified_at(path: Path) -> float:
 
 def unreadable_file(path: Path, error: Exception) -> FolderError:
     """Returns the error for a file of a run that somebody damaged, or that this user may not read."""
-    problem = getattr(error, "strerror", None) or _one_line(error)
+    problem = getattr(error, "strerror", None) or one_line(error)
     return FolderError(f"{path} cannot be read as a file of a run ({problem}); repair it, or restore it from a copy")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ from trainer.run.hang_report import (
     format_stacks,
 )
 from trainer.run.stop import StopSignals
+from trainer.text.escape import one_line
 
 # Factors on train.hang_timeout_seconds. At the start a data set may be decoded, and the first step may compile the
 # network. A checkpoint may wait for a slow disk, and the result for an upload.
@@ -397,5 +398,5 @@ def build_watchdog(
 
 def _shorten(error: BaseException) -> str:
     """Returns the message of gloo or the store without source positions and advice."""
-    text = re.sub(r"\[/[^]]*\] ?", "", " ".join(str(error).split()))
+    text = re.sub(r"\[/[^]]*\] ?", "", one_line(error, None))
     return text.partition(". ")[0][:160]

@@ -47,6 +47,14 @@ def escape_cell(text: object) -> str:
     return f"'{cell}" if cell.lstrip().startswith(_FORMULA_STARTS) else cell
 
 
+def one_line(text: object, length: int | None = 160) -> str:
+    """Returns a text such as the message of an error in one line, with single spaces.
+
+    length: number of characters after which it is cut off; None keeps all.
+    """
+    return " ".join(str(text).split())[:length]
+
+
 def shorten(text: str, length: int) -> str:
     """Returns a text of at most `length` characters. Cuts the middle: names of a sweep differ at their end."""
     if len(text) <= length:

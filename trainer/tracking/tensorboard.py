@@ -15,6 +15,7 @@ from trainer.config.load import flatten
 from trainer.config.schema import RunConfig
 from trainer.models.inspect import eval_copy
 from trainer.run.files import error_reason, finite_json
+from trainer.text.escape import one_line
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
 
 # Free space that each write needs: TensorBoard's thread ends with a traceback when its disk is full.
@@ -93,7 +94,7 @@ class TensorBoardTracker(Tracker):
                 traced = torch.jit.trace(eval_copy(network), image, strict=False, check_trace=False)
                 self._write(lambda writer: writer.add_graph(traced, image))
         except _TRACE_ERRORS as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             self._warn(
                 f"TensorBoard has no graph, because the network cannot be traced: {type(error).__name__}: {reason}"
             )

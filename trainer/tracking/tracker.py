@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.inference.evaluation import Predictions
+from trainer.text.escape import one_line
 from trainer.tracking.example import Example
 
 Picture = NDArray[np.uint8]
@@ -135,8 +136,7 @@ class GuardedTracker(Tracker):
 
 def describe_failure(name: str, error: Exception) -> str:
     """Returns the line for the user. name: of the tracker."""
-    reason = " ".join(str(error).split())[:160]
     return (
-        f"{name} has failed ({type(error).__name__}: {reason}); this session logs no more to {name}; metrics.jsonl has "
-        "every row"
+        f"{name} has failed ({type(error).__name__}: {one_line(error)}); this session logs no more to {name}; "
+        "metrics.jsonl has every row"
     )

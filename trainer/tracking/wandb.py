@@ -16,6 +16,7 @@ from trainer.errors import UserError
 from trainer.run.files import DISK_ERRORS, error_reason
 from trainer.run.folder import RunFolder
 from trainer.run.sessions import session_summary
+from trainer.text.escape import one_line
 from trainer.tracking import wandb_session
 from trainer.tracking.tracker import EvaluationMedia, Picture, Tracker
 from trainer.tracking.wandb_media import mistake_images, tables_of_test_set
@@ -28,7 +29,10 @@ _UPLOAD_TIMEOUT_SECONDS = 300.0  # for the weights
 
 
 class WandbTracker(Tracker):
-    """Logs to one W&B run. A continued run has the same id, which is in the run folder and in the checkpoints."""
+    """Logs to one W&B run. A continued run has the same id, which is in the run folder and in the checkpoints.
+
+    Raises the errors of W&B's client, for GuardedTracker to catch.
+    """
 
     def __init__(self, config: RunConfig, folder: RunFolder, run_id: str, warn: Callable[[str], None]) -> None:
         """Opens the W&B run without user input, within seconds, and logs the rows that a killed session lost.
@@ -56,13 +60,12 @@ class WandbTracker(Tracker):
         self._config, self._run_id, self._warn = config, run_id, warn
         self._run: Any = None
         self._pending_row: dict[str, Any] = {}
-        self._has_failed = False
         mode, offline_reason = decide_mode(requested_mode, variable_problem)
         self._is_online = mode == "online"
         self._open_run(folder, offline_reason)
-        # The session summary changes with each session.
-        self._call_wandb(lambda: self._run.config.update(session_summary(folder), allow_val_change=True))
-        self._call_wandb(self._define_metrics)
+        run: Any = self._run
+        run.config.update(session_summary(folder), allow_val_change=True)  # it changes with each session
+        self._define_metrics()
         self._last_logged_position = self._log_missing_rows(folder)
 
     def _define_metrics(self) -> None:
@@ -78,7 +81,7 @@ class WandbTracker(Tracker):
         try:
             self._run = self._init_run(folder)
         except Exception as error:  # every error: W&B's client raises private ones, and offline it may start
-            offline_reason = _shorten(error)
+            offline_reason = one_line(error)
             if self._config.log.wandb == "online":
                 raise UserError(
                     f"log.wandb=online: W&B did not start ({offline_reason}); "
@@ -92,7 +95,7 @@ class WandbTracker(Tracker):
                 self._run = self._init_run(folder)
             except (self._wandb.errors.Error, ValueError) as refusal:  # ValueError: a tag or a name
                 raise UserError(
-                    f"W&B refuses this run ({_shorten(refusal)}); change run.name, log.project, log.group, log.tags, "
+                    f"W&B refuses this run ({one_line(refusal)}); change run.name, log.project, log.group, log.tags, "
                     "log.job_type or log.notes, or set log.wandb=off"
                 ) from None
         if self._is_online:
@@ -135,15 +138,11 @@ class WandbTracker(Tracker):
             self._warn(f"W&B: rows of killed sessions may be missing or logged twice ({error})")
             return None
         if self._is_online:
-            positions = [end]
-            self._call_wandb(lambda: positions.append(self._last_position_on_server()))
+            positions = (end, wandb_session.last_position(dict(self._run.summary)))
             end = max((position for position in positions if position is not None), default=None)
         for split, step, scalars in wandb_session.missing_rows(folder.metrics, end):
             self._log_metrics(split, scalars, step)
         return end
-
-    def _last_position_on_server(self) -> wandb_session.RowPosition | None:
-        return wandb_session.last_position(dict(self._run.summary))
 
     def log(self, split: str, scalars: dict[str, float], step: int, wall_time: float | None = None) -> None:
         """Logs a row, unless W&B has it already. W&B records its own time, about a second after wall_time at most."""
@@ -189,7 +188,9 @@ class WandbTracker(Tracker):
             self._log_row(row, tables)
         if self._config.log.artifact:
             try:
-                self._call_wandb(lambda: self._log_weights(weights, summary["test"]), (Exception,))
+                self._log_weights(weights, summary["test"])
+            except ConnectionError:  # W&B's process is gone
+                raise
             except Exception as error:  # every error: the client's answer to a server that refuses is not documented
                 self._warn_of_lost_files(error)
 
@@ -214,39 +215,23 @@ class WandbTracker(Tracker):
 
     def _log_row(self, row: dict[str, Any], tables: dict[str, Any]) -> None:
         """Logs a row, without files if the disk is full (W&B copies files) or the server does not answer."""
-        errors = (*DISK_ERRORS, self._wandb.errors.Error)
         try:
-            self._call_wandb(lambda: self._run.log(row | tables), errors)
-        except errors as error:
+            self._run.log(row | tables)
+        except ConnectionError:  # an OSError, but it means that W&B's process is gone
+            raise
+        except (*DISK_ERRORS, self._wandb.errors.Error) as error:
             self._warn_of_lost_files(error)
             numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-            self._call_wandb(lambda: self._run.log(numbers))
-
-    def _call_wandb(self, call: Callable[[], object], raised_errors: tuple[type[Exception], ...] = ()) -> None:
-        """Calls W&B's client. After a failure this session logs no more to W&B. Raises only raised_errors."""
-        if self._has_failed:
-            return
-        try:
-            call()
-        except Exception as error:
-            # Every error: a tracker must not end training, and W&B raises private classes if its process is gone.
-            # ConnectionError is an OSError, but it means the same: the process is gone.
-            if isinstance(error, raised_errors) and not isinstance(error, ConnectionError):
-                raise
-            self._has_failed = True
-            self._warn(
-                f"W&B has failed ({type(error).__name__}: {_shorten(error)}); this session logs no more to W&B; "
-                "metrics.jsonl has every row"
-            )
+            self._run.log(numbers)
 
     def _warn_of_lost_files(self, error: BaseException) -> None:
-        reason = error_reason(error) if isinstance(error, DISK_ERRORS) else _shorten(error)
+        reason = error_reason(error) if isinstance(error, DISK_ERRORS) else one_line(error)
         self._warn(f"W&B: tables, pictures or weights are left out ({reason})")
 
     def alert(self, title: str, text: str, urgent: bool) -> None:
         """Sends a W&B alert if log.alerts is set."""
         if self._config.log.alerts:
-            self._call_wandb(lambda: self._run.alert(title, text, level="ERROR" if urgent else "INFO"))
+            self._run.alert(title, text, level="ERROR" if urgent else "INFO")
 
     def flush(self) -> None:
         """Does nothing: W&B has no flush. The next session logs the rows that a kill has lost."""
@@ -255,7 +240,7 @@ class WandbTracker(Tracker):
         """Logs the pending row and waits a limited time for the upload."""
         self._log_pending_row()
         try:
-            self._call_wandb(lambda: self._run.finish(exit_code=1 if failed else 0), (TimeoutError,))
+            self._run.finish(exit_code=1 if failed else 0)
         except TimeoutError:
             self._warn(
                 f"W&B: not all was uploaded within {_FINISH_TIMEOUT_SECONDS:g} s; to upload the rest: "
@@ -269,10 +254,6 @@ class WandbTracker(Tracker):
 def _folder_of(run_name: str) -> str | None:
     """Returns the folder part of a run name such as sweep/a; None without one."""
     return str(Path(run_name).parent) if "/" in run_name else None
-
-
-def _shorten(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def _settings_by_section(config: RunConfig) -> dict[str, dict[str, Any]]:

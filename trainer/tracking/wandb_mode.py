@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.text.escape import one_line
 
 _CONNECT_TIMEOUT_SECONDS = 3.0
 # Values of WANDB_MODE, in any case: those of W&B's client, its older ones, and the words of log.wandb.
@@ -25,7 +26,6 @@ _TRUE = ("true", "1", "yes", "on")
 # The run folder decides these; W&B would refuse some of them together with ours.
 _OURS = ("WANDB_DIR", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_DISABLED")
 _SECRETS = re.compile("KEY|TOKEN|PASS|SECRET|CREDENTIAL|HEADER")
-_MAX_REASON_LENGTH = 160
 
 
 def resolve_mode(setting: str) -> str:
@@ -114,7 +114,7 @@ def _reason(error: Exception) -> str:
     """Returns the first message of pydantic's error, whose full text shows the value, or of another error."""
     list_errors: Any = getattr(error, "errors", None)
     text = list_errors()[0]["msg"] if callable(list_errors) else str(error)
-    return " ".join(str(text).split())[:_MAX_REASON_LENGTH]
+    return one_line(text)
 
 
 def server_url() -> str:

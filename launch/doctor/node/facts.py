@@ -23,6 +23,7 @@ from launch.doctor.node.reach import connection_problem
 from launch.hardware import installed_gpus, visible_gpus
 from trainer.data import cifar10_files
 from trainer.distributed.environment import available_cores
+from trainer.text.escape import one_line
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "safetensors", "pillow", "scikit-learn")
 _TOOL_SECONDS = 10.0
@@ -209,8 +210,7 @@ def wandb_access(mode: str) -> dict[str, Any]:
         server = wandb_mode.server_url()
         wandb.teardown()
     except Exception as error:  # every error: a broken installation is a fact to report
-        reason = " ".join(str(error).split())[:160]
-        return access | {"has_key": True, "problem": f"wandb does not work ({type(error).__name__}: {reason})"}
+        return access | {"has_key": True, "problem": f"wandb does not work ({type(error).__name__}: {one_line(error)})"}
     return {
         "has_key": wandb_mode.has_key(server),
         "server": server,

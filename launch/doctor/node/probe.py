@@ -24,6 +24,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 
 from launch.doctor.node import pairing
 from trainer.distributed.environment import read_environment, store_address
+from trainer.text.escape import one_line
 
 _MATRIX_SIZE = {"cpu": 768, "cuda": 8192}
 _PRODUCT_REPEATS, _PRODUCT_SECONDS = 15, 3.0
@@ -31,7 +32,6 @@ _LARGE_MESSAGE_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 _SMALL_REPEATS, _LARGE_REPEATS = 20, 5
 _PAIR_TIMEOUT = timedelta(seconds=5)
 _POLL_SECONDS = 0.01
-_MAX_REASON_LENGTH = 160
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +159,7 @@ def _measure_pair(pair: pairing.Pair, round_number: int, membership: Membership,
     try:
         latency, rate = _time_all_reduce(store, position, device)
     except (DistError, RuntimeError) as error:  # gloo raises plain RuntimeError
-        log("lost", pair=pair, reason=" ".join(str(error).split())[:_MAX_REASON_LENGTH])
+        log("lost", pair=pair, reason=one_line(error))
         membership.mark_lost({peer})
         return
     if position == 0:

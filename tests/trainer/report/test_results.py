@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from trainer.report.results import curve_charts, last_test_row, read_results
+from trainer.report.results import curve_charts, last_row, read_results
 from trainer.run.record import RunRecord
 
 
@@ -35,13 +35,13 @@ def test_results_of_run_without_files_are_dashes(finished: Path, tmp_path: Path)
     assert {results.test_accuracy, results.test_loss, results.time, results.steps, results.images_per_second} == {"-"}
 
 
-def test_last_test_row_is_found_far_from_the_end(finished: Path, tmp_path: Path) -> None:
+def test_last_row_is_found_far_from_the_end(finished: Path, tmp_path: Path) -> None:
     shutil.copy(finished / "config.yaml", tmp_path)
     test_row = {"split": "test", "step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": 0.5}
     train_row = {"split": "train", "step": 1, "epoch": 1.0, "loss": 1.0, "padding": "x" * 500}
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [test_row, *[train_row] * 10_000])) + "\n")
     assert (tmp_path / "metrics.jsonl").stat().st_size > 5_000_000
-    assert last_test_row(RunRecord(tmp_path)) == test_row
+    assert last_row(RunRecord(tmp_path), "test") == test_row
 
 
 def test_curves_of_one_run_have_a_color_per_split(finished: Path) -> None:

@@ -39,7 +39,7 @@ def steps(folder: RunFolder) -> list[int]:
 def folder(tmp_path: Path) -> Iterator[RunFolder]:
     settings = load_config([], ["run.name=x", f"run.root={tmp_path}"])
     run_folder = RunFolder(tmp_path / "x")
-    run_folder.acquire(settings)
+    assert not run_folder.try_acquire(settings)
     run_folder.write_settings(settings, {})
     yield run_folder
     run_folder.release()

@@ -28,7 +28,7 @@ def config(*overrides: str) -> RunConfig:
 @pytest.fixture
 def started_folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(tmp_path / "runs" / "x")
-    folder.acquire(config())
+    assert not folder.try_acquire(config())
     folder.write_settings(config(), describe_environment() | {"world_size": 1})
     yield folder
     folder.release()
@@ -41,40 +41,40 @@ def test_new_folder_contains_settings_and_environment(started_folder: RunFolder)
 
 
 def test_same_settings_and_settings_that_may_change_are_accepted(started_folder: RunFolder) -> None:
-    started_folder.acquire(config())
-    started_folder.acquire(config("train.epochs=99", "log.every_steps=3", "train.threads_per_rank=1"))
+    assert not started_folder.try_acquire(config())
+    assert not started_folder.try_acquire(config("train.epochs=99", "log.every_steps=3", "train.threads_per_rank=1"))
 
 
 def test_changed_settings_are_refused_with_both_values(started_folder: RunFolder) -> None:
     with pytest.raises(FolderError, match=r"optim\.lr was 0\.1, now 0\.2.*another run\.name"):
-        started_folder.acquire(config("optim.lr=0.2"))
+        started_folder.try_acquire(config("optim.lr=0.2"))
 
 
 def test_resume_never_refuses_a_started_run(started_folder: RunFolder) -> None:
     with pytest.raises(FolderError, match=r"run\.resume=never"):
-        started_folder.acquire(config("run.resume=never"))
+        started_folder.try_acquire(config("run.resume=never"))
 
 
 def test_setting_missing_in_old_config_has_its_default(started_folder: RunFolder) -> None:
     path = started_folder.path / "config.yaml"
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "nesterov" not in line))
-    started_folder.acquire(config())
+    assert not started_folder.try_acquire(config())
     with pytest.raises(FolderError, match="nesterov"):
-        started_folder.acquire(config("optim.nesterov=true"))
+        started_folder.try_acquire(config("optim.nesterov=true"))
 
 
 @pytest.mark.parametrize("content", ["train: [", "3", "train: 3"])
 def test_unreadable_config_is_refused_and_not_overwritten(started_folder: RunFolder, content: str) -> None:
     (started_folder.path / "config.yaml").write_text(content)
     with pytest.raises(FolderError, match=r"config\.yaml cannot be read as a file of a run"):
-        started_folder.acquire(config())
+        started_folder.try_acquire(config())
     assert (started_folder.path / "config.yaml").read_text() == content
 
 
 def test_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"cannot be written .*set run\.root"):
-        RunFolder(tmp_path / "file" / "x").acquire(config())
+        RunFolder(tmp_path / "file" / "x").try_acquire(config())
 
 
 def test_settings_that_may_change_exist() -> None:
@@ -136,10 +136,11 @@ def test_wandb_key_is_not_written(started_folder: RunFolder, monkeypatch: pytest
 
 def test_folder_in_use_is_refused_until_it_is_released(started_folder: RunFolder) -> None:
     second = RunFolder(started_folder.path)
-    with pytest.raises(FolderError, match=f"in use by process {os.getpid()} on "):
-        second.acquire(config())
+    holder = second.try_acquire(config())
+    assert holder.startswith(f"process {os.getpid()} on ")
+    assert f"in use by {holder}; wait" in str(second.in_use_error(holder))
     started_folder.release()
-    second.acquire(config())
+    assert not second.try_acquire(config())
     second.release()
 
 
@@ -161,7 +162,7 @@ def test_run_inside_or_around_another_run_is_refused(started_folder: RunFolder, 
     started_folder.write_status("running", 0)
     for inner in ("y", "a/b"):
         with pytest.raises(FolderError, match=r"lies inside the run .*x; choose another run\.name"):
-            RunFolder(started_folder.path / inner).acquire(config())
+            RunFolder(started_folder.path / inner).try_acquire(config())
     with pytest.raises(FolderError, match=r"contains the run .*x; choose another run\.name"):
         RunFolder(tmp_path / "runs").check_settings(config())
     assert sorted(path.name for path in started_folder.path.iterdir() if not path.name.startswith(".lease-")) == [
@@ -171,7 +172,7 @@ def test_run_inside_or_around_another_run_is_refused(started_folder: RunFolder, 
 
 def test_released_folder_without_a_run_is_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "new" / "runs" / "x")
-    folder.acquire(config())
+    assert not folder.try_acquire(config())
     folder.release()
     assert not (tmp_path / "new").exists()
 
@@ -179,11 +180,11 @@ def test_released_folder_without_a_run_is_removed(tmp_path: Path) -> None:
 def test_folder_that_existed_or_has_files_stays(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     folder = RunFolder(tmp_path / "runs" / "x")
-    folder.acquire(config())
+    assert not folder.try_acquire(config())
     (folder.path / "notes.txt").write_text("of a person")
     folder.release()
     assert [path.name for path in folder.path.iterdir()] == ["notes.txt"]
-    folder.acquire(config())
+    assert not folder.try_acquire(config())
     folder.release()
     assert (folder.path / "notes.txt").exists()
 
@@ -202,7 +203,7 @@ def test_start_that_cannot_be_locked_leaves_no_folder(tmp_path: Path, monkeypatc
 
 def test_forked_worker_does_not_remove_the_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "x")
-    folder.acquire(config())
+    assert not folder.try_acquire(config())
     if (worker := os.fork()) == 0:
         os._exit(0)
     os.waitpid(worker, 0)

@@ -9,6 +9,7 @@ from trainer.config.load import load_config
 from trainer.config.schema import RunConfig
 from trainer.errors import UserError
 from trainer.run.folder import RunFolder
+from trainer.tracking.tracker import GuardedTracker
 from trainer.tracking.wandb import WandbTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of wandb's imports
@@ -85,7 +86,8 @@ def test_client_failure_is_one_warning_and_stops_logging_in_this_session(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     warnings: list[str] = []
-    tracker = WandbTracker(config("log.wandb=offline", "log.alerts=true"), folder, "abcd1234", warnings.append)
+    wandb = WandbTracker(config("log.wandb=offline", "log.alerts=true"), folder, "abcd1234", warnings.append)
+    tracker = GuardedTracker("W&B", wandb, warnings.append)
     tracker.log("train", ROW, 10)
     calls: list[object] = []
 
@@ -94,7 +96,7 @@ def test_client_failure_is_one_warning_and_stops_logging_in_this_session(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracker._run, "log", fail)
+        patch.setattr(wandb._run, "log", fail)
         tracker.log("train", ROW, 20)
         tracker.log("train", ROW, 30)
     tracker.alert("title", "text", urgent=True)
@@ -106,7 +108,7 @@ def test_client_failure_is_one_warning_and_stops_logging_in_this_session(
         f"W&B has failed ({type(error).__name__}: {error}); this session logs no more to W&B; "
         "metrics.jsonl has every row"
     )
-    tracker._run.finish()
+    wandb._run.finish()
     assert [row["step"] for row in read_rows(only_session(folder))] == [10]
 
 

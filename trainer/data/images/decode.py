@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from trainer.errors import DataError
+from trainer.text.escape import one_line
 
 _PILLOW_HAS_TURBO = features.check("libjpeg_turbo")  # another JPEG library may round pixels differently
 _MAX_MEGAPIXELS = 500
@@ -51,9 +52,9 @@ def image_errors() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"more than {_MAX_MEGAPIXELS} megapixels; scale it down") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(" ".join(str(error).split()) or type(error).__name__) from None
+        raise ImageError(one_line(error) or type(error).__name__) from None
     except Exception as error:  # each of Pillow's decoders has its own for damaged files
-        raise ImageError(" ".join(f"{type(error).__name__}: {error}".split())) from None
+        raise ImageError(one_line(f"{type(error).__name__}: {error}")) from None
 
 
 def decode_file(content: bytes, out: NDArray[np.uint8]) -> int:
