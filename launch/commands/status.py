@@ -1,6 +1,6 @@
 """`samecurve status [RUN]`: prints a table of all runs, or the facts about one run and the commands to use next.
 
-What cannot be read of a run is named on stderr, and the other runs are shown.
+Names unreadable files on stderr and shows the other runs.
 """
 
 import argparse

@@ -135,7 +135,7 @@ def check_sbatch_variables(environment: Mapping[str, str]) -> None:
 
 
 def check_dependency(job: str) -> None:
-    """Raises SlurmError for a job after whose successful end no other job can start: unknown, or ended without success.
+    """Raises SlurmError for a job that no other job can follow: it is unknown, or it has ended without success.
 
     SLURM starts a job at once if it does not know the job that this one depends on.
     """

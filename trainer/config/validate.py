@@ -21,10 +21,8 @@ from trainer.config.schema import (
 from trainer.config.texts import path_problems, run_name_problems
 from trainer.errors import ConfigError, WorldError, suggest_choice
 
-_FIXED_SIZE_MODELS = (
-    "lenet",
-    "tudui",
-)  # 32 pixels only; refused here before torch loads, and by build.py for any network
+# Images of 32 pixels only. Refused here before torch loads, and by build.py for any network.
+_FIXED_SIZE_MODELS = ("lenet", "tudui")
 _MAX_GROUPS, _MAX_WIDTH = 8, 4096
 _MIN_HANG_SECONDS = 1
 _MAX_PROFILE_STEPS = 1000

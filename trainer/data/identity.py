@@ -1,9 +1,9 @@
-"""The identity of a data set: what gives its samples their ids, classes and labels, wherever the data set lies.
+"""The identity of a data set: its classes and the order, labels and checksums of its samples, not its place.
 
 A run stores the identity of its data set in each checkpoint and in its run folder, and continues with no other:
 
     data.json                     classes, and of each split the number of images per class and a SHA-256
-    data/train-<SHA-256>.json.gz  what the SHA-256 is of: the label and CRC-32 of each sample, in order of the sample
+    data/train-<SHA-256>.json.gz  text with this SHA-256: the label and CRC-32 of each sample, in order of the sample
                                   ids; for image files also the name under data.root, in form NFC, and the size
 
 Imports no torch.

@@ -36,7 +36,7 @@ class Series(NamedTuple):
     color: int
     dashed: bool = False
     band: Sequence[tuple[float, float, float]] = ()
-    """x, lowest and highest value of what the line is the mean of"""
+    """x, lowest and highest value; the line is the mean of the values"""
 
 
 class Mark(NamedTuple):

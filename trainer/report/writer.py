@@ -34,7 +34,7 @@ class NullReportWriter:
 
 
 class ReportWriter(NullReportWriter):
-    """Writes the report. If that fails, training continues and the user is warned once."""
+    """Writes the report. If that fails, prints one line, and the training continues."""
 
     def __init__(
         self,
@@ -106,10 +106,8 @@ class ReportWriter(NullReportWriter):
 
         try:
             write_report([self._folder.path], self._folder.path / REPORT_FILE)
-        except (
-            *DISK_ERRORS,
-            UserError,
-        ) as error:  # UserError: a file of the run cannot be read, for example after an edit
+        # UserError: a file of the run cannot be read, for example after an edit.
+        except (*DISK_ERRORS, UserError) as error:
             self._warn_once(error)
 
     def _warn_once(self, error: BaseException) -> None:

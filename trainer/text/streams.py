@@ -52,8 +52,8 @@ class _Output(io.FileIO):
 def protect_streams(ends_on_closed_pipe: bool = False) -> None:
     """Replaces sys.stdout and sys.stderr, and sys.stdin if it is closed. Call it once, first, in a process's main().
 
-    ends_on_closed_pipe: a closed pipe on stdout raises BrokenPipeError once, because the output is all the process is
-    for. Without it, nothing that is printed raises an OSError or a UnicodeError.
+    ends_on_closed_pipe: a closed pipe on stdout raises BrokenPipeError once, so that a process that only prints ends.
+    Without it, nothing that is printed raises an OSError or a UnicodeError.
     A stream of another kind, such as a notebook's, stays.
     """
     for descriptor in range(3):

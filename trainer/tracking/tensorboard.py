@@ -24,9 +24,9 @@ _MEDIA_BYTES = 4 << 20  # upper limit for the histograms and curves of one evalu
 # Errors that torch.jit.trace raises for networks that it cannot trace.
 _TRACE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 _SPLITS = ("train", "test", "validation")
-# TensorBoard shows cards in the order of their tags, and opens on the first ones. Loss and accuracy shall come first:
-# scalars that only say where in the training a row is are left out (its step and time are there), and pictures and
-# histograms have tags after "test/", "train/" and "validation/".
+# TensorBoard shows cards in the order of their tags, and opens on the first ones. So that loss and accuracy come first,
+# the scalars that only give the position of a row in the training are left out (the row has its step and time), and the
+# tags of pictures and histograms sort after "test/", "train/" and "validation/".
 _NOT_SHOWN = {"epoch", "samples", "seconds"}
 # Settings that are always on the HPARAMS page. The others are there if they differ from their default.
 _MAIN_SETTINGS = (

@@ -95,7 +95,7 @@ class Tracker:
 
 
 class GuardedTracker(Tracker):
-    """Passes each call on to a tracker until one raises an error. The user is told once."""
+    """Passes each call on to a tracker until one raises an error. Prints one line about it."""
 
     def __init__(self, name: str, tracker: Tracker, warn: Callable[[str], None]) -> None:
         """name: of the tracker, for the message. warn: prints a line for the user."""

@@ -47,7 +47,7 @@ def build_trackers(
 ) -> list[Tracker]:
     """Returns the trackers that the settings select. metrics.jsonl comes first, because other trackers read it.
 
-    A tracker that fails for a reason that is not in the settings is left out, and the user is told.
+    Leaves out a tracker that fails for a reason that is not in the settings, and prints one line about it.
 
     run_id: id of the W&B run. log: prints a line for the user. Raises UserError if W&B refuses the settings.
     """
@@ -62,9 +62,8 @@ def build_trackers(
             log(describe_failure(name, error))
 
     if resolve_mode(config.log.wandb) != "off":
-        add(
-            "W&B", lambda: WandbTracker(config, folder, run_id, log)
-        )  # before TensorBoard: only W&B can refuse to start
+        # Before TensorBoard: only W&B can refuse to start.
+        add("W&B", lambda: WandbTracker(config, folder, run_id, log))
     if config.log.tensorboard:
         add("TensorBoard", lambda: TensorBoardTracker(folder.path / "tensorboard", first_step, log))
     return trackers
