@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 from support.html_page import HtmlPage
 from support.processes import REPOSITORY, Samecurve
-from support.run_folders import HERE, make_run_folder
+from support.run_folders import make_run_folder
 
 from trainer.config.load import load_config, to_yaml
 from trainer.inference.predict import ClassProbability, Prediction, print_predictions
@@ -167,7 +167,6 @@ def test_status_table_and_json_keep_names(samecurve: Samecurve) -> None:
     assert "[cat]" in out and "\\x1b[31m\\u202e" in out
     assert {run["name"] for run in json.loads(samecurve("status", "--json")[0])} == {"[cat]", "\x1b[31m\u202e"}
     assert "h\\x1b]0;x\\x07" in samecurve("status", "\x1b[31m\u202e")[0]
-    assert HERE
 
 
 def test_logs_keep_lines_and_tabs_and_escape_the_rest(samecurve: Samecurve) -> None:

@@ -204,7 +204,7 @@ def short_wait() -> None:
 def signal_in_phase() -> None:
     """Rank SIGNAL_RANK sends itself the signal SIGNAL when it enters SIGNAL_PHASE for the third time, or the first
     time if there is only one: a phase of the watchdog, `start` (reading the data set), `writing` (a checkpoint) or
-    `end` (after the result)."""
+    `end` (after the result). The file `sent` then says so."""
     tiny_network()
     number, phase = signal.Signals[os.environ["SIGNAL"]], os.environ["SIGNAL_PHASE"]
     if os.environ.get("RANK", "0") != os.environ["SIGNAL_RANK"]:
@@ -213,6 +213,7 @@ def signal_in_phase() -> None:
 
     def enter(entered: str, is_only: bool = False) -> None:
         if entered == phase and next(calls) == (1 if is_only else 3):
+            Path("sent").write_text(f"{number.name} in {phase}")
             os.kill(os.getpid(), number)
             time.sleep(0.05)
 

@@ -1,11 +1,13 @@
 """Damaged run folders: every command names them in a line and shows the others, whatever is damaged how."""
 
+import contextlib
+import ctypes
 import json
 import os
 import random
 import shutil
-import tempfile
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,29 +198,42 @@ def check_dashboard(runs: Path) -> None:
         assert "\n" not in str(error)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user who may not read the files")
+@contextlib.contextmanager
+def permissions_apply() -> Iterator[None]:
+    """Takes the capabilities by which root may read and write all files from this thread, for a while."""
+    if os.getuid() != 0:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0, os.strerror(ctypes.get_errno())
+    effective = before[0] & ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, (ctypes.c_uint32 * 6)(effective, *before[1:])) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0, os.strerror(ctypes.get_errno())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root reads all files")
 def test_files_that_this_user_may_not_read_are_named(runs: Path, samecurve: Samecurve) -> None:
     for folder in (runs / "closed", runs / "half", runs / "locked"):
         shutil.copytree(runs / "good", folder)
-    with tempfile.TemporaryDirectory() as open_folder:  # other users may not enter pytest's folders
-        root = Path(open_folder) / "runs"
-        runs.rename(root)
-        for path in (root.parent, root):
-            path.chmod(0o755)
-        for path in (root / "half" / "status.json", root / "closed"):
-            path.chmod(0)
-        (root / "locked").chmod(0o744)  # its files can be listed and not opened
-        os.setresuid(65534, 65534, 0)
-        try:
-            out, err = samecurve("status", "--root", str(root))
-            report_err = samecurve("report", str(root), code=2)[1]
-            one = samecurve("status", "closed", "--root", str(root), code=2)[1]
-        finally:
-            os.setresuid(0, 0, 0)
+    modes = {"half/status.json": 0, "closed": 0, "locked": 0o644, ".": 0o555}  # files of `locked` can only be listed
+    for name, mode in modes.items():
+        (runs / name).chmod(mode)
+    try:
+        with permissions_apply():
+            out, err = samecurve("status", "--root", str(runs))
+            report_err = samecurve("report", str(runs), code=2)[1]
+            one = samecurve("status", "closed", "--root", str(runs), code=2)[1]
+    finally:
+        for name in modes:
+            (runs / name).chmod(0o755)  # pytest removes them
     states = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
     assert states == {"good": "finished", "bad": "finished", "half": "unreadable", "locked": "unreadable"}
-    assert f"{root / 'closed'} is skipped, because it cannot be read (Permission denied)" in err
-    assert f"{root / 'half' / 'status.json'} cannot be read as a file of a run (Permission denied)" in err
-    assert f"{root / 'locked'}" in err and "Traceback" not in err, err
-    assert f"{root / 'report.html'} cannot be written (Permission denied)" in report_err
+    assert f"{runs / 'closed'} is skipped, because it cannot be read (Permission denied)" in err
+    assert f"{runs / 'half' / 'status.json'} cannot be read as a file of a run (Permission denied)" in err
+    assert f"{runs / 'locked'}" in err and "Traceback" not in err, err
+    assert f"{runs / 'report.html'} cannot be written (Permission denied)" in report_err
     assert "Traceback" not in report_err + one

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -23,8 +24,10 @@ def test_ended_process_is_gone_also_as_a_zombie() -> None:
     other = ProcessIdentity.of(process.pid)
     assert not other.is_gone
     process.send_signal(signal.SIGSTOP)
+    deadline = time.monotonic() + 30
     while not is_suspended(process.pid):
-        pass
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     assert not other.is_gone
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -44,6 +44,7 @@ def check(ranks: Ranks, world_size: int, phase: str, name: str) -> None:
     )
     codes = ranks.join(started, timeout_seconds=60)
     log = ranks.log.read_text()
+    assert Path("sent").read_text() == f"{name} in {phase}", log
     assert codes[-1] == expected_code(phase, name), log
     assert "Traceback" not in log
     if codes[-1] == 75:
