@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import ConfigError, UserError, WorldError
+from trainer.text.escape import one_line
 
 _TIMEOUT_SECONDS = 60.0  # a busy controller is slow; SLURM's own commands give up after about as long
 _RETRY_FOR_SECONDS = 90.0
@@ -91,7 +92,7 @@ def call(*argv: str, env: Mapping[str, str] | None = None, timeout_seconds: floa
             f"{argv[0]} finds no cluster from this machine; run this command on a login node of a SLURM cluster"
         )
     if completed.returncode:
-        raise SlurmError(f"{argv[0]}: {' '.join(completed.stderr.split()) or f'exit code {completed.returncode}'}")
+        raise SlurmError(f"{argv[0]}: {one_line(completed.stderr, None) or f'exit code {completed.returncode}'}")
     return completed.stdout
 
 
@@ -105,7 +106,7 @@ def submit(*argv: str, env: Mapping[str, str]) -> str:
     if not ids and problem:
         raise SlurmError(f"{problem}; squeue --me shows whether the job is in the queue all the same")
     if not ids:
-        got = " ".join(output.split())
+        got = one_line(output, None)
         raise SlurmError(f"sbatch printed no job id (got '{got}'); squeue --me shows whether the job is in the queue")
     return str(ids[-1])
 

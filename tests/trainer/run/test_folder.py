@@ -196,7 +196,7 @@ def test_start_that_cannot_be_locked_leaves_no_folder(tmp_path: Path, monkeypatc
     monkeypatch.setattr(FolderLock, "_write_lease", write_nothing)
     folder = RunFolder(tmp_path / "new" / "runs" / "x")
     with pytest.raises(FolderError, match="No space left on device"):
-        folder.acquire(config())
+        folder.try_acquire(config())
     folder.release()
     assert not (tmp_path / "new").exists()
 

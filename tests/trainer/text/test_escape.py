@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from trainer.errors import PeerError, UserError, suggest_choice
-from trainer.text.escape import escape, escape_cell, is_visible, shorten
+from trainer.text.escape import escape, escape_cell, is_visible, one_line, shorten
 
 HOSTILE = {
     "ESC": "\x1b", "bell": "\a", "newline": "\n", "CR": "\r", "tab": "\t", "NUL": "\0", "DEL": "\x7f", "C1": "\x9b",
@@ -54,6 +54,12 @@ def test_cell_that_a_spreadsheet_would_calculate_begins_with_an_apostrophe(text:
 
 def test_other_cells_stay() -> None:
     assert [escape_cell(text) for text in ("cat", "a=b", "1", "\t=1", "a;=1")] == ["cat", "a=b", "1", "\\t=1", "a;=1"]
+
+
+def test_message_of_several_lines_becomes_one_line_of_limited_length() -> None:
+    message = ValueError(" first\n\tsecond  " + "x" * 300)
+    assert one_line(message, 14) == "first second x" and len(one_line(message)) == 160
+    assert one_line(message, None) == "first second " + "x" * 300
 
 
 def test_shortened_text_keeps_both_ends() -> None:
