@@ -1,4 +1,4 @@
-"""Starts, kills and resumes real training runs for `samecurve verify` and benchmarks/kills.py."""
+"""Starts, kills and resumes real training runs for `samecurve verify`."""
 
 import contextlib
 import json
