@@ -61,9 +61,9 @@ def find_config_file(name_or_path: str) -> Path:
 def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     """Returns the defaults, overridden by each YAML file in order, then by each `section.key=value` in order.
 
-    An empty run.name becomes the name of the last file; in a trial of a W&B sweep it becomes NAME/SWEEP/TRIAL, so that
-    each trial is a run of its own. log.project has WANDB_PROJECT as its default. data.image_size=auto becomes a number,
-    unless it depends on pretrained weights.
+    An empty run.name becomes the name of the last file, NAME; in a trial of a W&B sweep it becomes
+    NAME-sweep-SWEEP/TRIAL, so that each trial is a run of its own, and not inside the run NAME. log.project has
+    WANDB_PROJECT as its default. data.image_size=auto becomes a number, unless it depends on pretrained weights.
 
     Raises ConfigError if a setting is unknown, has the wrong type, is out of range or contradicts another one.
     """
@@ -87,7 +87,9 @@ def load_config(files: Sequence[Path], overrides: Sequence[str]) -> RunConfig:
     except RecursionError:
         raise ConfigError("a ${...} contains too many others; write the value itself") from None
     if not resolved.run.name:
-        name = "/".join([files[-1].stem if files else "cifar10", *_sweep_trial()])
+        name = files[-1].stem if files else "cifar10"
+        if trial := _sweep_trial():
+            name = f"{name}-sweep-{trial[0]}/{trial[1]}"
         resolved = dataclasses.replace(resolved, run=dataclasses.replace(resolved.run, name=name))
     project = os.environ.get("WANDB_PROJECT", "")
     is_valid = re.fullmatch(r"[^/\\#?%:]{1,128}", project) and project.isprintable()  # W&B reports an invalid one

@@ -1,6 +1,7 @@
 """Writes a run folder: locks it for one run, checks the settings of the run in it, replaces its files atomically."""
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -86,11 +87,16 @@ class RunFolder:
             )
 
     def _check_place(self) -> None:
-        """Raises FolderError if another run is around this folder, or in it: their files and names would collide."""
+        """Raises FolderError if another run is around this folder, or in it: their files and names would collide.
+
+        Looks at two levels below, as deep as the folders of sweeps. More could take minutes if the folder holds a data
+        set. A run that lies deeper is refused at its own next start.
+        """
         try:
             is_run = _is_run(self.path)
             outer = next((parent for parent in self.path.absolute().parents if _is_run(parent)), None)
-            inner = None if is_run else next((path for path in self.path.glob("*/status.json")), None)
+            below = itertools.chain(self.path.glob("*/status.json"), self.path.glob("*/*/status.json"))
+            inner = None if is_run else next(below, None)
         except OSError:  # it cannot be read, which locking it reports
             return
         if outer is not None:

@@ -165,6 +165,8 @@ def test_run_inside_or_around_another_run_is_refused(started_folder: RunFolder, 
             RunFolder(started_folder.path / inner).try_acquire(config())
     with pytest.raises(FolderError, match=r"contains the run .*x; choose another run\.name"):
         RunFolder(tmp_path / "runs").check_settings(config())
+    with pytest.raises(FolderError, match=r"contains the run .*x; choose another run\.name"):
+        RunFolder(tmp_path).check_settings(config())
     assert sorted(path.name for path in started_folder.path.iterdir() if not path.name.startswith(".lease-")) == [
         ".lock", "config.yaml", "environment.json", "status.json",
     ]  # fmt: skip

@@ -165,8 +165,22 @@ class TestSweepTrial:
             monkeypatch.setenv(name, value)
 
     def test_trial_has_a_run_name_of_its_own(self) -> None:
-        assert load_config([], []).run.name == "cifar10/s1/t1"
+        assert load_config([], []).run.name == "cifar10-sweep-s1/t1"
         assert load_config([], ["run.name=x"]).run.name == "x"
+
+    def test_trial_starts_beside_the_run_of_the_same_config(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        root = f"run.root={tmp_path}"
+        trial = load_config([], [root])
+        monkeypatch.delenv("WANDB_SWEEP_ID")
+        plain = load_config([], [root])
+        for config in (plain, trial, plain):
+            folder = RunFolder(config.folder)
+            assert not folder.try_acquire(config)
+            folder.write_settings(config, {})
+            folder.write_status("running", 0)
+            folder.release()
 
     def test_project_of_the_sweep_counts_unless_set(self) -> None:
         assert load_config([], []).log.project == "mine"
