@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from typing import IO, Literal
 
 from trainer.process.awake import AwakeClock
@@ -81,11 +81,12 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file: IO[str] | None = None
-        self._lease: Path | None = None
+        self._lease_name = ""  # empty: this process has no lease
         self._since, self._owner_pid = 0.0, 0
         self._observed: dict[str, tuple[int, float]] = {}  # by lease of another machine: its state, since when
         self._clock = AwakeClock(2 * _CHECK_SECONDS)
         self._closing = Event()
+        self._thread: Thread | None = None
         self.holder = ""
         """names the process that holds the folder, after try_acquire() has returned False"""
 
@@ -99,9 +100,8 @@ class FolderLock:
         the new holder if a process on another machine has taken the lock, because this one was suspended.
         """
         self._clock.tick()
-        self._file = (self.folder / LOCK_FILE).open("a")
         try:
-            has_flock = _flock(self._file)
+            self._file, has_flock = _open_locked(self.folder / LOCK_FILE)
             if self._is_leased() or self._is_leased_after_own():
                 self._close_file()
                 return False
@@ -118,7 +118,9 @@ class FolderLock:
             os.utime(self._file.fileno(), ns=(time.time_ns(), os.fstat(self._file.fileno()).st_mtime_ns))
         self._remove_dead_leases()
         self._closing = Event()
-        Thread(target=self._keep_lease, args=(self._closing, on_lost), name="folder lock", daemon=True).start()
+        arguments = (self._closing, on_lost)
+        self._thread = Thread(target=self._keep_lease, args=arguments, name="folder lock", daemon=True)
+        self._thread.start()
         return True
 
     def _is_leased(self) -> bool:
@@ -129,7 +131,7 @@ class FolderLock:
     def _is_leased_after_own(self) -> bool:
         """Writes the own lease; withdraws it if another process has written one meanwhile."""
         self._since, self._owner_pid = time.time(), os.getpid()
-        self._lease = self.folder / LEASE_PATTERN.replace("*", secrets.token_hex(6))
+        self._lease_name = LEASE_PATTERN.replace("*", secrets.token_hex(6))
         try:
             self._write_lease()
             if not self._is_leased():
@@ -141,15 +143,19 @@ class FolderLock:
         time.sleep(random.random() * _RETRY_SECONDS)  # the other process may have withdrawn, too: not again in step
         return True
 
+    @property
+    def _location(self) -> Path:
+        """The folder's path, also after somebody has renamed it."""
+        return self.moved_to() or self.folder
+
     def _write_lease(self) -> None:
-        assert self._lease is not None
         process = ProcessIdentity.of(os.getpid())
         content = {"process": {name: getattr(process, name) for name in process.__slots__}, "since": self._since}
-        self._lease.write_text(json.dumps(content))
+        (self._location / self._lease_name).write_text(json.dumps(content))
 
     def _live_leases(self) -> Iterator[Lease]:
-        for lease in read_leases(self.folder):
-            if lease.path != self._lease and not self._is_given_up(lease):
+        for lease in read_leases(self._location):
+            if lease.path.name != self._lease_name and not self._is_given_up(lease):
                 yield lease
 
     def _is_given_up(self, lease: Lease) -> bool:
@@ -164,42 +170,67 @@ class FolderLock:
 
     def _remove_dead_leases(self) -> None:
         for lease in read_leases(self.folder):
-            if lease.path != self._lease:
+            if lease.path.name != self._lease_name:
                 lease.path.unlink(missing_ok=True)
 
     def _keep_lease(self, closing: Event, on_lost: Callable[[LockEvent, str], None]) -> None:
         """Runs in a thread: keeps the heartbeat, and looks after the folder."""
-        last_heartbeat, previous_move = time.monotonic(), None
+        last_heartbeat, previous_move, is_moved, had_file = time.monotonic(), None, False, True
         while not closing.wait(_CHECK_SECONDS):
             try:
                 moved_to = self.moved_to()
-                if moved_to is not None and moved_to == previous_move:  # not about to be removed
+                if moved_to is not None and moved_to == previous_move and not is_moved:  # not about to be removed
+                    is_moved = True
                     on_lost("moved", str(moved_to))
-                    return
                 previous_move = moved_to
-                if not self._is_in_place():  # somebody has removed the folder; the next checkpoint creates it again
-                    continue
-                if not self._has_lease() and self._is_leased():
+                is_due = time.monotonic() - last_heartbeat >= HEARTBEAT_SECONDS
+                has_lease = self._renew_lease(is_due)
+                has_file = self._is_in_place() or self.moved_to() is not None
+                if not (has_lease and has_file) and self._is_leased():
                     on_lost("taken", self.holder)
                     return
-                if not self._has_lease():  # somebody has removed the file by hand
+                if not has_lease and not has_file:  # the folder is removed; the next checkpoint creates it again
+                    continue
+                if not has_lease:  # somebody has removed the file by hand
                     self._write_lease()
-                if time.monotonic() - last_heartbeat >= HEARTBEAT_SECONDS and self._lease is not None:
-                    os.utime(self._lease)
+                if not has_file and not had_file:  # and not about to be removed by this process at its end
+                    self._lock_again()
+                had_file = has_file
+                if is_due:
                     last_heartbeat = time.monotonic()
-            except (OSError, ValueError):  # a full or unreachable disk, which the next checkpoint reports; or closed
+            except OSError:  # a full or unreachable disk, which the next checkpoint reports
                 continue
 
-    def _has_lease(self) -> bool:
-        return self._lease is not None and self._lease.exists()
+    def _renew_lease(self, is_due: bool) -> bool:
+        """Changes the lease's modification time if that is due. Returns whether the lease is still there.
+
+        Opens the file each time: only then does NFS ask the server whether another machine has removed it.
+        """
+        try:
+            with (self._location / self._lease_name).open() as file:
+                if is_due:
+                    os.utime(file.fileno())
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return False
+        return True
+
+    def _lock_again(self) -> None:
+        """Creates and locks the lock file, which somebody has removed by hand. Raises OSError."""
+        assert self._file is not None
+        file, _ = _open_locked(self.folder / LOCK_FILE)
+        with file:
+            os.dup2(file.fileno(), self._file.fileno(), inheritable=False)
 
     def _is_in_place(self) -> bool:
         """Returns whether the lock file of this process is still in the folder."""
         try:
-            inode = (self.folder / LOCK_FILE).stat().st_ino
+            return self._file is not None and _is_same_file(self._file, self.folder / LOCK_FILE)
         except OSError:
             return False
-        return self._file is not None and os.fstat(self._file.fileno()).st_ino == inode
 
     @property
     def is_owner(self) -> bool:
@@ -223,23 +254,50 @@ class FolderLock:
 
     def release(self) -> None:
         """Releases the lock. Does nothing without one. In a forked process, only closes the file."""
-        self._closing.set()
         if self.is_owner:
+            self._closing.set()
+            if self._thread is not None and self._thread is not current_thread():
+                self._thread.join()  # it may be writing the lease
             self._remove_lease()
-        self._lease = None
+        self._thread = None
+        self._lease_name = ""
         self._close_file()
 
     def _remove_lease(self) -> None:
-        if self._lease is not None:
-            moved_to = self.moved_to()
-            path = self._lease if moved_to is None else moved_to / self._lease.name
-            path.unlink(missing_ok=True)
-            self._lease = None
+        if self._lease_name:
+            (self._location / self._lease_name).unlink(missing_ok=True)
+            self._lease_name = ""
 
     def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _open_locked(path: Path) -> tuple[IO[str], bool]:
+    """Opens and locks a file, and creates it if needed. Returns it, and whether the file system has flock.
+
+    Raises BlockingIOError if another process holds the lock, and other OSErrors.
+    """
+    for _ in range(_ATTEMPTS):
+        file = path.open("a")
+        try:
+            has_flock = _flock(file)
+            if _is_same_file(file, path):
+                return file, has_flock
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # another process has removed the path since it was opened, at the end of its run
+    raise BlockingIOError(errno.EWOULDBLOCK, "other processes remove the lock file", str(path))
+
+
+def _is_same_file(file: IO[str], path: Path) -> bool:
+    """Returns whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _flock(file: IO[str]) -> bool:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,3 +270,94 @@ def test_never_two_holders_without_flock_though_some_are_killed(seed: int, folde
     assert not (folder / "violation").exists()
     assert [process.exitcode for process in processes] == [-9, -9, 0, 0]
     assert (folder / "entries").stat().st_size > 20
+
+
+def test_removed_lock_file_is_created_again_and_the_lease_goes_on(
+    folder: Path, fast: None, locks: list[FolderLock]
+) -> None:
+    held = acquire(folder, locks)
+    (lease,) = folder.glob(lock.LEASE_PATTERN)
+    (folder / lock.LOCK_FILE).unlink()
+    wait_until((folder / lock.LOCK_FILE).exists)
+    wait_until(lambda: not held.is_removed)
+    before = lease.stat().st_mtime_ns
+    wait_until(lambda: lease.stat().st_mtime_ns > before)
+    lease.unlink()  # flock alone refuses, too
+    assert not FolderLock(folder).try_acquire(ignore)
+
+
+def test_holder_learns_that_its_lock_was_taken_after_both_files_were_removed(
+    folder: Path, fast: None, locks: list[FolderLock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[object] = []
+    monkeypatch.setattr(lock, "_CHECK_SECONDS", 0.2)
+    locks.append(FolderLock(folder))
+    assert locks[0].try_acquire(lambda event, detail: events.append(event))
+    for path in (folder / lock.LOCK_FILE, *folder.glob(lock.LEASE_PATTERN)):
+        path.unlink()
+    acquire(folder, locks)
+    wait_until(lambda: events)
+    assert events == ["taken"]
+
+
+def test_heartbeat_goes_on_after_a_rename(tmp_path: Path, fast: None, locks: list[FolderLock]) -> None:
+    events: list[object] = []
+    (tmp_path / "x").mkdir()
+    locks.append(FolderLock(tmp_path / "x"))
+    assert locks[0].try_acquire(lambda event, detail: events.append(event))
+    (tmp_path / "x").rename(tmp_path / "y")
+    wait_until(lambda: events)
+    (lease,) = (tmp_path / "y").glob(lock.LEASE_PATTERN)
+    before = lease.stat().st_mtime_ns
+    wait_until(lambda: lease.stat().st_mtime_ns > before)
+    assert events == ["moved"]
+
+
+def test_release_waits_for_a_lease_that_is_being_written(
+    folder: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, is_writing, write = FolderLock(folder), threading.Event(), FolderLock._write_lease
+    assert held.try_acquire(ignore)
+
+    def write_slowly(self: FolderLock) -> None:
+        is_writing.set()
+        time.sleep(0.2)
+        write(self)
+
+    monkeypatch.setattr(FolderLock, "_write_lease", write_slowly)
+    (lease,) = folder.glob(lock.LEASE_PATTERN)
+    lease.unlink()
+    assert is_writing.wait(10)
+    held.release()
+    time.sleep(0.3)
+    assert not lock.read_leases(folder)
+
+
+def test_lock_file_that_another_process_removes_between_open_and_flock_is_not_used(
+    folder: Path, locks: list[FolderLock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = lock._flock
+    removed: list[bool] = []
+
+    def remove_first(file: object) -> bool:
+        if not removed:
+            removed.append(True)
+            (folder / lock.LOCK_FILE).unlink()
+        return flock(file)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lock, "_flock", remove_first)
+    assert not acquire(folder, locks).is_removed
+
+
+def test_forked_process_sets_no_event_on_release(folder: Path, locks: list[FolderLock]) -> None:
+    """The thread may have held the lock of the event when the process was forked: set() would wait forever."""
+    held = acquire(folder, locks)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            held._closing = None  # type: ignore[assignment]
+            held.release()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
