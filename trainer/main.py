@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:  # perhaps on this machine only, so its first rank reports it
         return report_user_error(error, is_reporter=env.local_rank == 0)
     signals = StopSignals(is_reporter=env.rank == 0)
-    remove_stale_folders()
+    if env.local_rank == 0:
+        remove_stale_folders()
     launcher_folder = LauncherFolder(signals.launcher_pid if env.local_rank == 0 else 0)
     try:
         code = _train(config, signals)

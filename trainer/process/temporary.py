@@ -87,5 +87,14 @@ def _owner(folder: Path) -> ProcessIdentity | None:
 def _remove_without_logs(folder: Path) -> None:
     """Removes a folder, unless it holds files that somebody may want, such as the logs of `torchrun --redirects`."""
     files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    if not [file for file in files if file.name not in _WORTHLESS_FILES and file.stat().st_size]:
+    if not any(file.name not in _WORTHLESS_FILES and _has_content(file) for file in files):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_content(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # another process has just removed it; or a link that leads nowhere
+        return False
+    except OSError:  # it may have content
+        return True

@@ -85,3 +85,15 @@ def test_folder_of_samecurve_train_and_of_the_user_stay(root: Path, monkeypatch:
     assert (root / "torchelastic_b").exists()
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
     LauncherFolder(os.getpid()).remove()
+
+
+def test_links_that_lead_nowhere_and_vanishing_files_do_not_keep_a_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("samecurve-a", "samecurve-b"):
+        (root / name).mkdir()
+        (root / name / "link").symlink_to(root / "nowhere")
+        temporary._write_owner(root / name, dead_pid())
+    monkeypatch.setattr(temporary.os, "walk", lambda folder: [(str(folder), [], ["link", "gone"])])
+    remove_stale_folders()
+    assert not list(root.iterdir())
