@@ -293,7 +293,9 @@ class RankWatchdog(Watchdog):
         self._store.set(f"heartbeat/{self._rank}", json.dumps(content))
         if self._suspended_here != self._published_suspended:
             self._published_suspended = self._suspended_here
-            self._store.set("suspended", json.dumps(self._suspended_here))
+            # One line for each change on each machine. All ranks can read all machines with one request.
+            line = json.dumps([self._local_ranks[0], self._suspended_here])
+            self._store.append("suspended", line + "\n")  # type: ignore[attr-defined]  # missing in torch's stub
 
     def _read_processes(self, ranks: Iterable[int]) -> None:
         for rank in set(ranks) - set(self._processes):
@@ -326,8 +328,8 @@ class RankWatchdog(Watchdog):
 
     def _suspended_ranks(self) -> list[int]:
         """Returns ranks that some rank on the same machine knows to be suspended."""
-        suspended: list[int] = self._read("suspended", [])
-        return suspended
+        by_machine: dict[int, list[int]] = dict(map(json.loads, self._read_text("suspended").splitlines()))
+        return sorted(rank for ranks in by_machine.values() for rank in ranks)
 
     def _heartbeat_of(self, rank: int) -> dict[str, Any]:
         default = {"number": 0, "position": [-1, PHASES[0]]}

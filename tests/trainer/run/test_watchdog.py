@@ -9,6 +9,7 @@ import psutil
 import pytest
 from support import forked
 from support.processes import ENDLESS, SMALL, Ranks, last_step
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from trainer.build import build_components
 from trainer.config.load import load_config
@@ -16,8 +17,8 @@ from trainer.distributed.world import World
 from trainer.process.identity import process_state
 from trainer.run.folder import RunFolder
 from trainer.run.record import RunRecord
-from trainer.run.stop import LAUNCHER_END
-from trainer.run.watchdog import NullWatchdog
+from trainer.run.stop import LAUNCHER_END, StopSignals
+from trainer.run.watchdog import NullWatchdog, RankWatchdog
 from trainer.session import Session
 
 RUN = [*SMALL, "run.root=runs", "run.name=x", *ENDLESS, "log.every_steps=1"]
@@ -186,6 +187,26 @@ def test_failure_reason_of_rank_0_is_not_overwritten(tmp_path: Path, status: str
 
 def test_hang_timeout_0_disables_the_watchdog(ranks: Ranks) -> None:
     ranks.run(2, *SMALL, "run.root=runs", "train.max_steps=3", "train.hang_timeout_seconds=0")
+
+
+def test_suspended_ranks_of_two_machines_are_both_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    watchdogs = []
+    for rank in (0, 2):  # the first ranks of two machines with two ranks each
+        for name, value in {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(store.port))
+        signals = StopSignals.__new__(StopSignals)
+        watchdogs.append(RankWatchdog(rank, 4, "a", 60.0, RunFolder(tmp_path), print, signals))
+        watchdogs[-1]._store = watchdogs[-1]._connect()
+    first, second = watchdogs
+    for suspended_first, suspended_second in ([1], [3]), ([], [3]), ([], []):
+        first._suspended_here, second._suspended_here = suspended_first, suspended_second
+        first._send_heartbeat()
+        second._send_heartbeat()
+        expected = suspended_first + suspended_second
+        assert first._suspended_ranks() == second._suspended_ranks() == expected
 
 
 def test_rank_without_shards_reports_the_backward_pass() -> None:
