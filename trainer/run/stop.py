@@ -60,13 +60,14 @@ class StopSignals:
         self.since = time.time()
         """start of this process, in seconds since 1970"""
         self._is_reporter = is_reporter
-        self._is_training = False
+        self._is_training = self._has_trained = False
         self._first_interrupt: float | None = None
         self._original_handlers: dict[int, Any] = {}
         self._launcher: ProcessIdentity | None = None
         self._interrupts_wait: Callable[[], bool] = lambda: False
         self.received = ""
         """name of the first signal, or another one of REASONS; empty without one"""
+        self._write_end = -1  # of the pipe; -1: there is none
         if current_thread() is not main_thread():  # called from a program with signal handlers of its own
             return
         self._read_end, self._write_end = os.pipe()
@@ -94,7 +95,8 @@ class StopSignals:
         """Runs in a thread. Nobody else can tell a rank that its launcher was killed."""
         wait_for_end(pid)
         if not self._is_training:
-            print(f"samecurve: the launcher (process {pid}) has ended before training", file=sys.stderr, flush=True)
+            when = "after" if self._has_trained else "before"
+            print(f"samecurve: the launcher (process {pid}) has ended {when} training", file=sys.stderr, flush=True)
             os._exit(128 + signal.SIGTERM)
         self.request_stop(LAUNCHER_END)
 
@@ -106,7 +108,7 @@ class StopSignals:
     def stop_at_step_end(self) -> Iterator[None]:
         """Inside, signals stop the run at the end of a step. Outside, SIGINT, SIGTERM and SIGHUP end the process
         at once, because there is nothing to save."""
-        self._is_training = True
+        self._is_training = self._has_trained = True
         try:
             yield
         finally:
@@ -122,12 +124,13 @@ class StopSignals:
 
     def close(self) -> None:
         """Restores the signal handlers."""
-        if not self._original_handlers:
+        if self._write_end < 0:
             return
         signal.set_wakeup_fd(self._original_wakeup_fd)
         for number, handler in self._original_handlers.items():
             signal.signal(number, handler)
         os.close(self._write_end)
+        self._write_end = -1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Runs in the main thread, as soon as that runs Python code again."""
@@ -147,9 +150,8 @@ class StopSignals:
         now = time.monotonic()
         if number in (signal.SIGTERM, signal.SIGHUP) and not self._is_training:
             os._exit(128 + number)
-        if (
-            number == signal.SIGTERM and self.has_lost_launcher
-        ):  # from `samecurve train`, to the ranks of a killed torchrun
+        # `samecurve train` sends it to the ranks of a killed torchrun.
+        if number == signal.SIGTERM and self.has_lost_launcher:
             self.request_stop(LAUNCHER_END)
         if number == signal.SIGINT:
             if self._first_interrupt is not None and now - self._first_interrupt > _SAME_INTERRUPT_SECONDS:

@@ -105,6 +105,37 @@ def test_close_restores_the_signal_handlers() -> None:
     assert signal.getsignal(signal.SIGTERM) == original
 
 
+def test_close_closes_the_pipe_though_all_signals_are_ignored() -> None:
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+    originals = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        stop_signals = StopSignals(is_reporter=False)
+        read_end = stop_signals._read_end
+        stop_signals.close()
+        stop_signals.close()
+        previous = signal.set_wakeup_fd(-1)
+        assert previous == -1
+        wait_until(lambda: not Path(f"/proc/self/fd/{read_end}").exists())
+    finally:
+        for number, original in originals.items():
+            signal.signal(number, original)
+
+
+@pytest.mark.parametrize("has_trained", [False, True])
+def test_line_about_a_lost_launcher_says_whether_training_was_over(
+    has_trained: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signals = StopSignals(is_reporter=False)
+    if has_trained:
+        with signals.stop_at_step_end():
+            pass
+    monkeypatch.setattr(stop, "wait_for_end", lambda pid: None)
+    monkeypatch.setattr(stop.os, "_exit", lambda code: None)
+    signals._watch_launcher(7)
+    signals.close()
+    assert f"has ended {'after' if has_trained else 'before'} training" in capsys.readouterr().err
+
+
 def test_reason_of_another_rank_stops_this_rank(signals: StopSignals) -> None:
     check = StopCheck(signals, None, None, step_times_of(1.0), 2, lambda values: [3.0, values[1]])
     assert check(1, 0.0, never) == stop.REASONS[3] == "SIGUSR1"
