@@ -42,6 +42,7 @@ from trainer.tracking.trackers import build_trackers, wandb_run_id
 _FOLDER_WAIT_SECONDS = 60.0
 _FOLDER_POLL_SECONDS = 0.5
 _RESULT_BYTES = 1 << 18  # room for the small files of a result
+_NO_LAST_CHECKPOINT = "the last checkpoint did not fit on the disk"
 # Paths and W&B's variables may differ between machines; all other settings must be the same on all ranks.
 _MACHINE_SETTINGS = {"data.root", "data.cache_dir", "run.root", "log.project"}
 
@@ -117,8 +118,8 @@ def _end_without_folder(folder: RunFolder, signals: StopSignals, event: LockEven
         signals.request_stop(FOLDER_MOVED)
         return
     print(
-        f"samecurve: this run was suspended, and {detail} has taken run folder {folder.path} meanwhile; ending without "
-        "a checkpoint",
+        f"samecurve: {detail} has taken run folder {folder.path}, because this run was suspended or its lock files "
+        "were removed; ending without a checkpoint",
         file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(1)  # two processes must never write to one folder
@@ -183,19 +184,24 @@ class Session:
         )
 
     def is_finished(self) -> bool:
-        """Returns whether all steps are done and the summary is written."""
-        if self.progress.step < self.components.durations.total_steps:
-            return False
+        """Returns whether all steps are done and the result is written, if need be without the last checkpoint."""
+        steps, total_steps = self.progress.step, self.components.durations.total_steps
+        if steps < total_steps:
+            status = self.world.broadcast_from_rank0(lambda: RunRecord(self.folder.path).status)
+            if status.get("state") != "finished" or status.get("reason") != _NO_LAST_CHECKPOINT:
+                return False
+            steps = total_steps
         summary = self.world.broadcast_from_rank0(lambda: RunRecord(self.folder.path).summary)
-        return bool(summary.get("steps") == self.progress.step and summary.get("test") and summary.get("train"))
+        return bool(summary.get("steps") == steps and summary.get("test") and summary.get("train"))
 
     def print_result(self) -> None:
         """Prints the result of a finished run again."""
+        summary = RunRecord(self.folder.path).summary
         self.console.log(
-            f"run {self.folder.path} is finished ({self.progress.step:,} steps); nothing was trained. "
+            f"run {self.folder.path} is finished ({summary.get('steps', 0):,} steps); nothing was trained. "
             "To train again, choose another run.name; to train longer, raise train.epochs"
         )
-        self.console.log_summary(RunRecord(self.folder.path).summary, self.folder.path)
+        self.console.log_summary(summary, self.folder.path)
 
     def run(self) -> str:
         """Trains. Returns why the run stopped early, or "". Writes an error that ends it to status.json."""
@@ -325,7 +331,8 @@ class Session:
         def write_result() -> None:
             with disk_errors_as_user_errors(f"the result in {folder.path}"):
                 folder.write_json("summary.json", summary)
-                folder.write_status("finished", progress.step)
+                reason = "" if self.checkpoint_writer.is_last_saved else _NO_LAST_CHECKPOINT
+                folder.write_status("finished", progress.step, reason)
                 self.stop_check.remove_stop_file()
             self.report_writer.write()
             self.metric_logger.log_summary(summary, folder.path / "model.safetensors")

@@ -20,6 +20,7 @@ from trainer import main
 from trainer.config.plugins import MODELS
 from trainer.config.schema import ModelSettings
 from trainer.models.lookup import build_model
+from trainer.run import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:accelerate")
 
@@ -198,6 +199,22 @@ def test_finished_run_is_printed_and_not_trained_again(tmp_path: Path, capfd: py
     assert run() == 0
     assert "is finished (6 steps); nothing was trained" in capfd.readouterr().out
     assert (tmp_path / "runs" / "digits" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_run_whose_last_checkpoint_does_not_fit_is_finished(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raise_disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", raise_disk_full)
+        assert run() == 0
+    assert "the run is complete without it; a longer run would continue from the first step" in capfd.readouterr().out
+    assert run() == 0
+    assert "is finished (6 steps); nothing was trained" in capfd.readouterr().out
+    assert run("train.max_steps=7") == 0
+    assert "step 0 of 7" in capfd.readouterr().out
 
 
 def test_step_of_the_highest_validation_accuracy_is_saved_and_kept(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ _FIRST_ESTIMATE_SECONDS = 1.0  # until the first save has been timed
 class CheckpointWriter(Protocol):
     slowest_save_seconds: float
     """the longest save so far, including the copy; an estimate until the first one ends"""
+    is_last_saved: bool
+    """False after finish() if the last checkpoint did not fit on the disk"""
 
     def save(self, state: TrainingState, best_step: int | None) -> None:
         """Copies the state and starts to write it. best_step: step of the best checkpoint, which
@@ -42,7 +44,8 @@ class CheckpointWriter(Protocol):
     def finish(self, has_final_weights: bool = False) -> None:
         """Waits for the current save. Raises FolderError if it failed, for example on a full disk.
 
-        has_final_weights: model.safetensors is on the disk, so that on a full disk all older checkpoints may give way.
+        has_final_weights: model.safetensors is on the disk. Then a checkpoint that does not fit raises no error, if all
+        rows of the trackers are on the disk, too; the older ones stay.
         """
 
     def write_with_room(self, write: Callable[[], object]) -> None:
@@ -56,6 +59,7 @@ class NullCheckpointWriter:
     """Writes nothing. For every rank except rank 0."""
 
     slowest_save_seconds = 0.0
+    is_last_saved = True
 
     def save(self, state: TrainingState, best_step: int | None) -> None: ...
     def wait(self) -> None: ...
@@ -89,6 +93,7 @@ class BackgroundCheckpointWriter:
         self._validity_by_name: dict[str, bool] = {}
         self._has_timed_save = False
         self.slowest_save_seconds = _FIRST_ESTIMATE_SECONDS
+        self.is_last_saved = True
 
     def save(self, state: TrainingState, best_step: int | None) -> None:
         self.wait()
@@ -104,8 +109,9 @@ class BackgroundCheckpointWriter:
     def finish(self, has_final_weights: bool = False) -> None:
         self.wait()
         if self._unsaved is not None and has_final_weights and self._has_flushed_rows():
-            # The room of the last checkpoint is enough for this one, which has the same size.
-            self._write(*self._unsaved, time.perf_counter(), keep=0)
+            self._write(*self._unsaved, time.perf_counter(), is_needed=False)
+            if self._unsaved is not None:
+                self._error, self.is_last_saved = None, False
         if self._error is not None:
             raise self._error
 
@@ -118,8 +124,7 @@ class BackgroundCheckpointWriter:
         self.wait()
         self._write_with_room(write)
 
-    def _write_with_room(self, write: Callable[[], T], keep: int = 1) -> T:
-        """keep: number of checkpoints that do not give way."""
+    def _write_with_room(self, write: Callable[[], T]) -> T:
         while True:
             try:
                 return write()
@@ -127,14 +132,17 @@ class BackgroundCheckpointWriter:
                 if not is_disk_full(error):
                     raise
                 removed = checkpoint.remove_oldest(
-                    self._folder.checkpoints, self._last_step, keep, self._best_step, self._validity_by_name
+                    self._folder.checkpoints, self._last_step, 1, self._best_step, self._validity_by_name
                 )
                 if removed is None:
                     raise
                 self._log(f"the disk is full; removed the older checkpoint {removed} to make room")
 
-    def _write(self, state: TrainingState, best_step: int | None, start: float, keep: int = 1) -> None:
-        """Runs in the thread. Logs an error at once and stores it for finish() to raise."""
+    def _write(self, state: TrainingState, best_step: int | None, start: float, is_needed: bool = True) -> None:
+        """Runs in the thread. Logs an error at once and stores it for finish() to raise.
+
+        is_needed: the result of the run is not on the disk yet.
+        """
         self._last_step = step = state.progress.step
         folder = self._folder
         name = f"checkpoint of step {step:,} in {folder.checkpoints}"
@@ -142,12 +150,15 @@ class BackgroundCheckpointWriter:
         try:
             if folder.restore_if_removed():
                 self._log(f"run folder {folder.path} was removed during the run; created it again")
-            path = self._write_with_room(lambda: self._save(state), keep)
+            path = self._write_with_room(lambda: self._save(state))
             self._written_step = step
         except (*DISK_ERRORS, FolderError) as error:
             self._unsaved = (state, best_step) if is_disk_full(error) else None
             self._error = error if isinstance(error, FolderError) else write_error(name, error)
-            self._log(f"{name} was not written ({error_reason(error)}); training continues")
+            effect = "training continues"
+            if not is_needed:
+                effect = f"the run is complete without it; a longer run would continue from {self._newest_name()}"
+            self._log(f"{name} was not written ({error_reason(error)}); {effect}")
         except BaseException as error:  # a bug: the next save() or finish() raises it in the main thread
             self._error = error
             self._log(f"{name} was not written because of a bug in samecurve: {error!r}")
@@ -156,6 +167,10 @@ class BackgroundCheckpointWriter:
         seconds = time.perf_counter() - start
         self.slowest_save_seconds = max(self.slowest_save_seconds, seconds) if self._has_timed_save else seconds
         self._has_timed_save = True
+
+    def _newest_name(self) -> str:
+        newest, _ = checkpoint.find_newest_valid(self._folder.checkpoints)
+        return "the first step" if newest is None else newest.name
 
     def _has_flushed_rows(self) -> bool:
         try:

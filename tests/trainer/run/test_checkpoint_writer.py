@@ -147,6 +147,30 @@ def test_best_checkpoint_stays_if_a_better_one_could_not_be_written(
         assert steps(folder) == {300: [300, 100], 400: [400, 100], 500: [500]}[step]
 
 
+@pytest.mark.parametrize("has_older", [True, False])
+def test_older_checkpoint_stays_if_the_last_one_does_not_fit(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, has_older: bool
+) -> None:
+    lines: list[str] = []
+    writer = build_writer(folder, 1, lines.append)
+    if has_older:
+        writer.save(state(100), None)
+        writer.finish()
+
+    def raise_disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", raise_disk_full)
+    writer.save(state(200), None)
+    with pytest.raises(FolderError, match="No space left"):
+        writer.finish()
+    assert writer.is_last_saved
+    writer.finish(has_final_weights=True)
+    assert not writer.is_last_saved and steps(folder) == [100] * has_older
+    newest = "step-00000100" if has_older else "the first step"
+    assert lines[-1].endswith(f"the run is complete without it; a longer run would continue from {newest}")
+
+
 def test_existing_valid_checkpoint_is_not_written_again(folder: RunFolder) -> None:
     writer = build_writer(folder, 1)
     writer.save(state(7), None)
