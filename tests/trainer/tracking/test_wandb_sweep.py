@@ -41,7 +41,7 @@ def test_sweep_of_the_documentation_trains_a_run_for_each_trial(server: Server) 
     assert "Traceback" not in output, output
     runs = server.request("/_/runs")
     for trial, lr in (("trial0", 0.02), ("trial1", 0.05)):
-        folder = Path("runs/digits/sweep1") / trial
+        folder = Path("runs/digits-sweep-sweep1") / trial
         assert json.loads((folder / "status.json").read_text())["state"] == "finished"
         settings = yaml.safe_load((folder / "config.yaml").read_text())
         assert settings["optim"]["lr"] == lr and settings["optim"]["nesterov"] is True
